@@ -1,0 +1,30 @@
+# _C: the CPU kernels. The same source is compiled once per instruction set, each into a namespace of its own
+# (SMOOTHLOSS_ISA), and csrc/cpu/isa.cpp chooses at run time.
+set(_isas baseline)
+set(_flags_baseline "")
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
+  list(APPEND _isas avx2 avx512)
+  set(_flags_avx2 -mavx2 -mfma)
+  set(_flags_avx512 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mprefer-vector-width=512)
+endif()
+
+pybind11_add_module(_C MODULE csrc/bindings_cpu.cpp csrc/cpu/isa.cpp csrc/cpu/sparse_cross_entropy.cpp)
+target_link_libraries(_C PRIVATE smoothloss_flags)
+foreach(_isa IN LISTS _isas)
+  add_library(smoothloss_cpu_${_isa} OBJECT csrc/cpu/sparse_cross_entropy_kernels.cpp)
+  target_link_libraries(smoothloss_cpu_${_isa} PRIVATE smoothloss_flags)
+  target_compile_definitions(smoothloss_cpu_${_isa} PRIVATE SMOOTHLOSS_ISA=${_isa})
+  # Vectors wider than a register of the instruction set are never passed between translation units: -Wno-psabi.
+  target_compile_options(smoothloss_cpu_${_isa} PRIVATE
+    ${_flags_${_isa}} -O3 -fno-math-errno -fno-trapping-math -ffp-contract=fast -Wno-psabi)
+  if(OpenMP_CXX_FOUND)
+    target_link_libraries(smoothloss_cpu_${_isa} PRIVATE OpenMP::OpenMP_CXX)
+  endif()
+  target_sources(_C PRIVATE $<TARGET_OBJECTS:smoothloss_cpu_${_isa}>)
+  string(TOUPPER ${_isa} _ISA)
+  target_compile_definitions(_C PRIVATE SMOOTHLOSS_HAS_${_ISA})
+endforeach()
+if(OpenMP_CXX_FOUND)
+  target_link_libraries(_C PRIVATE OpenMP::OpenMP_CXX)
+endif()
+install(TARGETS _C LIBRARY DESTINATION .)
