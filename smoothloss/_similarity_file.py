@@ -1,0 +1,102 @@
+"""The file of a similarity table: safetensors, with the settings in its metadata."""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+from pathlib import Path
+
+import torch
+
+_FORMAT = "smoothloss.similarity_table.1"
+_SETTINGS = ("tau", "beta", "tail_mode")
+TAIL_MODES = ("uniform", "renormalize", "exact")
+# V and K are the sizes of `indices`, d the width of `unit_vectors`.
+_TENSORS: dict[str, tuple[torch.dtype, str]] = {
+    "indices": (torch.int32, "VK"),
+    "weights": (torch.float32, "VK"),
+    "tail": (torch.float32, "V"),
+    "kept_mass": (torch.float32, "V"),
+    "unit_vectors": (torch.float32, "Vd"),
+    "log_normalizer": (torch.float64, "V"),
+    "has_neighbours": (torch.bool, "V"),
+    "counts": (torch.float64, "V"),
+}
+
+
+def write(path: Path, tensors: dict[str, torch.Tensor], settings: dict[str, str]) -> None:
+    """Writes the file next to its place and moves it there, so that nobody ever sees half of it."""
+    from safetensors.torch import save
+
+    content = save(
+        {name: tensor.contiguous().cpu() for name, tensor in tensors.items()},
+        metadata={**settings, "format": _FORMAT},
+    )
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    temporary = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+        # mkstemp makes it private to its owner, unlike any other file a program writes.
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Tensors and settings of a table's file, with everything checked that later code relies on.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is no such file, or a damaged one.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise FileNotFoundError(f"path: no similarity table at {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            settings = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except SafetensorError as error:
+        raise ValueError(f"path: {path} is no safetensors file, or a damaged one ({error})") from error
+    if settings.pop("format", None) != _FORMAT:
+        raise ValueError(f"path: {path} is no similarity table, expected metadata with format {_FORMAT!r}")
+    try:
+        _check_settings(settings)
+        _check_tensors(tensors, needs_counts=float(settings["beta"]) > 0)
+    except ValueError as error:
+        raise ValueError(f"path: {path} is a damaged similarity table ({error})") from error
+    return tensors, settings
+
+
+def _check_settings(settings: dict[str, str]) -> None:
+    if sorted(settings) != sorted(_SETTINGS):
+        raise ValueError(f"settings {sorted(settings)}, expected {sorted(_SETTINGS)}")
+    if not 0 < float(settings["tau"]) < math.inf or not 0 <= float(settings["beta"]) < math.inf:
+        raise ValueError(f"tau {settings['tau']}, beta {settings['beta']}, expected tau > 0 and beta >= 0")
+    if settings["tail_mode"] not in TAIL_MODES:
+        raise ValueError(f"tail_mode {settings['tail_mode']!r}, expected one of {TAIL_MODES}")
+
+
+def _check_tensors(tensors: dict[str, torch.Tensor], needs_counts: bool) -> None:
+    required = set(_TENSORS) - ({"counts"} if not needs_counts else set())
+    if not required <= set(tensors) <= set(_TENSORS):
+        raise ValueError(f"tensors {sorted(tensors)}, expected {sorted(_TENSORS)}")
+    indices, unit_vectors = tensors["indices"], tensors["unit_vectors"]
+    if indices.dim() != 2 or unit_vectors.dim() != 2:
+        raise ValueError("indices and unit_vectors: expected two dimensions")
+    sizes = {"V": indices.shape[0], "K": indices.shape[1], "d": unit_vectors.shape[1]}
+    for name, tensor in tensors.items():
+        dtype, dimensions = _TENSORS[name]
+        shape = tuple(sizes[dimension] for dimension in dimensions)
+        if tensor.dtype != dtype or tuple(tensor.shape) != shape:
+            raise ValueError(f"{name}: got {tensor.dtype} {tuple(tensor.shape)}, expected {dtype} {shape}")
+        # Infinite is the normaliser of a token without neighbours.
+        if tensor.isnan().any() or (name != "log_normalizer" and tensor.isinf().any()):
+            raise ValueError(f"{name}: got infinite or NaN values")
+    if not ((indices >= -1) & (indices < sizes["V"])).all():
+        raise ValueError(f"indices: got values outside [-1, {sizes['V']})")

@@ -1,0 +1,412 @@
+"""The token similarity table: which tokens share the probability of a ground-truth token, and how much each gets."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from smoothloss import _similarity_file
+
+TailMode = Literal["uniform", "renormalize", "exact"]
+
+# One block of similarity scores; a handful of temporaries of this size live at the same time.
+_BLOCK_BYTES = 32 << 20
+# Stands in for a count of zero: the ratio to any other count is then 0, and to another zero 1.
+_SMALLEST_COUNT = 1e-30
+
+
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class SimilarityTable:
+    r"""Sparse rows of ``R_y(v) = exp(r(v, y) / tau) / sum_v' exp(r(v', y) / tau)`` over a vocabulary of V tokens.
+
+    ``r(v, y) = cos(e_v, e_y) - beta * min(f_v / f_y, f_y / f_v)`` with ``e`` the word vectors and ``f`` the term
+    counts (Elbayad et al. 2018, Eq. 13 and 14). The row's own token takes part, with cosine 1 and penalty ``beta``.
+    ``tau`` is on the full cosine: the authors' public code uses ``(1 + cos) / 2``, so its tau is half of this one.
+
+    A row keeps its K largest entries; the normaliser is computed over the whole vocabulary, so the mass of all others
+    is known exactly, and ``tail_mode`` says what becomes of it:
+
+    * ``"uniform"``: it is spread evenly over the V - K tokens that are not kept. In the terms of the primitive
+      ``tail = (1 - kept_mass) * V / (V - K)`` is a mass over all V tokens, and ``weights`` are the exact entries less
+      ``tail / V``.
+    * ``"renormalize"``: it is dropped; ``weights`` are the exact entries over their sum and ``tail`` is 0.
+    * ``"exact"``: ``weights`` are the exact entries, ``tail`` is ``1 - kept_mass``, and the dense rows come from
+      :meth:`rows`.
+
+    In every mode ``weights.sum(-1) + tail == 1``. Excluded tokens (PAD, BOS, EOS, UNK) and tokens without a vector are
+    nobody's neighbours, and their own row is the Dirac: index y, weight 1, tail 0.
+
+    Build one with :meth:`from_embeddings` or :meth:`load`. The tensors are:
+
+    Attributes:
+        indices: ``(V, K)`` int32, by falling similarity; -1 is an empty slot.
+        weights: ``(V, K)`` float32; 0 in empty slots.
+        tail: ``(V,)`` float32, the mass that goes with ``weights``.
+        kept_mass: ``(V,)`` float32, the exact mass of the K largest entries.
+        unit_vectors: ``(V, d)`` float32, the word vectors at length 1; zeros for tokens without neighbours.
+        log_normalizer: ``(V,)`` float64, ``log sum_v exp(r(v, y) / tau)``; inf for tokens without neighbours.
+        has_neighbours: ``(V,)`` bool, false for the tokens whose row is the Dirac.
+        counts: ``(V,)`` float64 term counts, or None.
+        tau: The temperature.
+        beta: The weight of the frequency penalty (rare-token promotion).
+        tail_mode: ``"uniform"``, ``"renormalize"`` or ``"exact"``.
+    """
+
+    indices: torch.Tensor
+    weights: torch.Tensor
+    tail: torch.Tensor
+    kept_mass: torch.Tensor
+    unit_vectors: torch.Tensor
+    log_normalizer: torch.Tensor
+    has_neighbours: torch.Tensor
+    counts: torch.Tensor | None
+    tau: float
+    beta: float
+    tail_mode: TailMode
+
+    @classmethod
+    def from_embeddings(
+        cls,
+        vectors: torch.Tensor | np.ndarray[Any, Any],
+        *,
+        k: int,
+        tau: float,
+        beta: float = 0.0,
+        counts: torch.Tensor | np.ndarray[Any, Any] | Sequence[float] | None = None,
+        tail: TailMode = "uniform",
+        exclude: Iterable[int] = (),
+        device: torch.device | str | None = None,
+    ) -> SimilarityTable:
+        """Builds the table from word vectors, block by block: no ``(V, V)`` matrix is ever held.
+
+        Args:
+            vectors: ``(V, d)`` floating point. A row of zeros, or with a NaN in it, means that the token has no vector.
+            k: Entries kept per row. Rows with fewer neighbours are padded by index -1, weight 0.
+            tau: Temperature on the full cosine, > 0.
+            beta: Weight of the frequency penalty, >= 0; needs ``counts`` when > 0. ``beta = tau * kappa`` for the
+                authors' ``promote_rarity`` kappa.
+            counts: ``(V,)`` term counts, >= 0. The ratio of two zero counts is 1, that of a zero to another count 0.
+            tail: What becomes of the mass that is not kept, see the class.
+            exclude: Token ids that are nobody's neighbours and have none (special tokens).
+            device: Where to build and keep the table; by default where ``vectors`` are.
+
+        Raises:
+            TypeError: ``vectors`` or ``counts`` are not numeric, or ``k`` or ``exclude`` no integers.
+            ValueError: An argument is out of its range or of the wrong shape, or ``beta > 0`` without ``counts``.
+        """
+        vectors = _checked_vectors(vectors, device)
+        num_tokens = vectors.shape[0]
+        _check_settings(k, tau, beta, tail)
+        if beta > 0 and counts is None:
+            raise ValueError(f"counts: needed because beta is {beta} (> 0); expected a tensor of {num_tokens} counts")
+        checked_counts = None if counts is None else _checked_counts(counts, num_tokens, vectors.device)
+        unit_vectors, has_neighbours = _unit_vectors(vectors, _checked_exclude(exclude, num_tokens))
+        empty = cls(
+            indices=torch.full((num_tokens, k), -1, dtype=torch.int32, device=vectors.device),
+            weights=torch.zeros((num_tokens, k), device=vectors.device),
+            tail=torch.zeros(num_tokens, device=vectors.device),
+            kept_mass=torch.ones(num_tokens, device=vectors.device),
+            unit_vectors=unit_vectors,
+            log_normalizer=torch.full((num_tokens,), math.inf, dtype=torch.float64, device=vectors.device),
+            has_neighbours=has_neighbours,
+            counts=checked_counts,
+            tau=float(tau),
+            beta=float(beta),
+            tail_mode=tail,
+        )
+        _fill_rows(empty)
+        return empty
+
+    @property
+    def num_tokens(self) -> int:
+        """V, the size of the vocabulary."""
+        return self.indices.shape[0]
+
+    @property
+    def num_neighbours(self) -> int:
+        """K, the entries stored per row."""
+        return self.indices.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the table's tensors are."""
+        return self.indices.device
+
+    @property
+    def total_kept_mass(self) -> float:
+        """``sum_y f_y kept_mass_y / sum_y f_y`` over the tokens that have neighbours; a plain mean without counts."""
+        frequency = self.has_neighbours.double()
+        if self.counts is not None:
+            frequency = frequency * self.counts
+        total = frequency.sum()
+        return float((frequency * self.kept_mass).sum() / total) if total > 0 else 1.0
+
+    def row(self, token: int) -> tuple[torch.Tensor, torch.Tensor, float]:
+        """The stored row of one token: ``indices[token], weights[token], tail[token]`` without the empty slots.
+
+        Returns:
+            Indices ``(S,)`` int64 and weights ``(S,)`` float32 by falling weight, and the tail's mass.
+
+        Raises:
+            IndexError: ``token`` is not in ``[0, V)``.
+        """
+        if not 0 <= token < self.num_tokens:
+            raise IndexError(f"token: got {token}, expected 0 <= token < {self.num_tokens}")
+        used = self.indices[token] >= 0
+        return self.indices[token][used].long(), self.weights[token][used], float(self.tail[token])
+
+    def rows(self, tokens: torch.Tensor, *, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """The exact dense rows ``R_y`` of the given tokens, whatever ``tail_mode`` is: ``dense()[tokens]``.
+
+        Computed block by block from the unit vectors and the log-normalisers, at float32 (TF32 on CUDA where
+        ``torch.set_float32_matmul_precision`` allows it, with its error) or float64, also under autocast.
+        Pass each token once: the cost is one ``(U, d) x (d, V)`` product.
+
+        Args:
+            tokens: ``(U,)`` integer token ids.
+            dtype: torch.float32 or torch.float64.
+
+        Returns:
+            ``(U, V)`` rows that sum to one.
+
+        Raises:
+            TypeError: ``tokens`` are no integers.
+            ValueError: ``tokens`` is not 1-D, or ``dtype`` is another one.
+            IndexError: A token is not in ``[0, V)``; checked on CPU only. On CUDA it is clamped.
+        """
+        if tokens.dtype.is_floating_point or tokens.dtype.is_complex or tokens.dtype == torch.bool:
+            raise TypeError(f"tokens: got dtype {tokens.dtype}, expected integers")
+        if tokens.dim() != 1:
+            raise ValueError(f"tokens: got shape {tuple(tokens.shape)}, expected (U,)")
+        if dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"dtype: got {dtype}, expected torch.float32 or torch.float64")
+        tokens = tokens.to(self.device, torch.int64)
+        if self.device.type == "cpu":
+            outside = (tokens < 0) | (tokens >= self.num_tokens)
+            if outside.any():
+                raise IndexError(f"tokens: got {int(tokens[outside][0])}, expected 0 <= token < {self.num_tokens}")
+        tokens = tokens.clamp(0, self.num_tokens - 1)
+        result = torch.empty((tokens.shape[0], self.num_tokens), dtype=dtype, device=self.device)
+        scorer = _Scorer(self, dtype)
+        for start, stop in scorer.blocks(tokens.shape[0]):
+            block = tokens[start:stop]
+            scores = scorer(block)
+            scores.sub_(self.log_normalizer[block].to(dtype)[:, None]).exp_()
+            # The normaliser of a token without neighbours is inf: zeros everywhere, but 1 at itself.
+            scores[torch.arange(stop - start, device=self.device), block] = torch.where(
+                self.has_neighbours[block], scores.gather(1, block[:, None])[:, 0], 1.0
+            )
+            result[start:stop] = scores
+        return result
+
+    def dense(self, *, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+        """The exact ``(V, V)`` matrix ``R``, row y for ground truth y, computed in float64: for tests and small V."""
+        return self.rows(torch.arange(self.num_tokens, device=self.device), dtype=dtype)
+
+    def to(self, device: torch.device | str) -> SimilarityTable:
+        """The same table with its tensors on ``device``."""
+        moved = {name: tensor.to(device) for name, tensor in self._tensors().items()}
+        return replace(self, **moved)  # type: ignore[arg-type]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes tensors and settings to a safetensors file; the file appears complete or not at all."""
+        settings = {"tau": repr(self.tau), "beta": repr(self.beta), "tail_mode": self.tail_mode}
+        _similarity_file.write(Path(path), self._tensors(), settings)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        num_tokens: int | None = None,
+        *,
+        device: torch.device | str = "cpu",
+    ) -> SimilarityTable:
+        """Reads what :meth:`save` wrote.
+
+        Args:
+            path: The file.
+            num_tokens: The size of the vocabulary it has to fit, when given.
+            device: Where to put the tensors.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: The file is not a table, is damaged, or is one of another vocabulary's size.
+        """
+        tensors, settings = _similarity_file.read(Path(path))
+        tau, beta = float(settings["tau"]), float(settings["beta"])
+        fields_of_table: dict[str, Any] = {"counts": None, **tensors}
+        table = cls(**fields_of_table, tau=tau, beta=beta, tail_mode=settings["tail_mode"])  # type: ignore[arg-type]
+        if num_tokens is not None and table.num_tokens != num_tokens:
+            raise ValueError(
+                f"path: {path} is a similarity table of {table.num_tokens} tokens, expected {num_tokens}, "
+                "the size of the vocabulary"
+            )
+        return table.to(device)
+
+    def __repr__(self) -> str:
+        dirac = self.num_tokens - int(self.has_neighbours.sum())
+        return (
+            f"SimilarityTable(num_tokens={self.num_tokens}, num_neighbours={self.num_neighbours}, "
+            f"without_neighbours={dirac}, tau={self.tau:g}, beta={self.beta:g}, tail_mode={self.tail_mode!r}, "
+            f"total_kept_mass={self.total_kept_mass:.4f}, device={str(self.device)!r})"
+        )
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
+
+
+class _Scorer:
+    """Blocks of ``r(v, y) / tau``: rows y as asked for, columns all v, -inf for tokens that are nobody's neighbour."""
+
+    def __init__(self, table: SimilarityTable, dtype: torch.dtype) -> None:
+        self.tau, self.beta = table.tau, table.beta
+        self.vectors = table.unit_vectors.to(dtype)
+        zero = torch.zeros((), dtype=dtype, device=table.device)
+        self.column_bias = torch.where(table.has_neighbours, zero, -math.inf)
+        self.counts = None
+        if table.beta > 0 and table.counts is not None:
+            self.counts = table.counts.clamp(min=_SMALLEST_COUNT).to(dtype)
+
+    def blocks(self, num_rows: int) -> Iterator[tuple[int, int]]:
+        """The (start, stop) of consecutive blocks whose scores fit the memory budget."""
+        size = max(1, _BLOCK_BYTES // max(1, self.vectors.shape[0] * self.vectors.element_size()))
+        return ((start, min(start + size, num_rows)) for start in range(0, num_rows, size))
+
+    def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
+        """``(U,)`` tokens -> ``(U, V)`` scores."""
+        with torch.no_grad(), torch.autocast(tokens.device.type, enabled=False):
+            scores = torch.addmm(self.column_bias, self.vectors[tokens], self.vectors.T, alpha=1 / self.tau)
+            # The cosine of a token with itself is 1, not what rounding makes of it.
+            scores.scatter_(1, tokens[:, None], (1 / self.tau + self.column_bias[tokens])[:, None])
+            if self.counts is not None:
+                ratio = self.counts[tokens, None] / self.counts
+                ratio = torch.minimum(ratio, ratio.reciprocal(), out=ratio)
+                scores.sub_(ratio, alpha=self.beta / self.tau)
+            return scores
+
+    def exact(self, tokens: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+        """The scores of ``(U, K)`` others for ``(U,)`` tokens, in float64."""
+        vectors = self.vectors[tokens].double()
+        scores = torch.bmm(self.vectors[others].double(), vectors[:, :, None])[:, :, 0]
+        scores = scores.masked_fill_(tokens[:, None] == others, 1.0).div_(self.tau)
+        if self.counts is not None:
+            ratio = self.counts[tokens, None].double() / self.counts[others].double()
+            scores.sub_(torch.minimum(ratio, ratio.reciprocal()), alpha=self.beta / self.tau)
+        return scores
+
+
+def _fill_rows(table: SimilarityTable) -> None:
+    """Computes normalisers, largest entries and tails of an empty table, in place."""
+    dirac = (~table.has_neighbours).nonzero()[:, 0]
+    table.indices[dirac, 0] = dirac.to(torch.int32)
+    table.weights[dirac, 0] = 1.0
+    tokens = table.has_neighbours.nonzero()[:, 0]
+    kept = min(table.num_neighbours, tokens.shape[0])
+    if kept == 0:
+        return
+    # float64 on a GPU: TF32 may be switched on there, and the product is quick anyway.
+    scorer = _Scorer(table, torch.float32 if table.device.type == "cpu" else torch.float64)
+    for start, stop in scorer.blocks(tokens.shape[0]):
+        block = tokens[start:stop]
+        scores = scorer(block)
+        rounded, indices = scores.topk(kept, dim=-1)
+        values = scorer.exact(block, indices)
+        # The many small terms may be rounded; the few large ones, which hold the error, are put in exactly.
+        largest = rounded[:, :1].clone()
+        rest = scores.scatter_(1, indices, -math.inf).sub_(largest).exp_().sum(dim=-1)
+        total = rest.double() + (values - largest).exp().sum(dim=-1)
+        log_normalizer = largest[:, 0].double() + total.log()
+        entries = (values - log_normalizer[:, None]).exp()
+        kept_mass = entries.sum(dim=-1).clamp(max=1.0)
+        if kept == tokens.shape[0]:
+            kept_mass = torch.ones_like(kept_mass)
+        weights, tail = _with_tail(entries, kept_mass, table.num_tokens, table.tail_mode)
+        table.indices[block, :kept] = indices.to(torch.int32)
+        table.weights[block, :kept] = weights.float()
+        table.tail[block] = tail.float()
+        table.kept_mass[block] = kept_mass.float()
+        table.log_normalizer[block] = log_normalizer
+
+
+def _with_tail(
+    entries: torch.Tensor, kept_mass: torch.Tensor, num_tokens: int, mode: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights and tail of rows from their exact largest entries ``(U, K)`` and the mass ``(U,)`` these hold."""
+    rest = 1.0 - kept_mass
+    if mode == "renormalize":
+        return entries / entries.sum(dim=-1, keepdim=True), torch.zeros_like(rest)
+    others = num_tokens - entries.shape[1]
+    if mode == "exact" or others == 0:
+        return entries, rest
+    # No kept entry is below the mean of the others, so only rounding can make a weight negative.
+    return (entries - (rest / others)[:, None]).clamp(min=0.0), rest * (num_tokens / others)
+
+
+def _unit_vectors(vectors: torch.Tensor, exclude: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """``(V, d)`` float32 vectors of length 1, or zeros, and which tokens ``(V,)`` have one."""
+    has_nan = vectors.isnan().any(dim=-1)
+    vectors = vectors.masked_fill(has_nan[:, None], 0.0)
+    if vectors.isinf().any():
+        offender = int(vectors.isinf().any(dim=-1).nonzero()[0])
+        raise ValueError(f"vectors: got an infinite value in row {offender}, expected finite values")
+    # Scaled by the largest entry first, so that no square overflows or underflows.
+    largest = vectors.abs().amax(dim=-1, keepdim=True)
+    has_vector = largest[:, 0] > 0
+    if exclude:
+        has_vector[torch.tensor(exclude, device=vectors.device)] = False
+    scaled = vectors.double() / largest.double().masked_fill(largest == 0, 1.0)
+    unit = scaled / scaled.norm(dim=-1, keepdim=True).clamp(min=1.0)
+    return unit.masked_fill(~has_vector[:, None], 0.0).float(), has_vector
+
+
+def _checked_vectors(vectors: torch.Tensor | np.ndarray[Any, Any], device: torch.device | str | None) -> torch.Tensor:
+    if not isinstance(vectors, (torch.Tensor, np.ndarray)):
+        raise TypeError(f"vectors: got {type(vectors).__name__}, expected a torch.Tensor or numpy array")
+    vectors = torch.as_tensor(vectors, device=device).detach()
+    if not vectors.dtype.is_floating_point:
+        raise TypeError(f"vectors: got dtype {vectors.dtype}, expected a floating point type")
+    if vectors.dim() != 2 or 0 in vectors.shape:
+        raise ValueError(f"vectors: got shape {tuple(vectors.shape)}, expected (V, d) with V >= 1 and d >= 1")
+    return vectors
+
+
+def _check_settings(k: int, tau: float, beta: float, tail: str) -> None:
+    if isinstance(k, bool) or not isinstance(k, int):
+        raise TypeError(f"k: got {k!r} ({type(k).__name__}), expected an integer")
+    if k < 1:
+        raise ValueError(f"k: got {k}, expected at least 1")
+    if not 0 < tau < math.inf:
+        raise ValueError(f"tau: got {tau}, expected a finite number > 0")
+    if not 0 <= beta < math.inf:
+        raise ValueError(f"beta: got {beta}, expected a finite number >= 0")
+    if tail not in _similarity_file.TAIL_MODES:
+        raise ValueError(f"tail: got {tail!r}, expected one of {', '.join(map(repr, _similarity_file.TAIL_MODES))}")
+
+
+def _checked_counts(
+    counts: torch.Tensor | np.ndarray[Any, Any] | Sequence[float], num_tokens: int, device: torch.device
+) -> torch.Tensor:
+    checked = torch.as_tensor(counts).to(device, torch.float64)
+    if checked.shape != (num_tokens,):
+        raise ValueError(f"counts: got shape {tuple(checked.shape)}, expected ({num_tokens},), one for each vector")
+    if not (checked.isfinite() & (checked >= 0)).all():
+        raise ValueError("counts: got negative, infinite or NaN values, expected finite counts >= 0")
+    return checked
+
+
+def _checked_exclude(exclude: Iterable[int], num_tokens: int) -> list[int]:
+    tokens = list(exclude)
+    for token in tokens:
+        if isinstance(token, bool) or not isinstance(token, int):
+            raise TypeError(f"exclude: got {token!r} ({type(token).__name__}), expected integer token ids")
+        if not 0 <= token < num_tokens:
+            raise ValueError(f"exclude: got token {token}, expected 0 <= token < {num_tokens}")
+    return tokens
