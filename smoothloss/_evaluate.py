@@ -1,0 +1,110 @@
+"""From a checked target to a loss: flatten the positions to rows, run the chosen implementation, shape the result."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from smoothloss._arguments import Call, Linear
+from smoothloss.ops import reference
+from smoothloss.ops._autograd import apply
+from smoothloss.ops.dispatch import Implementation, choose
+from smoothloss.ops.linear_sparse_cross_entropy import (
+    LinearLogsumexpAndSelect,
+    LinearSparseCrossEntropy,
+    LinearSparseCrossEntropyRecompute,
+    wanted_gradients,
+)
+from smoothloss.ops.logsumexp_and_select import LogsumexpAndSelect
+from smoothloss.ops.sparse_cross_entropy import SparseCrossEntropy, reduce
+from smoothloss.targets import SparseTarget, negative_entropy
+
+
+def evaluate(input: Tensor, target: SparseTarget, linear: Linear | None, call: Call) -> Tensor:
+    """Return the loss of `input` (logits, or hidden states with `linear`) against `target`, reduced."""
+    rows, flat = _rows(input), _flatten(target)
+    num_classes = input.shape[-1] if linear is None else linear.num_classes
+    kind = _choose(call.impl, rows, target)
+    loss = _reference(rows, flat, linear, call) if kind == "reference" else _kernels(rows, flat, linear, call, kind)
+    if call.kl:
+        constant = negative_entropy(flat, num_classes, call.options.label_smoothing).to(loss.dtype)
+        loss = loss + reduce(constant, flat.mass(num_classes), call.reduction)[0]
+    return loss.reshape(input.shape[:-1]) if call.reduction == "none" else loss
+
+
+def evaluate_sequence(
+    input: Tensor, target: SparseTarget, counted: Tensor, linear: Linear | None, call: Call
+) -> Tensor:
+    """Return the loss of all L + 1 forwards together; "mean" divides by the ground truth's `counted` positions."""
+    if call.reduction != "mean":
+        return evaluate(input, target, linear, call)
+    return evaluate(input, target, linear, call._replace(reduction="sum")) / counted.sum()
+
+
+def evaluate_pair(input: Tensor, indices: Tensor, linear: Linear | None, impl: Implementation) -> tuple[Tensor, Tensor]:
+    """Return ``(logsumexp, selected)`` of logits, or of hidden states with `linear`."""
+    rows, slots = _rows(input), _rows(indices)
+    kind = choose(impl, input.device.type, input.dtype)
+    if kind == "reference":
+        lse, selected = reference.logsumexp_and_select(_reference_logits(rows, linear), slots)
+    elif linear is None:
+        lse, selected = apply(LogsumexpAndSelect, rows, slots, kind)
+    else:
+        wanted = wanted_gradients(rows, linear.weight, linear.bias)
+        lse, selected = apply(
+            LinearLogsumexpAndSelect, rows, linear.weight, linear.bias, slots, linear.chunk_bytes, wanted, kind
+        )
+    return lse.reshape(input.shape[:-1]), selected.reshape(indices.shape)
+
+
+def _choose(impl: Implementation, rows: Tensor, target: SparseTarget) -> str:
+    if target.rows is None:
+        return choose(impl, rows.device.type, rows.dtype)
+    if impl not in ("auto", "reference"):
+        raise RuntimeError(f"impl={impl!r} cannot run here: a table with tail='exact' needs impl='reference'")
+    return "reference"
+
+
+def _reference(rows: Tensor, target: SparseTarget, linear: Linear | None, call: Call) -> Tensor:
+    logits = _reference_logits(rows, linear)
+    dtype = reference.accumulator_dtype(rows.dtype)
+    uniform = None if target.uniform is None else target.uniform.to(dtype)
+    dense = None if target.rows is None else target.rows.dense(dtype)
+    loss, mass = reference.sparse_cross_entropy(
+        logits, target.indices, target.weights.to(dtype), uniform, call.options, dense
+    )
+    return reduce(loss, mass, call.reduction)[0]
+
+
+def _kernels(rows: Tensor, target: SparseTarget, linear: Linear | None, call: Call, kind: str) -> Tensor:
+    entries = (target.indices, target.weights, target.uniform)
+    if linear is None:
+        return apply(SparseCrossEntropy, rows, *entries, call.options, call.reduction, call.inplace, kind)
+    layer = (rows, linear.weight, linear.bias)
+    wanted = wanted_gradients(*layer)
+    if call.reduction == "none":
+        recompute = (call.options, linear.chunk_bytes, wanted, kind)
+        return apply(LinearSparseCrossEntropyRecompute, *layer, *entries, *recompute)
+    options = (call.options, call.reduction, linear.chunk_bytes, wanted, kind)
+    return apply(LinearSparseCrossEntropy, *layer, *entries, *options)
+
+
+def _rows(tensor: Tensor) -> Tensor:
+    """Flatten all dimensions but the last."""
+    return tensor if tensor.dim() == 2 else tensor.reshape(tensor.shape[:-1].numel(), tensor.shape[-1])
+
+
+def _flatten(target: SparseTarget) -> SparseTarget:
+    rows = target.rows and target.rows._replace(tokens=_rows(target.rows.tokens), weights=_rows(target.rows.weights))
+    uniform = None if target.uniform is None else target.uniform.reshape(-1)
+    return SparseTarget(_rows(target.indices), _rows(target.weights), uniform, rows)
+
+
+def _reference_logits(rows: Tensor, linear: Linear | None) -> Tensor:
+    """Return logits as they are, or those of hidden states, in the accumulator dtype like the kernels'."""
+    if linear is None:
+        return rows
+    dtype = reference.accumulator_dtype(rows.dtype)
+    bias = None if linear.bias is None else linear.bias.to(dtype)
+    with torch.autocast(rows.device.type, enabled=False):
+        return torch.nn.functional.linear(rows.to(dtype), linear.weight.to(dtype), bias)
