@@ -1,0 +1,121 @@
+"""Checkpoints: one safetensors file each, written whole or not at all, and read without pickle."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from smoothloss.trainer.config import RecipeError
+
+
+def write_atomically(path: str | Path, content: bytes) -> None:
+    """Write a file whole or not at all: beside it, synced to disk, then renamed over it.
+
+    Raises:
+        OSError: when it cannot be written (a full disk); what was there before is untouched.
+    """
+    path = Path(path)
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)  # the rename itself
+    finally:
+        os.close(directory)
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """Write indented JSON whole or not at all."""
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    write_atomically(path, f"{text}\n".encode())
+
+
+def save_checkpoint(path: str | Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+    """Write tensors and a JSON-able state to one safetensors file, whole or not at all."""
+    # Copies, since safetensors refuses tensors that share memory.
+    plain = torch.contiguous_format
+    copies = {name: tensor.detach().cpu().clone(memory_format=plain) for name, tensor in tensors.items()}
+    write_atomically(path, save(copies, metadata={"state": json.dumps(dict(state))}))
+
+
+def load_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and the state that :func:`save_checkpoint` wrote.
+
+    Raises:
+        RecipeError: when the file is missing or is no checkpoint.
+    """
+    if not Path(path).is_file():
+        raise RecipeError(f"no such checkpoint: {path}")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            state: dict[str, Any] = json.loads((file.metadata() or {})["state"])
+            return {name: file.get_tensor(name) for name in file.keys()}, state  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+        raise RecipeError(f"{path} is not a checkpoint of the trainer: {error}") from None
+
+
+def with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """``{prefix.name: tensor}``."""
+    return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
+
+
+def without_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of :func:`with_prefix`: the tensors under ``prefix``."""
+    return {name.removeprefix(f"{prefix}."): value for name, value in tensors.items() if name.startswith(f"{prefix}.")}
+
+
+def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """An optimizer's state as named tensors and JSON: ``{"<parameter>.<name>": tensor}`` and the rest."""
+    state = optimizer.state_dict()
+    tensors: dict[str, Tensor] = {}
+    values: dict[str, dict[str, Any]] = {}
+    for parameter, entries in state["state"].items():
+        for name, value in entries.items():
+            if isinstance(value, Tensor):
+                tensors[f"{parameter}.{name}"] = value
+            else:
+                values.setdefault(str(parameter), {})[name] = value
+    return tensors, {"values": values, "param_groups": state["param_groups"]}
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], rest: Mapping[str, Any]) -> None:
+    """Put back what :func:`flatten_optimizer` took."""
+    state: dict[int, dict[str, Any]] = {int(parameter): dict(values) for parameter, values in rest["values"].items()}
+    for key, tensor in tensors.items():
+        parameter, _, name = key.partition(".")
+        state.setdefault(int(parameter), {})[name] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": rest["param_groups"]})
+
+
+def random_states(generator: torch.Generator) -> dict[str, Tensor]:
+    """The states of torch's global generators and of the sampler's own."""
+    states = {"cpu": torch.get_rng_state(), "sampler": generator.get_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def restore_random_states(states: Mapping[str, Tensor], generator: torch.Generator) -> None:
+    """Put back what :func:`random_states` took."""
+    torch.set_rng_state(states["cpu"])
+    generator.set_state(states["sampler"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])

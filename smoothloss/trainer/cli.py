@@ -1,0 +1,177 @@
+"""The command line: ``smoothloss train | evaluate | table | demo``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+DESCRIPTION = """\
+Train sequence models with token-level and sequence-level loss smoothing.
+
+  smoothloss train recipes/translation/mle.yaml              train what a recipe describes
+  smoothloss train RECIPE --training.epochs 3 --resume       override any key; go on after a crash
+  smoothloss train RECIPE --help                             every key of the recipe's task, with its meaning
+  smoothloss evaluate runs/mle --split test --beam_size 5    score a run's best checkpoint
+  smoothloss table build VECTORS --vocabulary V.json --out table.safetensors
+  smoothloss table show runs/tok/table.safetensors --vocabulary runs/tok/vocabulary.target.json dog
+  smoothloss demo                                            a few minutes from nothing to a report
+
+`python -m smoothloss` tells what of the library works on this machine."""
+
+TRAIN_EPILOG = """\
+A recipe is a YAML file; `base: other.yaml` inherits from another one. Any key can be given on the command line as
+--section.key value, for example --training.batch_size 32 or --loss.alpha 0.5; `smoothloss train RECIPE --help` lists
+them. Paths may use environment variables such as ${SMOOTHLOSS_DATA}.
+
+The run directory gets the recipe, vocabularies, metrics.jsonl, the checkpoints `last` and `best`, and the test scores
+and hypotheses. After a crash, the same command with --resume goes on from the last checkpoint and gives the same losses
+as if nothing had happened."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code: 0, or 2 for a user's error, which is one line on stderr."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    parser = _parser()
+    if words[:1] == ["train"] and len(words) > 1 and not words[1].startswith("-") and {"-h", "--help"} & set(words[2:]):
+        return _run(_train_help, argparse.Namespace(recipe=words[1]))
+    options, rest = parser.parse_known_args(words)
+    if rest and options.command != "train":
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    options.overrides = rest
+    return _run(options.function, options)
+
+
+def _run(function: object, options: argparse.Namespace) -> int:
+    try:
+        from smoothloss.trainer.config import RecipeError
+    except ImportError as error:
+        return _fail(f"the trainer needs the package {error.name}: pip install 'smoothloss[train]'")
+    try:
+        function(options)  # type: ignore[operator]
+    except (RecipeError, OSError) as error:
+        return _fail(str(error))
+    except ImportError as error:
+        return _fail(str(error) if "pip install" in str(error) else f"{error}: pip install 'smoothloss[train]'")
+    except KeyboardInterrupt:
+        return _fail("interrupted; --resume goes on from the last checkpoint", code=130)
+    return 0
+
+
+def _fail(message: str, code: int = 2) -> int:
+    sys.stderr.write(f"smoothloss: error: {message}\n")
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("smoothloss", description=DESCRIPTION, formatter_class=raw)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    train = commands.add_parser(
+        "train", help="train what a recipe describes", epilog=TRAIN_EPILOG, formatter_class=raw, allow_abbrev=False
+    )
+    train.add_argument("recipe", metavar="RECIPE", help="a YAML file")
+    train.add_argument("--out", metavar="DIR", help="run directory (default: runs/<name of the recipe>)")
+    train.add_argument("--resume", action="store_true", help="go on from the last checkpoint in the run directory")
+    train.add_argument("--overwrite", action="store_true", help="remove the run that is there and start anew")
+    train.set_defaults(function=_train)
+    _add_evaluate(commands)
+    _add_table(commands)
+    demo = commands.add_parser("demo", help="train MLE and lazy Tok-Seq on small scenes, and write an HTML report")
+    demo.add_argument("--out", metavar="DIR", default="runs/demo", help="where the runs and the report go")
+    demo.set_defaults(function=_demo)
+    return parser
+
+
+def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    evaluate = commands.add_parser("evaluate", help="score the best checkpoint of a run")
+    evaluate.add_argument("run", metavar="RUN", help="a run directory")
+    evaluate.add_argument("--split", help="validation, or a test split of the recipe (default: all test splits)")
+    evaluate.add_argument("--beam_size", type=int, help="hypotheses kept; 1 is greedy search (default: the recipe's)")
+    evaluate.add_argument("--length_penalty", type=float, help="ranks by log-probability / length ** this")
+    evaluate.add_argument("--device", help="auto, cpu, cuda, cuda:1 (default: the recipe's)")
+    evaluate.set_defaults(function=_evaluate)
+
+
+def _add_table(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    table = commands.add_parser("table", help="build a similarity table, or look into one")
+    actions = table.add_subparsers(dest="action", required=True, metavar="ACTION")
+    build = actions.add_parser("build", help="a table from word vectors and a vocabulary; prints the mass it keeps")
+    build.add_argument("vectors", metavar="VECTORS", help="GloVe or word2vec text (.gz too), or .npz")
+    build.add_argument("--vocabulary", required=True, metavar="V.json", help="vocabulary file of a run")
+    build.add_argument("--out", required=True, metavar="FILE", help="the table, .safetensors")
+    build.add_argument("--tau", type=float, default=0.1, help="temperature on the full cosine (default: 0.1)")
+    build.add_argument("--beta", type=float, default=0.0, help="promotion of rare tokens (default: 0)")
+    build.add_argument("--neighbours", type=int, default=64, help="entries kept per row (default: 64)")
+    build.add_argument("--tail", default="uniform", choices=("uniform", "renormalize", "exact"))
+    build.set_defaults(function=_table_build)
+    show = actions.add_parser("show", help="a word's neighbours and their mass")
+    show.add_argument("table", metavar="TABLE", help="a table.safetensors")
+    show.add_argument("word", metavar="WORD", nargs="+", help="words of the vocabulary")
+    show.add_argument("--vocabulary", required=True, metavar="V.json", help="vocabulary file of the same run")
+    show.add_argument("--neighbours", type=int, default=10, help="how many to show (default: 10)")
+    show.set_defaults(function=_table_show)
+
+
+def _train_help(options: argparse.Namespace) -> None:
+    from smoothloss.trainer.config import read_yaml, recipe_parser
+
+    recipe_parser(str(read_yaml(Path(options.recipe)).get("task", ""))).print_help()
+
+
+def _train(options: argparse.Namespace) -> None:
+    from smoothloss.trainer.config import RecipeError, load_recipe
+    from smoothloss.trainer.loop import train
+    from smoothloss.trainer.run import RunDirectory
+
+    if options.resume and options.overwrite:
+        raise RecipeError("--resume and --overwrite exclude each other")
+    recipe = load_recipe(options.recipe, options.overrides)
+    run = RunDirectory(options.out or Path("runs") / recipe.name)
+    for split, scores in train(recipe, run, resume=options.resume, overwrite=options.overwrite).items():
+        _print_scores(split, scores)
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from dataclasses import replace
+
+    from smoothloss.trainer.config import RecipeError
+    from smoothloss.trainer.evaluation import evaluate_split, open_run
+    from smoothloss.trainer.run import RunDirectory
+
+    run = RunDirectory(options.run)
+    recipe, task, model, device = open_run(run, options.device)
+    given = {"beam_size": options.beam_size, "length_penalty": options.length_penalty}
+    decoding = replace(recipe.decoding, **{key: value for key, value in given.items() if value is not None})
+    if decoding.beam_size < 1 or decoding.length_penalty < 0:
+        raise RecipeError("--beam_size must be at least 1 and --length_penalty not negative")
+    for split in [options.split] if options.split else task.test_splits:
+        _print_scores(split, evaluate_split(run, task, model, split, decoding, device))
+
+
+def _print_scores(split: str, scores: dict[str, float | str]) -> None:
+    shown = (f"{key} {value:.2f}" if isinstance(value, float) else f"({value})" for key, value in scores.items())
+    sys.stdout.write(f"{split}: {'  '.join(shown)}\n")
+
+
+def _table_build(options: argparse.Namespace) -> None:
+    from smoothloss.trainer.table import build_table_file
+
+    sys.stdout.write(build_table_file(options) + "\n")
+
+
+def _table_show(options: argparse.Namespace) -> None:
+    from smoothloss.trainer.table import describe_words
+
+    sys.stdout.write(describe_words(options.table, options.vocabulary, options.word, options.neighbours) + "\n")
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from smoothloss.trainer.demo import run_demo
+
+    run_demo(Path(options.out))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

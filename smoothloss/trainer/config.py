@@ -1,0 +1,328 @@
+"""Recipes: what a YAML file may say, and how it is read.
+
+A recipe is a YAML file with the fields of :class:`Recipe`. ``base: other.yaml`` takes everything from another recipe
+(relative to the file that names it) and changes only what is written below it; the command line
+(``--training.epochs 3``) comes last. Which fields ``data:`` and ``model:`` have is the task's affair (see
+:mod:`smoothloss.trainer.tasks`).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+
+LossName = Literal["mle", "label_smoothing", "tok", "seq", "seq_lazy", "tok_seq", "tok_seq_lazy", "raml"]
+
+
+class RecipeError(ValueError):
+    """Something the user asked for cannot be done: a wrong key, a wrong type, a missing file. Reported in one line."""
+
+
+@dataclass
+class EmbeddingsConfig:
+    """Where the word vectors behind the similarity table come from.
+
+    Args:
+        path: Vectors on disk (GloVe or word2vec text, ``.gz`` too, or ``.npz``). Left out, GloVe is trained on the
+            training part's target text, as the paper did.
+        dim: Size of the trained vectors.
+        window: Context words on either side while training.
+        epochs: Passes over the co-occurrence counts while training.
+    """
+
+    path: str | None = None
+    dim: int = 300
+    window: int = 15
+    epochs: int = 25
+
+
+@dataclass
+class LossConfig:
+    """The training loss, a row of the paper's tables.
+
+    Args:
+        name: ``mle``, ``label_smoothing`` (the control: MLE with ``label_smoothing`` spread evenly), ``tok``, ``seq``,
+            ``seq_lazy``, ``tok_seq``, ``tok_seq_lazy`` or ``raml`` (``seq`` with ``alpha`` 1 and the vocabulary pool).
+        alpha: Smoothed share of the target: Tok's for ``tok``, the sequence level's (alpha_1) for the others.
+        token_alpha: Token level's share (alpha_2) of the Tok-Seq losses.
+        token_tau: Temperature of the token reward, on the full cosine (Eq. 14).
+        beta: Promotion of rare tokens (Eq. 13); 0 leaves frequencies out.
+        neighbours: Entries kept per row of the similarity table.
+        tail: What becomes of the rest of a row: ``uniform``, ``renormalize`` or ``exact``.
+        tau: Temperature of the Hamming sampler.
+        pool: Where substitutes come from: ``vocabulary``, ``batch`` or ``references``.
+        num_samples: Samples per ground truth (L).
+        label_smoothing: Mass spread evenly over the vocabulary; may be added to any loss.
+        entropy: Weight (gamma) of the entropy bonus; may be added to any loss.
+        embeddings: Word vectors of the similarity table.
+    """
+
+    name: LossName = "mle"
+    alpha: float = 0.0
+    token_alpha: float = 0.0
+    token_tau: float = 0.1
+    beta: float = 0.0
+    neighbours: int = 64
+    tail: Literal["uniform", "renormalize", "exact"] = "uniform"
+    tau: float = 0.15
+    pool: Literal["vocabulary", "batch", "references"] = "batch"
+    num_samples: int = 1
+    label_smoothing: float = 0.0
+    entropy: float = 0.0
+    embeddings: EmbeddingsConfig = field(default_factory=EmbeddingsConfig)
+
+    @property
+    def smooths_tokens(self) -> bool:
+        """Whether the loss needs a similarity table."""
+        return self.name in ("tok", "tok_seq", "tok_seq_lazy")
+
+    @property
+    def samples_sequences(self) -> bool:
+        """Whether the loss draws sequences around the ground truth."""
+        return self.name in ("seq", "seq_lazy", "tok_seq", "tok_seq_lazy", "raml")
+
+    @property
+    def is_lazy(self) -> bool:
+        """Whether samples are scored on the ground truth's own states, in one forward pass."""
+        return self.name in ("seq_lazy", "tok_seq_lazy")
+
+
+@dataclass
+class OptimizerConfig:
+    """Adam and its learning-rate schedule.
+
+    Args:
+        lr: Learning rate of the first epoch.
+        betas: Adam's two decay rates.
+        eps: Adam's denominator floor.
+        weight_decay: Decoupled weight decay.
+        decay: Factor applied to the learning rate every ``decay_every`` epochs, from epoch ``decay_start`` on.
+        decay_every: Epochs between two decays.
+        decay_start: Epoch (counted from 0) in which the first decay is in force.
+    """
+
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    decay: float = 1.0
+    decay_every: int = 1
+    decay_start: int = 1
+
+
+@dataclass
+class TrainingConfig:
+    """How long and how to train.
+
+    Args:
+        epochs: Passes over the training part.
+        batch_size: Target sequences per batch.
+        clip: Largest gradient norm; 0 does not clip.
+        max_steps: Stop after so many steps, whatever the epoch.
+        max_minutes: Stop after so many minutes of training (validation included), at a step's end.
+        log_every: Steps between two lines of training loss in ``metrics.jsonl``.
+        checkpoint_every: Steps between two checkpoints inside an epoch; 0 keeps those of the epochs' ends.
+        validate_every: Epochs between two validations; the last epoch is always validated.
+        patience: Stop after so many validations without a better metric; 0 never does.
+    """
+
+    epochs: int = 10
+    batch_size: int = 64
+    clip: float = 1.0
+    max_steps: int | None = None
+    max_minutes: float | None = None
+    log_every: int = 50
+    checkpoint_every: int = 500
+    validate_every: int = 1
+    patience: int = 0
+
+
+@dataclass
+class DecodingConfig:
+    """Beam search.
+
+    Args:
+        beam_size: Hypotheses kept; 1 is greedy search.
+        length_penalty: A hypothesis is ranked by its log-probability / length ** length_penalty; 0 ranks by the sum.
+        max_length: Longest output in tokens, the end-of-sentence token not counted.
+        validation_beam_size: Beam of the validation after each epoch, which chooses the best checkpoint.
+        batch_size: Inputs decoded together.
+    """
+
+    beam_size: int = 3
+    length_penalty: float = 1.0
+    max_length: int = 60
+    validation_beam_size: int = 1
+    batch_size: int = 100
+
+
+@dataclass
+class Recipe:
+    """A whole training run.
+
+    Args:
+        task: ``translation``, ``captioning`` or another name in :data:`smoothloss.trainer.tasks.TASKS`.
+        data: The task's data section.
+        model: The task's model section.
+        name: Shown in reports and names the run directory.
+        seed: Seeds weights, batches, dropout and samples.
+        device: ``auto`` (a GPU when there is one), ``cpu``, ``cuda``, ``cuda:1``.
+        loss: The training loss.
+        optimizer: Adam and its schedule.
+        training: How long and how to train.
+        decoding: Beam search.
+    """
+
+    task: str
+    data: Any
+    model: Any
+    name: str = "run"
+    seed: int = 1
+    device: str = "auto"
+    loss: LossConfig = field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    decoding: DecodingConfig = field(default_factory=DecodingConfig)
+
+
+def expand_path(path: str) -> Path:
+    """``path`` with ``~`` and environment variables (``${SMOOTHLOSS_DATA}``) filled in.
+
+    Raises:
+        RecipeError: when a variable is not set.
+    """
+    expanded = os.path.expandvars(path)
+    missing = re.search(r"\$\{?(\w+)\}?", expanded)
+    if missing:
+        raise RecipeError(f"the environment variable {missing[1]} of the path {path!r} is not set")
+    return Path(expanded).expanduser()
+
+
+def existing_file(path: str, key: str) -> Path:
+    """The expanded ``path``, which must be a file; ``key`` is the recipe key that the error names.
+
+    Raises:
+        RecipeError: when there is no such file.
+    """
+    expanded = expand_path(path)
+    if not expanded.is_file():
+        raise RecipeError(f"{key}: no such file: {expanded}")
+    return expanded
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a recipe file with its chain of ``base:`` files merged in.
+
+    Raises:
+        RecipeError: when a file is missing, is no YAML mapping, or is its own base.
+    """
+    return _read_chain(path, ())
+
+
+def _read_chain(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    path = path.resolve()
+    if path in seen:
+        raise RecipeError(f"recipe {path} is its own base")
+    if not path.is_file():
+        raise RecipeError(f"no such recipe: {path}" + (f" (base of {seen[-1]})" if seen else ""))
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"recipe {path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise RecipeError(f"recipe {path} must be a mapping of keys to values, got {type(values).__name__}")
+    base = values.pop("base", None)
+    return values if base is None else _merge(_read_chain(path.parent / str(base), (*seen, path)), values)
+
+
+def recipe_parser(task: str) -> ArgumentParser:
+    """The parser of a recipe of one task: all its keys, as ``--section.key``, with types, defaults and help."""
+    from smoothloss.trainer.tasks import task_class
+
+    kind = task_class(task)
+    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, prog="smoothloss train RECIPE", default_env=False)
+    parser.add_argument("--task", type=str, required=True, help="translation, captioning, ...")
+    parser.add_argument("--name", type=str, default="run", help="shown in reports; names the run directory")
+    parser.add_argument("--seed", type=int, default=1, help="seeds weights, batches, dropout and samples")
+    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1")
+    sections = {"data": kind.data_config, "model": kind.model_config, "loss": LossConfig}
+    sections |= {"optimizer": OptimizerConfig, "training": TrainingConfig, "decoding": DecodingConfig}
+    for key, config in sections.items():
+        parser.add_class_arguments(config, key)
+    return parser
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def parse_recipe(values: dict[str, Any], overrides: list[str] | None = None) -> Recipe:
+    """A :class:`Recipe` from a mapping and command-line overrides (``["--training.epochs", "3"]``).
+
+    Raises:
+        RecipeError: one line that names the wrong key or value.
+    """
+    parser = recipe_parser(str(values.get("task", "")))
+    try:
+        parsed: Namespace = parser.parse_object(values)
+        if overrides:
+            parsed = parser.parse_args(overrides, namespace=parsed)
+    except (ArgumentError, TypeError, ValueError) as error:
+        raise RecipeError(_one_line(error)) from None
+    # The method was renamed; the extra allows both sides of that.
+    built = (parser.instantiate if hasattr(parser, "instantiate") else parser.instantiate_classes)(parsed)
+    recipe = Recipe(**{key: value for key, value in vars(built).items() if key in Recipe.__dataclass_fields__})
+    check_recipe(recipe)
+    return recipe
+
+
+def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
+    """Read a recipe file, its bases and the command line's overrides.
+
+    Raises:
+        RecipeError: one line that names the file, key or value that is wrong.
+    """
+    try:
+        return parse_recipe(read_yaml(Path(path)), overrides)
+    except RecipeError as error:
+        message = str(error)
+        raise RecipeError(message if str(path) in message else f"recipe {path}: {message}") from None
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Refuse values that have the right type and still make no sense.
+
+    Raises:
+        RecipeError: naming the key, what was got and what was expected.
+    """
+    loss, training = recipe.loss, recipe.training
+    shares = {"loss.alpha": loss.alpha, "loss.token_alpha": loss.token_alpha}
+    shares |= {"loss.label_smoothing": loss.label_smoothing}
+    for key, share in shares.items():
+        if not 0.0 <= share <= 1.0:
+            raise RecipeError(f"{key} must be between 0 and 1, got {share}")
+    positive = {"loss.token_tau": loss.token_tau, "loss.tau": loss.tau, "loss.num_samples": loss.num_samples}
+    positive |= {"loss.neighbours": loss.neighbours, "training.epochs": training.epochs}
+    positive |= {"training.batch_size": training.batch_size, "training.validate_every": training.validate_every}
+    positive |= {"training.log_every": training.log_every, "optimizer.lr": recipe.optimizer.lr}
+    positive |= {"decoding.beam_size": recipe.decoding.beam_size, "decoding.max_length": recipe.decoding.max_length}
+    positive |= {"decoding.validation_beam_size": recipe.decoding.validation_beam_size}
+    positive |= {"decoding.batch_size": recipe.decoding.batch_size}
+    positive |= {"optimizer.decay_every": recipe.optimizer.decay_every}
+    for key, value in positive.items():
+        if not value > 0:
+            raise RecipeError(f"{key} must be positive, got {value}")

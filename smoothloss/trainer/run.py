@@ -1,0 +1,178 @@
+"""The directory of a training run: everything that tells what was run and what came out.
+
+recipe.yaml                 the recipe with all defaults filled in
+environment.json            versions, commit, command line, threads
+vocabulary.<name>.json      the vocabularies
+table.safetensors           the similarity table, when the loss has one
+metrics.jsonl               training loss every few steps; validation after each epoch
+checkpoints/last.safetensors, checkpoints/best.safetensors
+scores.<split>.json, hypotheses.<split>.json      what the best checkpoint gives
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from smoothloss.trainer.checkpoint import write_atomically, write_json
+from smoothloss.trainer.config import Recipe, RecipeError, parse_recipe
+from smoothloss.trainer.vocabulary import Vocabulary
+
+# Keys that may differ between a run and its resumption: they say how long, how often and where, not what.
+FREE_KEYS: tuple[str, ...] = ("name", "device", "decoding.", "data.", "training.epochs", "training.max_steps")
+FREE_KEYS += ("training.max_minutes", "training.checkpoint_every", "training.patience")
+
+
+class RunDirectory:
+    """Names and reads the files of a run.
+
+    Args:
+        path: The directory; it need not exist yet.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.recipe_file = self.path / "recipe.yaml"
+        self.metrics_file = self.path / "metrics.jsonl"
+        self.table_file = self.path / "table.safetensors"
+        self.last = self.path / "checkpoints" / "last.safetensors"
+        self.best = self.path / "checkpoints" / "best.safetensors"
+
+    def create(self, recipe: Recipe, vocabularies: Mapping[str, Vocabulary]) -> None:
+        """Write the parts that are known before training starts."""
+        self.last.parent.mkdir(parents=True, exist_ok=True)
+        for name, vocabulary in vocabularies.items():
+            vocabulary.save(self.path / f"vocabulary.{name}.json")
+        write_json(self.path / "environment.json", environment())
+        text = yaml.safe_dump(recipe_values(recipe), sort_keys=False, allow_unicode=True)
+        write_atomically(self.recipe_file, text.encode())  # last: its presence makes the directory a run
+
+    def check_free(self, *, overwrite: bool) -> None:
+        """Refuse a directory with a run in it, or empty it of that run when ``overwrite``.
+
+        Raises:
+            RecipeError: when there is something and it is not to be overwritten, or it is not a run.
+        """
+        if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
+            return
+        if not self.recipe_file.is_file():
+            raise RecipeError(f"{self.path} exists and is not a run: choose another --out")
+        if not overwrite:
+            choice = "continue it with --resume or start anew with --overwrite"
+            raise RecipeError(f"{self.path} already holds a run: {choice}")
+        shutil.rmtree(self.path)
+
+    def check_same(self, recipe: Recipe) -> None:
+        """Refuse to resume a run with a recipe that would train something else.
+
+        Raises:
+            RecipeError: when there is no run, or naming the first key that differs.
+        """
+        new, old = _flat(recipe_values(recipe)), _flat(recipe_values(self.recipe()))
+        for key in sorted({*new, *old}):
+            if new.get(key) != old.get(key) and not key.startswith(FREE_KEYS):
+                values = f"{key} is {old.get(key)!r} there and {new.get(key)!r} in the recipe"
+                raise RecipeError(f"cannot resume {self.path}: {values}")
+
+    def recipe(self) -> Recipe:
+        """The recipe of the run.
+
+        Raises:
+            RecipeError: when the directory holds no run.
+        """
+        if not self.recipe_file.is_file():
+            raise RecipeError(f"{self.path} is not a run: it has no recipe.yaml")
+        return parse_recipe(yaml.safe_load(self.recipe_file.read_text(encoding="utf-8")))
+
+    def vocabularies(self) -> dict[str, Vocabulary]:
+        """The vocabularies of the run by name.
+
+        Raises:
+            RecipeError: when there are none, or a file is broken.
+        """
+        files = sorted(self.path.glob("vocabulary.*.json"))
+        if not files:
+            raise RecipeError(f"{self.path} is not a run: it has no vocabularies")
+        try:
+            return {file.name.split(".")[1]: Vocabulary.load(file) for file in files}
+        except ValueError as error:
+            raise RecipeError(str(error)) from None
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of ``metrics.jsonl``; a line cut off by a crash is left out."""
+        if not self.metrics_file.is_file():
+            return []
+        lines = []
+        for line in self.metrics_file.read_text(encoding="utf-8").splitlines():
+            try:
+                lines.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+        return lines
+
+    def cut_metrics(self, lines: int) -> None:
+        """Keep the first ``lines`` lines of ``metrics.jsonl``: those written before a checkpoint."""
+        text = "".join(f"{json.dumps(line)}\n" for line in self.metrics()[:lines])
+        write_atomically(self.metrics_file, text.encode())
+
+
+def recipe_values(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as plain values, ready for YAML: what :func:`~smoothloss.trainer.config.parse_recipe` reads."""
+    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(recipe)))
+    return plain
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value})
+    return flat
+
+
+def environment() -> dict[str, Any]:
+    """Versions, commit, machine and command line."""
+    packages = ("smoothloss", "torch", "triton", "numpy", "sacrebleu", "safetensors")
+    return {
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in packages}},
+        "commit": _commit(),
+        "machine": f"{platform.system()} {platform.machine()}",
+        "threads": torch.get_num_threads(),
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "command": sys.argv,
+        "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The git commit of the source tree, ``+`` when it has changes; None outside a checkout."""
+    root = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(root), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+
+    try:
+        if not git("ls-files", "--error-unmatch", Path(__file__).name):
+            return None
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,176 @@
+"""The similarity table of a run: word vectors found or trained, the table built, and shown."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+from tqdm import tqdm
+
+from smoothloss.embeddings import load_vectors, train_glove
+from smoothloss.similarity import SimilarityTable
+from smoothloss.trainer.checkpoint import write_atomically
+from smoothloss.trainer.config import EmbeddingsConfig, LossConfig, RecipeError, existing_file
+from smoothloss.trainer.vocabulary import SPECIAL_TOKENS, Vocabulary
+
+GLOVE_VERSION = 1  # part of the cache's key: another way of training is another file
+
+
+def cache_directory() -> Path:
+    """Where trained vectors are kept between runs: ``$SMOOTHLOSS_CACHE``, or ``~/.cache/smoothloss``."""
+    return Path(os.environ.get("SMOOTHLOSS_CACHE") or Path.home() / ".cache" / "smoothloss")
+
+
+def build_table(
+    config: LossConfig, vocabulary: Vocabulary, sentences: Iterable[Sequence[str]], *, seed: int
+) -> SimilarityTable:
+    """The similarity table that a recipe asks for.
+
+    Args:
+        config: The recipe's ``loss:`` section.
+        vocabulary: The target vocabulary; its counts are the frequencies of Eq. 13.
+        sentences: The training part's target text, for GloVe.
+        seed: Seeds GloVe.
+
+    Raises:
+        RecipeError: when the file of vectors is missing or broken, or has no word of the vocabulary.
+    """
+    vectors = word_vectors(config.embeddings, vocabulary, sentences, seed=seed)
+    return SimilarityTable.from_embeddings(
+        vectors,
+        k=min(config.neighbours, len(vocabulary)),
+        tau=config.token_tau,
+        beta=config.beta,
+        counts=torch.tensor(vocabulary.counts, dtype=torch.float64),
+        tail=config.tail,
+        exclude=SPECIAL_TOKENS,
+    )
+
+
+def word_vectors(
+    config: EmbeddingsConfig, vocabulary: Vocabulary, sentences: Iterable[Sequence[str]], *, seed: int
+) -> torch.Tensor:
+    """(V, d) vectors, read from ``config.path`` or trained on the text; zeros where a word has none.
+
+    Raises:
+        RecipeError: as :func:`build_table`.
+    """
+    if config.path is None:
+        return _trained_vectors(config, vocabulary, list(sentences), seed)
+    path = existing_file(config.path, "loss.embeddings.path")
+    try:
+        found = load_vectors(path, vocabulary.words)
+    except ValueError as error:
+        raise RecipeError(f"loss.embeddings.path: {error}") from None
+    vectors = torch.as_tensor(found.vectors)
+    if not bool(vectors[len(SPECIAL_TOKENS) :].any()):
+        raise RecipeError(f"loss.embeddings.path: {path} has a vector for no word of the target vocabulary")
+    return vectors
+
+
+def _trained_vectors(
+    config: EmbeddingsConfig, vocabulary: Vocabulary, sentences: list[Sequence[str]], seed: int
+) -> torch.Tensor:
+    """GloVe on the text, from the cache when the same text was trained with the same settings before."""
+    from safetensors.torch import load_file
+
+    settings = {**asdict(config), "seed": seed, "version": GLOVE_VERSION}
+    digest = hashlib.sha256(json.dumps([settings, vocabulary.words]).encode())
+    for sentence in sentences:
+        digest.update(" ".join(sentence).encode() + b"\n")
+    cached = cache_directory() / f"glove-{digest.hexdigest()[:24]}.safetensors"
+    if cached.is_file():
+        return load_file(cached)["vectors"]
+    with tqdm(total=config.epochs, desc="GloVe on the target text", dynamic_ncols=True) as bar:
+
+        def report(_: int, loss: float) -> None:
+            bar.set_postfix(loss=f"{loss:.4f}")
+            bar.update()
+
+        trained = train_glove(
+            sentences,
+            vocabulary.words,
+            dim=config.dim,
+            window=config.window,
+            epochs=config.epochs,
+            seed=seed,
+            on_epoch=report,
+        )
+    vectors = torch.as_tensor(trained.vectors).float().contiguous()
+    cached.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(cached, save({"vectors": vectors}))
+    return vectors
+
+
+def build_table_file(options: argparse.Namespace) -> str:
+    """``smoothloss table build``: vectors and a vocabulary to a table on disk. Returns what to tell the user.
+
+    Raises:
+        RecipeError: when a file is missing or broken, or a setting is out of range.
+    """
+    vocabulary = _vocabulary(options.vocabulary)
+    config = LossConfig(
+        name="tok",
+        token_tau=options.tau,
+        beta=options.beta,
+        neighbours=options.neighbours,
+        tail=options.tail,
+        embeddings=EmbeddingsConfig(path=options.vectors),
+    )
+    try:
+        table = build_table(config, vocabulary, [], seed=0)
+    except RecipeError:
+        raise
+    except ValueError as error:
+        raise RecipeError(str(error)) from None
+    table.save(options.out)
+    found = int(table.has_neighbours.sum())
+    lines = [
+        f"{options.out}: {table.num_tokens} tokens, {table.num_neighbours} neighbours each, tail {table.tail_mode}",
+        f"words with a vector: {found} of {table.num_tokens - len(SPECIAL_TOKENS)}",
+        f"mass kept by the neighbours, weighted by frequency: {100 * table.total_kept_mass:.1f} %",
+    ]
+    return "\n".join(lines)
+
+
+def describe_words(table_file: str, vocabulary_file: str, words: Sequence[str], neighbours: int) -> str:
+    """``smoothloss table show``: the neighbours of words and their mass, one per line.
+
+    Raises:
+        RecipeError: when a file is missing or broken, they do not fit, or a word is not in the vocabulary.
+    """
+    vocabulary = _vocabulary(vocabulary_file)
+    try:
+        table = SimilarityTable.load(existing_file(table_file, "TABLE"), len(vocabulary))
+    except ValueError as error:
+        raise RecipeError(str(error)) from None
+    unknown = [word for word in words if word not in vocabulary.tokens]
+    if unknown:
+        raise RecipeError(f"not in the vocabulary: {', '.join(unknown)}")
+    return "\n\n".join(_describe(table, vocabulary, word, neighbours) for word in words)
+
+
+def _describe(table: SimilarityTable, vocabulary: Vocabulary, word: str, neighbours: int) -> str:
+    token = vocabulary.tokens[word]
+    indices, weights, _ = table.row(token)
+    kept = float(table.kept_mass[token])
+    seen = f"{word} (seen {vocabulary.counts[token]} times)"
+    lines = [f"{seen}: {len(indices)} entries hold {100 * kept:.2f} % of its row"]
+    for index, weight in list(zip(indices.tolist(), weights.tolist(), strict=True))[:neighbours]:
+        cosine = float(table.unit_vectors[token] @ table.unit_vectors[index])
+        lines.append(f"  {100 * weight:6.2f} %  cosine {cosine:5.2f}  {vocabulary.words[index]}")
+    return "\n".join(lines)
+
+
+def _vocabulary(path: str) -> Vocabulary:
+    try:
+        return Vocabulary.load(existing_file(path, "--vocabulary"))
+    except ValueError as error:
+        raise RecipeError(str(error)) from None

@@ -1,0 +1,190 @@
+"""What a task is: data, a model, and how its outputs are scored. The loop, the losses and the search know only this.
+
+A task is a subclass of :class:`Task`, its model a subclass of :class:`SequenceModel`. :data:`TASKS` names them; they
+are imported when a recipe asks for them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from importlib import import_module
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from smoothloss.trainer.config import Recipe, RecipeError
+from smoothloss.trainer.vocabulary import BOS, PAD, Vocabulary
+
+TASKS = {
+    "translation": "smoothloss.trainer.tasks.translation:TranslationTask",
+    "captioning": "smoothloss.trainer.tasks.captioning:CaptioningTask",
+    "demo": "smoothloss.trainer.demo:DemoTask",
+}
+
+State = Any  # a tensor whose first dimension is the batch, or any nesting of (named) tuples of such tensors
+
+
+def select_rows(state: State, index: Tensor) -> State:
+    """``state[index]`` in every tensor of a nesting of (named) tuples; None stays None."""
+    if state is None:
+        return None
+    if isinstance(state, Tensor):
+        return state.index_select(0, index)
+    parts = [select_rows(part, index) for part in state]
+    return type(state)(*parts) if hasattr(state, "_fields") else tuple(parts)
+
+
+def map_tensors(function: Any, state: State) -> State:
+    """``function`` applied to every tensor of a nesting of (named) tuples; None stays None."""
+    if state is None or isinstance(state, Tensor):
+        return None if state is None else function(state)
+    parts = [map_tensors(function, part) for part in state]
+    return type(state)(*parts) if hasattr(state, "_fields") else tuple(parts)
+
+
+class SequenceModel(nn.Module, ABC):
+    """A model that writes a sequence of tokens about its source.
+
+    ``memory`` is what the encoder hands to the decoder, ``state`` what the decoder carries from step to step (the
+    memory included): nestings of tuples of tensors, batch first, so that :func:`select_rows` repeats and reorders both.
+    ``classifier`` is the last layer, hidden (D) to vocabulary (V).
+    """
+
+    classifier: nn.Linear
+
+    @abstractmethod
+    def encode(self, *source: Tensor) -> State:
+        """The memory of a batch's source tensors."""
+
+    @abstractmethod
+    def decode(self, memory: State, inputs: Tensor) -> Tensor:
+        """Teacher forcing: hidden states (B, T, D) for input tokens (B, T), ready for ``classifier``."""
+
+    @abstractmethod
+    def initial_state(self, memory: State) -> State:
+        """The decoder's state before the first token."""
+
+    @abstractmethod
+    def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
+        """Logits (B, V) and the next state after reading ``tokens`` (B,)."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A training or validation batch.
+
+    Args:
+        source: What ``model.encode`` is called with.
+        target: (B, T) tokens, EOS after the last word, then PAD.
+        lengths: (B,) number of words, EOS not counted.
+        source_index: (B,) the source row each target belongs to, when several targets share one source; None: one each.
+        references: (B, R) tokens of all ground truths of each row's input, padded with PAD, for the ``references``
+            pool; None: the task has one ground truth per input, the target.
+    """
+
+    source: tuple[Tensor, ...]
+    target: Tensor
+    lengths: Tensor
+    source_index: Tensor | None = None
+    references: Tensor | None = None
+
+    @property
+    def decoder_inputs(self) -> Tensor:
+        """(B, T) what teacher forcing reads: BOS and the target less its last position."""
+        return shift_right(self.target)
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on another device."""
+        moved = {
+            name: map_tensors(lambda tensor: tensor.to(device, non_blocking=True), getattr(self, name))
+            for name in self.__dataclass_fields__
+        }
+        return replace(self, **moved)
+
+
+def shift_right(target: Tensor) -> Tensor:
+    """``cat([BOS, target[..., :-1]])``: the decoder's inputs for a target (..., T)."""
+    shifted = torch.roll(target, 1, -1)
+    shifted[..., 0] = BOS
+    return shifted
+
+
+def pad_rows(rows: Sequence[Sequence[int]], *, pad: int = PAD) -> Tensor:
+    """(B, T) int64 from lists of token ids of different lengths."""
+    width = max(map(len, rows), default=0)
+    return torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows], dtype=torch.int64).view(len(rows), width)
+
+
+class Task(ABC):
+    """Data, model and scores of one kind of problem.
+
+    Reading the data happens in ``__init__``, so that whatever is missing is said before training starts (as
+    :class:`~smoothloss.trainer.config.RecipeError`, one line). Vocabularies are built from the training part, or taken
+    as given when a run is opened again.
+    """
+
+    data_config: ClassVar[type]  # the dataclass of the recipe's data: section
+    model_config: ClassVar[type]  # the dataclass of the recipe's model: section
+    metric: ClassVar[str]  # the key of `score` that chooses the best checkpoint; higher is better
+    test_splits: Sequence[str]  # the splits that a finished run is scored on; "validation" is always there besides
+
+    vocabularies: dict[str, Vocabulary]  # "target" is the one the loss and the search work on
+
+    @abstractmethod
+    def __init__(self, recipe: Recipe, vocabularies: dict[str, Vocabulary] | None = None) -> None: ...
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The target vocabulary."""
+        return self.vocabularies["target"]
+
+    @abstractmethod
+    def build_model(self) -> SequenceModel:
+        """A freshly initialised model (torch's global generator has been seeded)."""
+
+    @abstractmethod
+    def target_sentences(self) -> Iterable[Sequence[str]]:
+        """The training part's target sentences as words: what GloVe is trained on."""
+
+    @abstractmethod
+    def train_plan(self, epoch: int) -> Sequence[Sequence[int]]:
+        """The example numbers of every batch of an epoch, in order: a function of the seed and the epoch alone."""
+
+    @abstractmethod
+    def train_batch(self, examples: Sequence[int]) -> Batch:
+        """The training batch of these examples."""
+
+    @abstractmethod
+    def validation_batches(self) -> Iterable[Batch]:
+        """Batches of the validation part, for its loss per token."""
+
+    @abstractmethod
+    def sources(self, split: str, batch_size: int) -> Iterable[tuple[list[str], tuple[Tensor, ...]]]:
+        """The inputs of a split to generate for: batches of (ids, source tensors). Ids are unique strings.
+
+        Raises:
+            RecipeError: when the recipe has no such split.
+        """
+
+    @abstractmethod
+    def score(self, split: str, hypotheses: dict[str, str]) -> dict[str, float | str]:
+        """Metrics, :attr:`metric` among them, of generated text (tokens joined by spaces) by id.
+
+        Strings are signatures.
+        """
+
+
+def task_class(name: str) -> type[Task]:
+    """The task of this name.
+
+    Raises:
+        RecipeError: when there is none.
+    """
+    if name not in TASKS:
+        raise RecipeError(f"task must be one of {', '.join(TASKS)}, got {name!r}")
+    module, _, attribute = TASKS[name].partition(":")
+    kind: type[Task] = getattr(import_module(module), attribute)
+    return kind

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from smoothloss.trainer.checkpoint import (
+    flatten_optimizer,
+    load_checkpoint,
+    random_states,
+    restore_optimizer,
+    restore_random_states,
+    save_checkpoint,
+    with_prefix,
+    without_prefix,
+    write_atomically,
+)
+from smoothloss.trainer.config import RecipeError
+
+
+def test_tensors_and_state_come_back(tmp_path: Path) -> None:
+    weight = torch.randn(3, 4)
+    tensors = {"a": weight, "same memory": weight.T, "empty": torch.empty(0), "step": torch.tensor(3.0)}
+    save_checkpoint(tmp_path / "c", tensors, {"sum": 0.1 + 0.2, "none": None})
+    loaded, state = load_checkpoint(tmp_path / "c")
+    assert loaded.keys() == tensors.keys()
+    assert all(torch.equal(loaded[name], tensors[name]) for name in tensors)
+    assert state == {"sum": 0.1 + 0.2, "none": None}
+
+
+@pytest.mark.parametrize("function", ["fsync", "replace"])
+def test_a_failing_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str) -> None:
+    path = tmp_path / "c"
+    write_atomically(path, b"old")
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    if function == "fsync":
+        monkeypatch.setattr(os, "fsync", fail)
+    else:
+        monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(path, b"new" * 1000)
+    assert path.read_bytes() == b"old"
+    assert [file.name for file in tmp_path.iterdir()] == ["c"]
+
+
+@pytest.mark.parametrize("content", [None, b"", b"x" * 100])
+def test_what_is_no_checkpoint_is_said(tmp_path: Path, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / "c").write_bytes(content)
+    with pytest.raises(RecipeError, match="checkpoint"):
+        load_checkpoint(tmp_path / "c")
+
+
+def test_a_truncated_checkpoint_is_said(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "c", {"a": torch.ones(1000)}, {})
+    (tmp_path / "c").write_bytes((tmp_path / "c").read_bytes()[:-1])
+    with pytest.raises(RecipeError, match="is not a checkpoint"):
+        load_checkpoint(tmp_path / "c")
+
+
+def test_an_optimizer_goes_on_where_it_was() -> None:
+    def steps(weight: torch.nn.Parameter, optimizer: torch.optim.Optimizer, count: int) -> None:
+        for _ in range(count):
+            optimizer.zero_grad()
+            (weight**3).sum().backward()
+            optimizer.step()
+
+    weight = torch.nn.Parameter(torch.linspace(-1, 1, 5))
+    optimizer = torch.optim.Adam([weight], 0.1, (0.8, 0.99), fused=True)
+    steps(weight, optimizer, 3)
+    copy = torch.nn.Parameter(weight.detach().clone())
+    other = torch.optim.Adam([copy], 0.5, fused=True)
+    tensors, rest = flatten_optimizer(optimizer)
+    restore_optimizer(other, without_prefix("o", with_prefix("o", {k: v.clone() for k, v in tensors.items()})), rest)
+    steps(weight, optimizer, 3)
+    steps(copy, other, 3)
+    assert torch.equal(weight, copy)
+
+
+def test_random_numbers_go_on_where_they_were() -> None:
+    generator = torch.Generator().manual_seed(5)
+    states = {name: state.clone() for name, state in random_states(generator).items()}
+    expected = torch.rand(3), torch.rand(3, generator=generator)
+    restore_random_states(states, generator)
+    assert torch.equal(expected[0], torch.rand(3))
+    assert torch.equal(expected[1], torch.rand(3, generator=generator))

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from smoothloss.trainer.cli import main
+
+Values = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, recipe_values: Values) -> Path:
+    """Return a recipe file that trains for six steps."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe_values(training={"max_steps": 6}, loss={"name": "tok", "alpha": 0.3})))
+    return path
+
+
+def test_train_evaluate_and_look_into_the_table(
+    tmp_path: Path, recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    assert main(["train", str(recipe), "--out", str(out), "--seed", "3"]) == 0
+    assert "test: bleu" in capsys.readouterr().out
+    names = {file.name for file in out.iterdir()}
+    assert {"recipe.yaml", "environment.json", "metrics.jsonl", "table.safetensors", "scores.test.json"} <= names
+    assert yaml.safe_load((out / "recipe.yaml").read_text())["seed"] == 3
+    assert main(["evaluate", str(out), "--split", "validation", "--beam_size", "4"]) == 0
+    assert "validation: bleu" in capsys.readouterr().out
+    assert (out / "scores.validation.json").is_file()
+    vocabulary = str(out / "vocabulary.target.json")
+    assert main(["table", "show", str(out / "table.safetensors"), "--vocabulary", vocabulary, "dog"]) == 0
+    assert "dog (seen" in capsys.readouterr().out
+    vectors = tmp_path / "vectors.txt"
+    vectors.write_text("dog 1 0\ncat 0.9 0.1\n")
+    built = tmp_path / "t.safetensors"
+    assert main(["table", "build", str(vectors), "--vocabulary", vocabulary, "--out", str(built)]) == 0
+    assert "words with a vector: 2 of 10" in capsys.readouterr().out
+    assert main(["train", str(recipe), "--out", str(out), "--seed", "3", "--resume"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "nope.yaml"], "no such recipe"),
+        (["train", "RECIPE", "--training.epoch", "3"], "training.epoch"),
+        (["train", "RECIPE", "--loss.alpha", "2"], "loss.alpha must be between 0 and 1"),
+        (["train", "RECIPE", "--data.train", "/nope"], "data.train: no such file: /nope.up"),
+        (["train", "RECIPE", "--data.test.x", "/nope"], "data.test.x: no such file: /nope.up"),
+        (["train", "RECIPE", "--device", "abacus"], "device must be auto"),
+        (["train", "RECIPE", "--device", "cuda:99"], "CUDA devices here"),
+        (["train", "RECIPE", "--resume"], "is not a run"),
+        (["train", "RECIPE", "--resume", "--overwrite"], "exclude each other"),
+        (["train", "RECIPE", "--loss.embeddings.path", "/nope"], "loss.embeddings.path: no such file"),
+        (["evaluate", "nowhere"], "nowhere is not a run"),
+        (["table", "show", "nope", "--vocabulary", "nope", "dog"], "--vocabulary: no such file"),
+    ],
+)
+def test_a_users_error_is_one_line_before_anything_starts(
+    tmp_path: Path,
+    recipe: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([str(recipe) if word == "RECIPE" else word for word in arguments]) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert len(printed.err.strip().splitlines()) == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_help_explains(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--help"])
+    assert caught.value.code == 0
+    assert "smoothloss train recipes/translation/mle.yaml" in capsys.readouterr().out
+    assert main(["train", str(recipe), "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "--loss.token_alpha" in shown
+    assert "Token level's share" in shown
+
+
+def test_unknown_arguments_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["evaluate", "run", "--beam", "3", "--nope"], ["dance"], []):
+        with pytest.raises(SystemExit) as caught:
+            main(words)
+        assert caught.value.code == 2
+        capsys.readouterr()

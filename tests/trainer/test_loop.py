@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from smoothloss.trainer import checkpoint
+from smoothloss.trainer.config import OptimizerConfig, Recipe, RecipeError
+from smoothloss.trainer.loop import Trainer, learning_rate, train
+from smoothloss.trainer.run import RunDirectory
+
+Make = Callable[..., Recipe]
+TIMES = {"seconds", "tokens_per_second"}
+
+
+class Killed(Exception):
+    """Stands in for a crash."""
+
+
+def losses(run: RunDirectory) -> list[dict[str, Any]]:
+    """The run's metrics without what depends on the clock."""
+    return [{key: value for key, value in line.items() if key not in TIMES} for line in run.metrics()]
+
+
+def kill_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    """Let training crash after so many steps."""
+    step, done = Trainer._step, []
+
+    def crashing(self: Trainer, examples: Any) -> None:
+        if len(done) == steps:
+            raise Killed
+        done.append(step(self, examples))
+
+    monkeypatch.setattr(Trainer, "_step", crashing)
+
+
+def test_a_copying_task_is_learnt(tmp_path: Path, make_recipe: Make) -> None:
+    recipe = make_recipe(
+        training={"epochs": 24, "log_every": 13, "validate_every": 8},
+        optimizer={"decay": 0.5, "decay_every": 4, "decay_start": 12},
+        model={"dropout": 0.0, "embedding": 32, "encoder": 32, "decoder": 32, "attention": 32},
+    )
+    run = RunDirectory(tmp_path / "run")
+    scores = train(recipe, run)
+    training = [line["train_loss"] for line in run.metrics() if "train_loss" in line]
+    assert training[-1] < 0.3 < 2.0 < training[0]
+    assert float(scores["test"]["bleu"]) > 60
+    assert json.loads((run.path / "scores.test.json").read_text())["beam_size"] == 2
+    assert len(json.loads((run.path / "hypotheses.test.json").read_text())) == 30
+    best = max(line["validation_bleu"] for line in run.metrics() if "validation_bleu" in line)
+    assert checkpoint.load_checkpoint(run.best)[1]["validation_bleu"] == best
+
+
+@pytest.mark.parametrize("loss", ["mle", "tok_seq_lazy"])
+@pytest.mark.parametrize("steps", [3, 7, 12, 17])
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    tmp_path: Path, make_recipe: Make, monkeypatch: pytest.MonkeyPatch, loss: str, steps: int
+) -> None:
+    recipe = make_recipe(loss={"name": loss, "alpha": 0.4, "token_alpha": 0.3, "tau": 0.5})
+    whole, broken = RunDirectory(tmp_path / "whole"), RunDirectory(tmp_path / "broken")
+    expected = train(recipe, whole)
+    with monkeypatch.context() as patch:
+        kill_after(patch, steps)
+        with pytest.raises(Killed):
+            train(recipe, broken)
+    torch.rand(100)  # the process's own random numbers have moved on
+    assert train(recipe, broken, resume=True) == expected
+    assert losses(broken) == losses(whole)
+    first, second = checkpoint.load_checkpoint(whole.last)[0], checkpoint.load_checkpoint(broken.last)[0]
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_run_killed_by_sigkill_resumes(tmp_path: Path, make_recipe: Make, recipe_values: Any) -> None:
+    # Long enough that the signal falls into an epoch.
+    values = recipe_values(training={"epochs": 4, "checkpoint_every": 3})
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(values))
+    run = RunDirectory(tmp_path / "run")
+    command = [sys.executable, "-m", "smoothloss.trainer.cli", "train", str(path), "--out", str(run.path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if run.last.is_file() and checkpoint.load_checkpoint(run.last)[1]["progress"]["step"] >= 3:
+            break
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "it ended before it was killed"
+    at = checkpoint.load_checkpoint(run.last)[1]["progress"]
+    assert 3 <= at["step"] < 4 * 13
+    done = subprocess.run([*command, "--resume"], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    whole = RunDirectory(tmp_path / "whole")
+    train(make_recipe(training={"epochs": 4, "checkpoint_every": 3}), whole)
+    assert losses(run) == losses(whole)
+
+
+def test_a_finished_run_can_go_on(tmp_path: Path, make_recipe: Make) -> None:
+    run, whole = RunDirectory(tmp_path / "run"), RunDirectory(tmp_path / "whole")
+    train(make_recipe(training={"epochs": 1}), run)
+    train(make_recipe(training={"epochs": 2}), run, resume=True)
+    train(make_recipe(training={"epochs": 2}), whole)
+    assert losses(run) == losses(whole)
+
+
+def test_budgets_end_a_run(tmp_path: Path, make_recipe: Make) -> None:
+    for name, training in (("steps", {"max_steps": 4}), ("time", {"max_minutes": 1e-9})):
+        run = RunDirectory(tmp_path / name)
+        train(make_recipe(training=training), run)
+        assert run.metrics()[-1]["step"] == (4 if name == "steps" else 0)
+        assert "validation_bleu" in run.metrics()[-1]
+
+
+def test_a_larger_budget_goes_on_in_mid_epoch(tmp_path: Path, make_recipe: Make) -> None:
+    run, whole = RunDirectory(tmp_path / "run"), RunDirectory(tmp_path / "whole")
+    train(make_recipe(training={"max_steps": 5}), run)
+    train(make_recipe(training={"max_steps": 16}), run, resume=True)
+    train(make_recipe(training={"max_steps": 16}), whole)
+    extra = [line for line in losses(run) if line not in losses(whole)]
+    assert [line["step"] for line in extra] == [5], "only the first run's own validation"
+    lines = train(make_recipe(training={"max_steps": 16}), run, resume=True)
+    assert lines == train(make_recipe(training={"max_steps": 16}), whole, resume=True), "nothing is left to do"
+    assert [line["step"] for line in losses(whole)].count(16) == 2
+
+
+def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path, make_recipe: Make) -> None:
+    with pytest.raises(RecipeError, match=r"training diverged: the loss is nan before step \d+"):
+        train(make_recipe(optimizer={"lr": 1e38}), RunDirectory(tmp_path / "run"))
+
+
+def test_patience_ends_a_run(tmp_path: Path, make_recipe: Make) -> None:
+    recipe = make_recipe(training={"epochs": 9, "patience": 2}, optimizer={"lr": 1e-9})
+    run = RunDirectory(tmp_path / "run")
+    train(recipe, run)
+    assert sum("validation_bleu" in line for line in run.metrics()) == 3
+
+
+def test_a_run_is_not_overwritten_by_accident(tmp_path: Path, make_recipe: Make) -> None:
+    recipe, run = make_recipe(training={"max_steps": 2}), RunDirectory(tmp_path / "run")
+    train(recipe, run)
+    with pytest.raises(RecipeError, match="--resume or start anew with --overwrite"):
+        train(recipe, run)
+    before = run.metrics()
+    train(make_recipe(training={"max_steps": 3}), run, overwrite=True)
+    assert [line["step"] for line in run.metrics()] == [2, 3] != [line["step"] for line in before]
+
+
+def test_resuming_with_another_recipe_is_refused(tmp_path: Path, make_recipe: Make) -> None:
+    run = RunDirectory(tmp_path / "run")
+    train(make_recipe(training={"max_steps": 2}), run)
+    with pytest.raises(RecipeError, match=r"loss\.alpha is 0\.0 there and 0\.5 in the recipe"):
+        train(make_recipe(loss={"alpha": 0.5}), run, resume=True)
+    with pytest.raises(RecipeError, match="is not a run"):
+        train(make_recipe(), RunDirectory(tmp_path / "nothing"), resume=True)
+
+
+def test_validation_loss_is_that_of_mle_whatever_is_trained(tmp_path: Path, make_recipe: Make) -> None:
+    found = []
+    for name in ("mle", "label_smoothing"):
+        recipe = make_recipe(loss={"name": name, "label_smoothing": 0.3 * (name != "mle")}, optimizer={"lr": 1e-12})
+        run = RunDirectory(tmp_path / name)
+        train(recipe, run)
+        found.append(run.metrics()[-1]["validation_loss"])
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
+
+
+def test_the_learning_rate_decays_by_epoch() -> None:
+    config = OptimizerConfig(lr=1.0, decay=0.5, decay_every=2, decay_start=3)
+    assert [learning_rate(config, epoch) for epoch in range(8)] == [1, 1, 1, 0.5, 0.5, 0.25, 0.25, 0.125]

@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from smoothloss.trainer.vocabulary import BOS, EOS, PAD, SPECIAL_WORDS, UNK, Vocabulary
+
+SENTENCES = [["b", "a", "b"], ["c", "a", "b"], ["<pad>", "d"]]
+
+
+def test_words_come_by_frequency_after_the_special_ones() -> None:
+    vocabulary = Vocabulary.build(SENTENCES, min_count=2)
+    assert vocabulary.words == [*SPECIAL_WORDS, "b", "a"]
+    assert vocabulary.counts == [0, 0, 0, 2, 3, 2]
+    assert (PAD, BOS, EOS, UNK) == (0, 1, 2, 3)
+
+
+def test_encode_and_decode() -> None:
+    vocabulary = Vocabulary.build(SENTENCES)
+    tokens = vocabulary.encode(["a", "nowhere", "c"])
+    assert tokens[1] == UNK
+    assert vocabulary.decode([BOS, *tokens, PAD, EOS, tokens[0]]) == ["a", "<unk>", "c"]
+
+
+def test_it_survives_the_disk(tmp_path: Path) -> None:
+    vocabulary = Vocabulary.build([["ü", "日本"], ["ü"]])
+    vocabulary.save(tmp_path / "v.json")
+    loaded = Vocabulary.load(tmp_path / "v.json")
+    assert (loaded.words, loaded.counts) == (vocabulary.words, vocabulary.counts)
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"words": ["a"], "counts": [1]}', '{"words": 3, "counts": []}'])
+def test_another_file_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "v.json").write_text(content)
+    with pytest.raises(ValueError, match=r"v\.json|words"):
+        Vocabulary.load(tmp_path / "v.json")
+
+
+def test_repeated_words_and_wrong_counts_are_refused() -> None:
+    with pytest.raises(ValueError, match="repeat"):
+        Vocabulary([*SPECIAL_WORDS, "a", "a"], [0] * 6)
+    with pytest.raises(ValueError, match="counts"):
+        Vocabulary([*SPECIAL_WORDS, "a"], [0])
