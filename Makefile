@@ -1,8 +1,10 @@
-# make test | demo | lint | bench | sanitize      Variables: PYTHON=python3 VENV=.venv PYTEST_ARGS=...
+# make test | demo | lint | bench | sanitize      Variables: PYTHON=python3 VENV=.venv TESTS=ops/test_native.py PYTEST_ARGS=-x
 # On a fresh machine this needs Python 3.10 or newer, a C++ compiler and a package index.
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?=
+# Files or folders below tests/; all of them when empty.
+TESTS ?=
 EXTRAS ?= train,caption,bench,dev
 
 # Absolute, because the tests run from within tests/: there, `import smoothloss` finds the installed package with its
@@ -11,7 +13,6 @@ BIN := $(abspath $(VENV))/bin
 STAMP := $(VENV)/.installed
 PACKAGE := $(shell find smoothloss csrc cmake -type f -not -name '*.so' -not -path '*/__pycache__/*') \
            pyproject.toml setup.py CMakeLists.txt constraints.txt README.md
-SANITIZE_VENV ?= .venv-sanitize
 
 .PHONY: install test lint demo bench sanitize clean
 
@@ -29,14 +30,14 @@ $(STAMP): $(BIN)/python $(PACKAGE)
 
 # Triton's interpreter is chosen by the environment when triton is imported, so its tests have a process of their own.
 test: $(STAMP)
-	cd tests && $(BIN)/python -m pytest $(PYTEST_ARGS)
+	cd tests && $(BIN)/python -m pytest $(TESTS) $(PYTEST_ARGS)
 	cd tests && TRITON_INTERPRET=1 $(BIN)/python -m pytest ops/test_triton_interpreter.py $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $$(find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+	$(BIN)/clang-format --dry-run --Werror $$(find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 demo: $(STAMP)
 	$(BIN)/smoothloss demo --out build/demo
@@ -48,21 +49,20 @@ bench: $(STAMP)
 	cd build/path && $(BIN)/python -m benchmarks.logits_op --out $(CURDIR)/build/benchmarks/logits_op.json
 	cd build/path && $(BIN)/python -m benchmarks.mle_vs_lazy --out $(CURDIR)/build/benchmarks/mle_vs_lazy
 
-# _C with AddressSanitizer and UndefinedBehaviorSanitizer, in an environment of its own. Leaks are not looked for:
-# the interpreter itself never frees everything.
-$(SANITIZE_VENV)/.installed: $(STAMP) $(PACKAGE)
-	$(PYTHON) -m venv $(SANITIZE_VENV)
-	$(BIN)/python -c "import site; print(site.getsitepackages()[0])" > $(SANITIZE_VENV)/dependencies.pth
-	cp $(SANITIZE_VENV)/dependencies.pth "$$($(SANITIZE_VENV)/bin/python -c 'import site; print(site.getsitepackages()[0])')"
-	rm -rf build/lib* build/bdist*
-	SMOOTHLOSS_CUDA=OFF $(SANITIZE_VENV)/bin/python -m pip install --quiet --no-deps --force-reinstall \
-	    --config-settings=cmake.define.SMOOTHLOSS_SANITIZE=ON .
-	touch $@
-
-sanitize: $(SANITIZE_VENV)/.installed
-	cd tests && LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
-	    ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc SMOOTHLOSS_SANITIZED=1 \
-	    $(abspath $(SANITIZE_VENV))/bin/python -m pytest ops/test_native.py $(PYTEST_ARGS)
+# _C with AddressSanitizer and UndefinedBehaviorSanitizer, beside a copy of the Python sources. Leaks are not looked for:
+# the interpreter itself never frees everything. libstdc++ is preloaded because the sanitizer looks for it on startup.
+SANITIZE := $(CURDIR)/build/sanitize
+sanitize: $(STAMP)
+	$(BIN)/python -m pip install --quiet cmake ninja pybind11
+	mkdir -p $(SANITIZE)/path && cp -r smoothloss $(SANITIZE)/path/ && rm -f $(SANITIZE)/path/smoothloss/*.so
+	PATH=$(BIN):$$PATH cmake -S . -B $(SANITIZE)/build -G Ninja -DCMAKE_BUILD_TYPE=Release -DSMOOTHLOSS_SANITIZE=ON \
+	    -DPython_EXECUTABLE=$(BIN)/python -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir) \
+	    -DCMAKE_INSTALL_PREFIX=$(SANITIZE)/path/smoothloss
+	PATH=$(BIN):$$PATH cmake --build $(SANITIZE)/build --target install
+	cd tests && PYTHONPATH=$(SANITIZE)/path SMOOTHLOSS_SANITIZED=1 ASAN_OPTIONS=detect_leaks=0 \
+	    UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc OMP_NUM_THREADS=2 \
+	    LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+	    $(BIN)/python -m pytest ops/test_native.py $(PYTEST_ARGS)
 
 clean:
-	rm -rf build $(VENV) $(SANITIZE_VENV) *.egg-info
+	rm -rf build $(VENV) *.egg-info

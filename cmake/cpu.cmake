@@ -8,6 +8,11 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
   set(_flags_avx512 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mprefer-vector-width=512)
 endif()
 
+set(_optimize -O3)
+if(SMOOTHLOSS_SANITIZE)
+  set(_optimize -O1)
+endif()
+
 pybind11_add_module(_C MODULE csrc/bindings_cpu.cpp csrc/cpu/isa.cpp csrc/cpu/sparse_cross_entropy.cpp)
 target_link_libraries(_C PRIVATE smoothloss_flags)
 foreach(_isa IN LISTS _isas)
@@ -16,7 +21,7 @@ foreach(_isa IN LISTS _isas)
   target_compile_definitions(smoothloss_cpu_${_isa} PRIVATE SMOOTHLOSS_ISA=${_isa})
   # Vectors wider than a register of the instruction set are never passed between translation units: -Wno-psabi.
   target_compile_options(smoothloss_cpu_${_isa} PRIVATE
-    ${_flags_${_isa}} -O3 -fno-math-errno -fno-trapping-math -ffp-contract=fast -Wno-psabi)
+    ${_flags_${_isa}} ${_optimize} -fno-math-errno -fno-trapping-math -ffp-contract=fast -Wno-psabi)
   if(OpenMP_CXX_FOUND)
     target_link_libraries(smoothloss_cpu_${_isa} PRIVATE OpenMP::OpenMP_CXX)
   endif()

@@ -1,0 +1,1 @@
+"""The primitive: its schema and autograd, its definition, and the implementations."""

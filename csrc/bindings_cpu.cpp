@@ -1,0 +1,107 @@
+// _C: the CPU kernels for Python. The tensors behind the pointers are checked in smoothloss/ops/native.py.
+#include <pybind11/stl.h>
+
+#include "bindings_common.h"
+#include "cpu/isa.h"
+#include "cpu/sparse_cross_entropy.h"
+
+namespace smoothloss {
+namespace {
+
+void require_cpu_type(DataType type, const char* name) {
+    require(type != DataType::float16, std::string(name) + ": float16 is not supported on the CPU");
+}
+
+Logits make_cpu_logits(const LogitsTuple& t) {
+    Logits logits = make_logits(t);
+    require_cpu_type(logits.type, "logits");
+    return logits;
+}
+
+Output make_cpu_output(const OutputTuple& t, const Logits& logits) {
+    Output out = make_output(t, logits);
+    require_cpu_type(out.type, "out");
+    return out;
+}
+
+Execution make_execution(int threads, const std::string& isa) {
+    require(threads >= 1, "threads: got " + std::to_string(threads) + ", expected at least 1");
+    return {threads, isa};
+}
+
+void forward(const LogitsTuple& logits_tuple, const TargetsTuple& targets_tuple, const OptionsTuple& options_tuple,
+             uintptr_t loss, uintptr_t lse, uintptr_t entropy, uintptr_t mass, int threads, const std::string& isa) {
+    Logits logits = make_cpu_logits(logits_tuple);
+    RowOptions options = make_options(options_tuple);
+    require(options.entropy == 0 || entropy != 0 || logits.rows == 0, "entropy: got a null pointer");
+    ForwardArguments a{
+        logits,       make_targets(targets_tuple, logits, true), options, pointer(loss), pointer(lse), pointer(entropy),
+        pointer(mass)};
+    Execution execution = make_execution(threads, isa);
+    py::gil_scoped_release release;
+    sparse_cross_entropy_forward(a, execution);
+}
+
+void backward(const LogitsTuple& logits_tuple, const TargetsTuple& targets_tuple, const OptionsTuple& options_tuple,
+              uintptr_t grad, bool grad_is_scalar, uintptr_t lse, uintptr_t entropy, uintptr_t mass,
+              const OutputTuple& out, int threads, const std::string& isa) {
+    Logits logits = make_cpu_logits(logits_tuple);
+    RowOptions options = make_options(options_tuple);
+    if (mass) require_plain(options);
+    require(logits.rows == 0 || (grad != 0 && lse != 0), "grad, lse: got a null pointer");
+    require(options.entropy == 0 || entropy != 0 || logits.rows == 0, "entropy: got a null pointer");
+    BackwardArguments a{logits,
+                        make_targets(targets_tuple, logits, true),
+                        options,
+                        pointer(grad),
+                        grad_is_scalar,
+                        pointer(lse),
+                        pointer(entropy),
+                        pointer(mass),
+                        make_cpu_output(out, logits)};
+    Execution execution = make_execution(threads, isa);
+    py::gil_scoped_release release;
+    sparse_cross_entropy_backward(a, execution);
+}
+
+void forward_backward(const LogitsTuple& logits_tuple, const TargetsTuple& targets_tuple,
+                      const OptionsTuple& options_tuple, uintptr_t loss, uintptr_t mass, const OutputTuple& out,
+                      int threads, const std::string& isa) {
+    Logits logits = make_cpu_logits(logits_tuple);
+    ForwardBackwardArguments a{logits,
+                               make_targets(targets_tuple, logits, true),
+                               make_options(options_tuple),
+                               pointer(loss),
+                               pointer(mass),
+                               make_cpu_output(out, logits)};
+    Execution execution = make_execution(threads, isa);
+    py::gil_scoped_release release;
+    sparse_cross_entropy_forward_backward(a, execution);
+}
+
+void select(const LogitsTuple& logits_tuple, const TargetsTuple& targets_tuple, uintptr_t lse, uintptr_t selected,
+            int threads, const std::string& isa) {
+    Logits logits = make_cpu_logits(logits_tuple);
+    SelectArguments a{logits, make_targets(targets_tuple, logits, false), pointer(lse), pointer(selected)};
+    Execution execution = make_execution(threads, isa);
+    py::gil_scoped_release release;
+    logsumexp_and_select_forward(a, execution);
+}
+
+}  // namespace
+}  // namespace smoothloss
+
+PYBIND11_MODULE(_C, m) {
+    namespace s = smoothloss;
+    m.doc() = "The CPU kernels of smoothloss: raw pointers in, results written through pointers.";
+    m.def("available_isas", &s::available_isas, "Instruction sets that can run here, the best first.");
+    m.def("sparse_cross_entropy_forward", &s::forward);
+    m.def("sparse_cross_entropy_backward", &s::backward);
+    m.def("sparse_cross_entropy_forward_backward", &s::forward_backward);
+    m.def("logsumexp_and_select_forward", &s::select);
+#ifdef _OPENMP
+    m.attr("has_openmp") = true;
+#else
+    m.attr("has_openmp") = false;
+#endif
+}

@@ -1,0 +1,50 @@
+#include "cpu/isa.h"
+
+#include <stdexcept>
+
+namespace smoothloss {
+namespace {
+
+struct Candidate {
+    const char* name;
+    const RowKernels* kernels;
+    bool supported;
+};
+
+// __builtin_cpu_supports also asks whether the operating system saves the wide registers.
+const std::vector<Candidate>& candidates() {
+    static const std::vector<Candidate> all = {
+#ifdef SMOOTHLOSS_HAS_AVX512
+        {"avx512", &avx512::row_kernels,
+         __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+             __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")},
+#endif
+#ifdef SMOOTHLOSS_HAS_AVX2
+        {"avx2", &avx2::row_kernels, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")},
+#endif
+        {"baseline", &baseline::row_kernels, true},
+    };
+    return all;
+}
+
+}  // namespace
+
+std::vector<std::string> available_isas() {
+    std::vector<std::string> names;
+    for (const Candidate& candidate : candidates()) {
+        if (candidate.supported) names.push_back(candidate.name);
+    }
+    return names;
+}
+
+const RowKernels& row_kernels_for(const std::string& isa) {
+    std::string choices;
+    for (const Candidate& candidate : candidates()) {
+        if (!candidate.supported) continue;
+        if (isa.empty() || isa == candidate.name) return *candidate.kernels;
+        choices += std::string(choices.empty() ? "" : ", ") + candidate.name;
+    }
+    throw std::invalid_argument("isa: got '" + isa + "', expected one of " + choices);
+}
+
+}  // namespace smoothloss

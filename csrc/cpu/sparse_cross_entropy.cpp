@@ -1,0 +1,129 @@
+#include "cpu/sparse_cross_entropy.h"
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
+#include "cpu/isa.h"
+
+namespace smoothloss {
+namespace {
+
+// Fewer elements than this are done sooner than a second thread is woken.
+constexpr int64_t kMinElementsPerThread = 1 << 15;
+
+int useful_threads(const Logits& logits, int threads) {
+    int64_t by_work = logits.rows * logits.classes / kMinElementsPerThread;
+    return static_cast<int>(std::max<int64_t>(1, std::min<int64_t>({threads, logits.rows, by_work})));
+}
+
+// Calls function(begin, end, thread) until all rows are done. Chunks are handed out as threads get free, because rows
+// without mass are nearly free and a neighbour may have taken a core.
+template <class Function>
+void for_row_chunks(int64_t rows, int threads, Function function) {
+    if (threads == 1) return function(int64_t{0}, rows, 0);
+    int64_t chunk = std::max<int64_t>(1, rows / (threads * 16));
+    int64_t chunks = (rows + chunk - 1) / chunk;
+    (void)chunks;
+#ifdef _OPENMP
+#pragma omp parallel num_threads(threads)
+    {
+        int thread = omp_get_thread_num();
+#pragma omp for schedule(dynamic)
+        for (int64_t c = 0; c < chunks; ++c) function(c * chunk, std::min(rows, (c + 1) * chunk), thread);
+    }
+#else
+    function(int64_t{0}, rows, 0);
+#endif
+}
+
+// Working memory of all threads, allocated before any of them starts: nothing throws inside a parallel region.
+class ScratchPool {
+  public:
+    ScratchPool(int threads, int64_t classes, int64_t slots)
+        : classes_(classes),
+          slots_(slots),
+          slot_of_(threads * classes, -1),
+          index_(threads * slots),
+          weight_(threads * slots),
+          logit_(threads * slots) {}
+
+    Scratch of(int thread) {
+        return {slot_of_.data() + thread * classes_, index_.data() + thread * slots_, weight_.data() + thread * slots_,
+                logit_.data() + thread * slots_};
+    }
+
+  private:
+    int64_t classes_;
+    int64_t slots_;
+    std::vector<int32_t> slot_of_;
+    std::vector<int32_t> index_;
+    std::vector<double> weight_;
+    std::vector<double> logit_;
+};
+
+int64_t element_size(DataType type) {
+    if (type == DataType::float64) return 8;
+    return type == DataType::float32 ? 4 : 2;
+}
+
+// A fresh large buffer is mapped page by page while it is written, which takes longer than writing it. Huge pages,
+// where the system grants them on request, make that 512 times fewer faults. Advice only: any failure is harmless.
+void advise_huge_pages(const Output& out, const Logits& logits) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+    constexpr uintptr_t kHugePage = uintptr_t{1} << 21;
+    if (out.data == logits.data || logits.rows == 0 || out.stride < 0) return;
+    uintptr_t begin = reinterpret_cast<uintptr_t>(out.data);
+    uintptr_t end = begin + ((logits.rows - 1) * out.stride + logits.classes) * element_size(out.type);
+    begin = (begin + kHugePage - 1) & ~(kHugePage - 1);
+    end &= ~(kHugePage - 1);
+    if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#else
+    (void)out;
+    (void)logits;
+#endif
+}
+
+}  // namespace
+
+void sparse_cross_entropy_forward(const ForwardArguments& a, const Execution& execution) {
+    const RowKernels& kernels = row_kernels_for(execution.isa);
+    for_row_chunks(a.logits.rows, useful_threads(a.logits, execution.threads),
+                   [&](int64_t begin, int64_t end, int) { kernels.forward(a, begin, end); });
+}
+
+void sparse_cross_entropy_backward(const BackwardArguments& a, const Execution& execution) {
+    const RowKernels& kernels = row_kernels_for(execution.isa);
+    int threads = useful_threads(a.logits, execution.threads);
+    ScratchPool scratch(threads, a.logits.classes, a.targets.slots);
+    advise_huge_pages(a.out, a.logits);
+    for_row_chunks(a.logits.rows, threads, [&](int64_t begin, int64_t end, int thread) {
+        kernels.backward(a, begin, end, scratch.of(thread));
+    });
+}
+
+void sparse_cross_entropy_forward_backward(const ForwardBackwardArguments& a, const Execution& execution) {
+    const RowKernels& kernels = row_kernels_for(execution.isa);
+    int threads = useful_threads(a.logits, execution.threads);
+    ScratchPool scratch(threads, a.logits.classes, a.targets.slots);
+    advise_huge_pages(a.out, a.logits);
+    for_row_chunks(a.logits.rows, threads, [&](int64_t begin, int64_t end, int thread) {
+        kernels.forward_backward(a, begin, end, scratch.of(thread));
+    });
+}
+
+void logsumexp_and_select_forward(const SelectArguments& a, const Execution& execution) {
+    const RowKernels& kernels = row_kernels_for(execution.isa);
+    for_row_chunks(a.logits.rows, useful_threads(a.logits, execution.threads),
+                   [&](int64_t begin, int64_t end, int) { kernels.select(a, begin, end); });
+}
+
+}  // namespace smoothloss

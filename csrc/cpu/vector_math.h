@@ -1,0 +1,108 @@
+// exp and tanh of a vector, to about one unit in the last place.
+#pragma once
+
+#include "cpu/vector.h"
+
+namespace smoothloss {
+namespace SMOOTHLOSS_ISA {
+
+template <class T>
+struct ExpConstants;
+
+// x = k ln 2 + r; ln 2 in two parts, the first with few enough bits that k times it is exact.
+// The polynomial P interpolates (e^r - 1 - r) / r^2 at the Chebyshev nodes of |r| <= ln(2) / 2.
+template <>
+struct ExpConstants<float> {
+    static constexpr float lowest = -87.3f;  // below it the result is 0: there are no subnormal results
+    static constexpr float tanh_saturation = 10.0f;
+    static constexpr float log2_e = 1.44269504f;
+    static constexpr float ln2_high = 0.693359375f;
+    static constexpr float ln2_low = -2.12194440e-4f;
+    static constexpr float round_magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+    static constexpr int mantissa_bits = 23;
+    static constexpr uint32_t exponent_bias = 127;
+    // Relative error of 1 + r + r^2 P(r): 2.2e-10.
+    static constexpr int degree = 5;
+    static constexpr float p[degree + 1] = {0.50000000135f,    0.166666666817f,   0.041666464602f,
+                                            0.00833331088958f, 0.00139336858626f, 0.000198910306544f};
+};
+
+template <>
+struct ExpConstants<double> {
+    static constexpr double lowest = -708.3;
+    static constexpr double tanh_saturation = 20.0;
+    static constexpr double log2_e = 1.4426950408889634074;
+    static constexpr double ln2_high = 6.93145751953125e-1;
+    static constexpr double ln2_low = 1.42860682030941723212e-6;
+    static constexpr double round_magic = 6755399441055744.0;  // 1.5 * 2^52
+    static constexpr int mantissa_bits = 52;
+    static constexpr uint64_t exponent_bias = 1023;
+    // Relative error 2.3e-19.
+    static constexpr int degree = 10;
+    static constexpr double p[degree + 1] = {0.5,
+                                             0.16666666666666671008,
+                                             0.041666666666666669767,
+                                             0.0083333333333261120526,
+                                             0.0013888888888883731828,
+                                             0.00019841269874901259234,
+                                             0.000024801587325605322782,
+                                             2.7557255297969644392e-6,
+                                             2.7557273570102139673e-7,
+                                             2.5105259538448493419e-8,
+                                             2.0914717341716375952e-9};
+};
+
+template <class T>
+struct ReducedExp {
+    Vector<T> power;     // 2^k
+    Vector<T> fraction;  // e^r - 1
+};
+
+template <class T>
+SMOOTHLOSS_HD ReducedExp<T> reduced_exp(Vector<T> x) {
+    using C = ExpConstants<T>;
+    using Bits = typename Lanes<T>::Bits;
+    Vector<T> magic = broadcast<T>(C::round_magic);
+    Vector<T> shifted = x * C::log2_e + magic;
+    Vector<T> k = shifted - magic;
+    Vector<T> r = x - k * C::ln2_high;
+    r = r - k * C::ln2_low;
+    Vector<T> p = broadcast<T>(C::p[C::degree]);
+#pragma GCC unroll 16
+    for (int i = C::degree - 1; i >= 0; --i) p = p * r + C::p[i];
+    Bits exponent = (Bits)shifted - (Bits)magic + C::exponent_bias;
+    return {(Vector<T>)(exponent << C::mantissa_bits), r * r * p + r};
+}
+
+template <class T>
+SMOOTHLOSS_HD Vector<T> clamp_exponent(Vector<T> x) {
+    Vector<T> lowest = broadcast<T>(ExpConstants<T>::lowest);
+    return x < lowest ? lowest : x;  // a NaN stays one
+}
+
+// e^x for x up to about 88 (708); exactly 0 for what is subnormal or smaller, NaN for NaN.
+template <class T>
+SMOOTHLOSS_HD Vector<T> vector_exp(Vector<T> x) {
+    ReducedExp<T> e = reduced_exp<T>(clamp_exponent<T>(x));
+    Vector<T> result = e.power * e.fraction + e.power;
+    return x < ExpConstants<T>::lowest ? Vector<T>{} : result;
+}
+
+// tanh x = (e^{2|x|} - 1) / (e^{2|x|} + 1) with the sign of x: accurate near 0, where 1 - 2 / (...) is not.
+template <class T>
+SMOOTHLOSS_HD Vector<T> vector_tanh(Vector<T> x) {
+    using C = ExpConstants<T>;
+    using Bits = typename Lanes<T>::Bits;
+    Bits sign_bit = (Bits)broadcast<T>(T(-0.0));
+    Bits sign = (Bits)x & sign_bit;
+    Vector<T> a = (Vector<T>)((Bits)x & ~sign_bit);
+    Vector<T> limit = broadcast<T>(C::tanh_saturation);
+    a = a > limit ? limit : a;
+    ReducedExp<T> e = reduced_exp<T>(a + a);
+    Vector<T> expm1 = e.power * e.fraction + (e.power - T(1));
+    Vector<T> t = expm1 / (expm1 + T(2));
+    return (Vector<T>)((Bits)t | sign);
+}
+
+}  // namespace SMOOTHLOSS_ISA
+}  // namespace smoothloss

@@ -1,0 +1,279 @@
+"""The primitive in C++: ``smoothloss._C`` for CPU tensors, ``smoothloss._C_cuda`` (CUDA C++) for CUDA tensors.
+
+Only ``data_ptr()``s of checked tensors cross the border, so that one build serves every version of torch.
+The environment variable ``SMOOTHLOSS_ISA`` forces an instruction set of the CPU kernels ("baseline", "avx2", "avx512").
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+from types import ModuleType
+
+import torch  # before _C, so that both share one OpenMP runtime
+from torch import Tensor
+
+from smoothloss.ops.options import RowOptions
+
+_TYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+_CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+
+
+@functools.cache
+def _load(name: str) -> tuple[ModuleType | None, str]:
+    """Return a compiled module, or None and why it could not be loaded."""
+    try:
+        return importlib.import_module(f"smoothloss.{name}"), ""
+    except ModuleNotFoundError:
+        if name == "_C_cuda":
+            return None, "smoothloss._C_cuda was not built: there was no working nvcc when smoothloss was installed"
+        return None, f"smoothloss.{name} was not built: install the package, its source folder alone has no binaries"
+    except ImportError as error:
+        return None, f"smoothloss.{name} cannot be loaded: {error}"
+
+
+def unavailable(device_type: str, dtype: torch.dtype) -> str | None:
+    """Return None when tensors of this device type and dtype can be processed, else the reason as a sentence."""
+    if device_type == "cpu":
+        module, reason = _load("_C")
+        if module is not None and dtype not in _CPU_DTYPES:
+            reason = f"the C++ kernels compute float32, float64 and bfloat16 on the CPU, not {dtype}"
+        return reason or None
+    if device_type != "cuda":
+        return f"there are native kernels for cpu and cuda, not for {device_type}"
+    if torch.version.hip is not None:
+        return "the CUDA kernels do not run on ROCm"
+    return _cuda_unavailable() or (None if dtype in _TYPE_CODES else f"the CUDA kernels do not compute {dtype}")
+
+
+@functools.cache
+def _cuda_unavailable() -> str | None:
+    module, reason = _load("_C_cuda")
+    if module is None:
+        return reason
+    if not torch.cuda.is_available():
+        return "torch sees no CUDA device"
+    torch.cuda.init()
+    status: str = module.status(torch.cuda.current_device())
+    return f"smoothloss._C_cuda cannot run here: {status}" if status else None
+
+
+def instruction_sets() -> list[str]:
+    """Return the instruction sets of the CPU kernels that this machine can run, the best first; [] without ``_C``."""
+    module, _ = _load("_C")
+    return [] if module is None else list(module.available_isas())
+
+
+def sparse_cross_entropy_forward(
+    logits: Tensor,  # (N, V)
+    indices: Tensor,  # (N, S)
+    weights: Tensor,  # (N, S)
+    uniform: Tensor | None,  # (N,)
+    options: RowOptions,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return ``(loss, lse, entropy, mass)``, each ``(N,)``; entropy is empty when ``options.entropy == 0``.
+
+    Raises:
+        ValueError: on a tensor of the wrong shape, dtype, device or layout.
+    """
+    _check_problem(logits, indices, weights, uniform)
+    rows = logits.shape[0]
+    loss, lse, mass = (_results(logits, rows) for _ in range(3))
+    entropy = _results(logits, rows if options.entropy else 0)
+    _call(
+        "sparse_cross_entropy_forward",
+        logits,
+        _logits_tuple(logits),
+        _targets_tuple(indices, weights, uniform),
+        tuple(options),
+        loss.data_ptr(),
+        lse.data_ptr(),
+        entropy.data_ptr(),
+        mass.data_ptr(),
+    )
+    return loss, lse, entropy, mass
+
+
+def sparse_cross_entropy_backward(
+    grad: Tensor,  # (N,) or one element
+    logits: Tensor,  # (N, V)
+    lse: Tensor,  # (N,)
+    entropy: Tensor,  # (N,) or (0,)
+    indices: Tensor,  # (N, S)
+    weights: Tensor,  # (N, S)
+    uniform: Tensor | None,  # (N,)
+    options: RowOptions,
+    out: Tensor,  # (N, V)
+    mass: Tensor | None = None,  # (N,)
+) -> None:
+    """Write ``grad_n * dloss_n / dlogits`` to `out`, which may be `logits` itself; rows without mass get 0.
+
+    A given `mass` takes the place of the target's as the coefficient of p, and no row is ignored; it goes together with
+    default `options` only.
+
+    Raises:
+        ValueError: on a tensor of the wrong shape, dtype, device or layout.
+    """
+    _check_problem(logits, indices, weights, uniform)
+    _check_out(out, logits)
+    rows = logits.shape[0]
+    if grad.numel() != 1:
+        _check("grad", grad, (rows,), weights.dtype, logits)
+    elif grad.dtype != weights.dtype or grad.device != logits.device:
+        raise ValueError(f"grad: got {grad.dtype} on {grad.device}, expected {weights.dtype} on {logits.device}")
+    _check("lse", lse, (rows,), weights.dtype, logits)
+    if options.entropy:
+        _check("entropy", entropy, (rows,), weights.dtype, logits)
+    if mass is not None:
+        _check("mass", mass, (rows,), weights.dtype, logits)
+    _call(
+        "sparse_cross_entropy_backward",
+        logits,
+        _logits_tuple(logits),
+        _targets_tuple(indices, weights, uniform),
+        tuple(options),
+        grad.data_ptr(),
+        grad.numel() == 1,
+        lse.data_ptr(),
+        entropy.data_ptr() if options.entropy else 0,
+        0 if mass is None else mass.data_ptr(),
+        _out_tuple(out),
+    )
+
+
+def sparse_cross_entropy_forward_backward(
+    logits: Tensor,  # (N, V)
+    indices: Tensor,  # (N, S)
+    weights: Tensor,  # (N, S)
+    uniform: Tensor | None,  # (N,)
+    options: RowOptions,
+    out: Tensor,  # (N, V)
+) -> tuple[Tensor, Tensor]:
+    """Return ``(loss, mass)``, each ``(N,)``, and write ``dloss_n / dlogits`` to `out`, which may be `logits` itself.
+
+    Raises:
+        ValueError: on a tensor of the wrong shape, dtype, device or layout.
+    """
+    _check_problem(logits, indices, weights, uniform)
+    _check_out(out, logits)
+    loss, mass = _results(logits, logits.shape[0]), _results(logits, logits.shape[0])
+    _call(
+        "sparse_cross_entropy_forward_backward",
+        logits,
+        _logits_tuple(logits),
+        _targets_tuple(indices, weights, uniform),
+        tuple(options),
+        loss.data_ptr(),
+        mass.data_ptr(),
+        _out_tuple(out),
+    )
+    return loss, mass
+
+
+def logsumexp_and_select_forward(
+    logits: Tensor,  # (N, V)
+    indices: Tensor,  # (N, S)
+) -> tuple[Tensor, Tensor]:
+    """Return ``logits.logsumexp(-1)`` (N,) and ``logits.gather(-1, indices)`` (N, S), 0 for empty slots.
+
+    Raises:
+        ValueError: on a tensor of the wrong shape, dtype, device or layout.
+    """
+    _check_problem(logits, indices, None, None)
+    lse = _results(logits, logits.shape[0])
+    selected = torch.empty(indices.shape, dtype=lse.dtype, device=logits.device)
+    _call(
+        "logsumexp_and_select_forward",
+        logits,
+        _logits_tuple(logits),
+        _targets_tuple(indices, None, None),
+        lse.data_ptr(),
+        selected.data_ptr(),
+    )
+    return lse, selected
+
+
+def _call(name: str, logits: Tensor, *arguments: object) -> None:
+    """Run a kernel on the device of `logits`: with torch's number of threads, or on torch's current stream."""
+    module, reason = _load("_C" if logits.device.type == "cpu" else "_C_cuda")
+    if module is None:
+        raise RuntimeError(reason)
+    if logits.device.type == "cpu":
+        getattr(module, name)(*arguments, torch.get_num_threads(), os.environ.get("SMOOTHLOSS_ISA", ""))
+        return
+    with torch.cuda.device(logits.device):
+        stream = torch.cuda.current_stream(logits.device).cuda_stream
+        getattr(module, name)(*arguments, logits.get_device(), stream)
+
+
+def _accumulator_dtype(logits: Tensor) -> torch.dtype:
+    return torch.float64 if logits.dtype == torch.float64 else torch.float32
+
+
+def _results(logits: Tensor, count: int) -> Tensor:
+    return torch.empty(count, dtype=_accumulator_dtype(logits), device=logits.device)
+
+
+def _logits_tuple(logits: Tensor) -> tuple[int, int, int, int, int]:
+    return logits.data_ptr(), _TYPE_CODES[logits.dtype], logits.shape[0], logits.shape[1], logits.stride(0)
+
+
+def _targets_tuple(indices: Tensor, weights: Tensor | None, uniform: Tensor | None) -> tuple[int, int, int, int]:
+    return (
+        indices.data_ptr(),
+        0 if weights is None else weights.data_ptr(),
+        0 if uniform is None else uniform.data_ptr(),
+        indices.shape[1],
+    )
+
+
+def _out_tuple(out: Tensor) -> tuple[int, int, int]:
+    return out.data_ptr(), _TYPE_CODES[out.dtype], out.stride(0)
+
+
+def _check_problem(logits: Tensor, indices: Tensor, weights: Tensor | None, uniform: Tensor | None) -> None:
+    _check_matrix("logits", logits)
+    if logits.shape[1] == 0:
+        raise ValueError(f"logits: got the shape {tuple(logits.shape)}, expected at least one class")
+    reason = unavailable(logits.device.type, logits.dtype)
+    if reason is not None:
+        raise ValueError(f"logits: {reason}")
+    rows = logits.shape[0]
+    if indices.dim() != 2 or indices.shape[0] != rows:
+        raise ValueError(f"indices: got the shape {tuple(indices.shape)}, expected ({rows}, S)")
+    _check("indices", indices, tuple(indices.shape), torch.int32, logits)
+    if weights is not None:
+        _check("weights", weights, tuple(indices.shape), _accumulator_dtype(logits), logits)
+    if uniform is not None:
+        _check("uniform", uniform, (rows,), _accumulator_dtype(logits), logits)
+
+
+def _check_matrix(name: str, tensor: Tensor) -> None:
+    if tensor.dim() != 2 or tensor.dtype not in _TYPE_CODES or (tensor.stride(1) != 1 and tensor.shape[1] > 1):
+        raise ValueError(
+            f"{name}: got {tensor.dtype} of shape {tuple(tensor.shape)} and strides {tensor.stride()}, "
+            "expected a floating (N, V) with stride 1 in the last dimension"
+        )
+
+
+def _check_out(out: Tensor, logits: Tensor) -> None:
+    _check_matrix("out", out)
+    if out.shape != logits.shape or out.device != logits.device:
+        raise ValueError(
+            f"out: got the shape {tuple(out.shape)} on {out.device}, expected {tuple(logits.shape)} on {logits.device}"
+        )
+    if out.stride(0) < out.shape[1] and out.shape[0] > 1:
+        raise ValueError(f"out: got the row stride {out.stride(0)}, its {out.shape[1]} classes overlap")
+    if out.device.type == "cpu" and out.dtype not in _CPU_DTYPES:
+        raise ValueError(f"out: got {out.dtype}, expected float32, float64 or bfloat16 on the CPU")
+
+
+def _check(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype, logits: Tensor) -> None:
+    if tuple(tensor.shape) != shape or tensor.dtype != dtype or tensor.device != logits.device:
+        raise ValueError(
+            f"{name}: got {tensor.dtype} of shape {tuple(tensor.shape)} on {tensor.device}, "
+            f"expected {dtype} of shape {shape} on {logits.device}"
+        )
+    if not tensor.is_contiguous():
+        raise ValueError(f"{name}: got the strides {tensor.stride()}, expected a contiguous tensor")

@@ -1,0 +1,43 @@
+"""The package as installed: its compiled module, and what ``python -m smoothloss`` tells."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+import smoothloss
+from smoothloss import _diagnostics
+from smoothloss.ops import native
+
+
+def test_the_compiled_module_is_there() -> None:
+    assert native.unavailable("cpu", torch.float32) is None, f"smoothloss was imported from {smoothloss.__file__}"
+    assert native.instruction_sets()[-1] == "baseline"
+
+
+def test_version_is_that_of_the_distribution() -> None:
+    assert smoothloss.__version__ == importlib.metadata.version("smoothloss")
+
+
+def test_python_m_smoothloss(tmp_path: Path) -> None:
+    # The folder of the package under test, lest the subprocess find another one.
+    folder = str(Path(smoothloss.__file__).parents[1])
+    code = f"import sys, runpy; sys.path.insert(0, {folder!r}); runpy.run_module('smoothloss', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    assert f"torch        {importlib.metadata.version('torch')}" in lines
+    assert any(line.startswith("instruction set of the CPU kernels: ") for line in lines)
+    assert any(line.startswith("  cpu  reference yes: float32, float64, bfloat16, float16") for line in lines)
+    native_line = next(line for line in lines if line.startswith("  cpu  native"))
+    assert native_line.startswith("  cpu  native    yes: float32, float64, bfloat16 (")
+    assert "float16" in native_line.split("(", 1)[1]
+
+
+def test_report_gives_a_reason_for_whatever_cannot_run() -> None:
+    for line in _diagnostics.report().split("implementations\n", 1)[1].splitlines():
+        if "no:" in line:
+            assert len(line.split("no:", 1)[1].strip()) > 10, line
