@@ -1,0 +1,208 @@
+"""The row kernels in Triton: one program per row of the logits, launched by `triton_kernels`.
+
+Triton passes Python floats as float32. What that cuts off comes in a second argument, `*_low`, so that float64 kernels
+see the options to about 48 bits. `units` and the strides count `UNIT` elements.
+"""
+# mypy: ignore-errors
+
+import triton
+import triton.language as tl
+
+from smoothloss.ops._triton_device import (
+    backward_row,
+    load_logits,
+    rounded_norm,
+    row_loss,
+    scalar,
+    spread,
+    statistics,
+    target_mass,
+)
+
+# Whatever is listed here changes from call to call and must not lead to another compilation.
+_OPTIONS = ["smoothing", "gamma", "z_loss", "scale", "softcap"]
+_SIZES = ["units", "logits_stride", "out_stride", "grad_stride", "num_entries"]
+_RUN_TIME = [*_SIZES, *_OPTIONS, *(f"{name}_low" for name in _OPTIONS)]
+
+
+@triton.jit(do_not_specialize=_RUN_TIME)
+def _sparse_cross_entropy_forward_kernel(
+    logits,  # (N, V)
+    indices,  # (N, S)
+    weights,  # (N, S)
+    selected,  # (N, S), read where HAS_MANY_ENTRIES
+    uniform,  # (N,), read where HAS_UNIFORM
+    loss_out,  # (N,)
+    mass_out,  # (N,)
+    lse_out,  # (N,), written unless HAS_GRADIENT
+    entropy_out,  # (N,), written where HAS_ENTROPY, unless HAS_GRADIENT
+    grad_out,  # (N, V), written where HAS_GRADIENT
+    units,
+    logits_stride,
+    out_stride,
+    num_entries,
+    smoothing,
+    gamma,
+    z_loss,
+    scale,
+    softcap,
+    smoothing_low,
+    gamma_low,
+    z_loss_low,
+    scale_low,
+    softcap_low,
+    UNIT: tl.constexpr,
+    ACCUMULATOR: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    HAS_UNIFORM: tl.constexpr,
+    HAS_SPREAD: tl.constexpr,
+    HAS_ENTROPY: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
+    HAS_GRADIENT: tl.constexpr,
+    HAS_MANY_ENTRIES: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    smoothing = scalar(smoothing, smoothing_low, ACCUMULATOR)
+    gamma = scalar(gamma, gamma_low, ACCUMULATOR)
+    z_loss = scalar(z_loss, z_loss_low, ACCUMULATOR)
+    scale = scalar(scale, scale_low, ACCUMULATOR)
+    softcap = scalar(softcap, softcap_low, ACCUMULATOR)
+    num_classes = units * UNIT
+    logits += row * logits_stride * UNIT
+    indices += row * num_entries
+    weights += row * num_entries
+
+    mass = target_mass(indices, weights, num_entries, num_classes, ACCUMULATOR, BLOCK_S)
+    mass, even = spread(mass, uniform, row, smoothing, HAS_UNIFORM)
+    live = mass != 0
+    readable = tl.where(live, num_classes, 0)  # a row without mass is not read at all: it may hold NaN
+    peak, norm, total, entropy = statistics(
+        logits, readable, scale, softcap, ACCUMULATOR, BLOCK, HAS_SOFTCAP, HAS_SPREAD, HAS_ENTROPY
+    )
+    peak = tl.where(live, peak, 0.0)
+    norm = tl.where(live, norm, 1.0)
+    entropy = tl.where(live, entropy, 0.0)
+    log_norm = tl.log(norm)
+    lse = peak + log_norm
+    loss = row_loss(
+        logits, indices, weights, num_entries, num_classes, peak, log_norm, total / num_classes.to(ACCUMULATOR),
+        entropy, even, readable, smoothing, gamma, z_loss, scale, softcap,
+        ACCUMULATOR, BLOCK_S, HAS_SOFTCAP, HAS_SPREAD, HAS_ENTROPY,
+    )  # fmt: skip
+    tl.store(loss_out + row, loss)
+    tl.store(mass_out + row, mass)
+    if HAS_GRADIENT:
+        backward_row(
+            logits, selected + row * num_entries, grad_out + row * out_stride * UNIT, indices, weights,
+            num_entries, num_classes, readable, 1.0 - smoothing, even, peak, 1.0 / norm, entropy,
+            mass + 2.0 * z_loss * lse, tl.where(live, scale, 0.0), gamma, scale, softcap,
+            ACCUMULATOR, BLOCK, BLOCK_S, HAS_SOFTCAP, HAS_ENTROPY, HAS_MANY_ENTRIES,
+        )  # fmt: skip
+    else:
+        tl.store(lse_out + row, lse)
+        if HAS_ENTROPY:
+            tl.store(entropy_out + row, entropy)
+
+
+@triton.jit(do_not_specialize=_RUN_TIME)
+def _sparse_cross_entropy_backward_kernel(
+    grad,  # (N,), or (1,) with grad_stride 0
+    logits,  # (N, V)
+    lse_in,  # (N,)
+    entropy_in,  # (N,), read where HAS_ENTROPY
+    indices,  # (N, S)
+    weights,  # (N, S)
+    selected,  # (N, S), read where HAS_MANY_ENTRIES
+    uniform,  # (N,), read where HAS_UNIFORM
+    mass_in,  # (N,), read where HAS_MASS
+    grad_out,  # (N, V)
+    units,
+    logits_stride,
+    out_stride,
+    grad_stride,
+    num_entries,
+    smoothing,
+    gamma,
+    z_loss,
+    scale,
+    softcap,
+    smoothing_low,
+    gamma_low,
+    z_loss_low,
+    scale_low,
+    softcap_low,
+    UNIT: tl.constexpr,
+    ACCUMULATOR: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    HAS_UNIFORM: tl.constexpr,
+    HAS_ENTROPY: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
+    HAS_MASS: tl.constexpr,
+    HAS_ROUNDED_LSE: tl.constexpr,
+    HAS_MANY_ENTRIES: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    smoothing = scalar(smoothing, smoothing_low, ACCUMULATOR)
+    gamma = scalar(gamma, gamma_low, ACCUMULATOR)
+    z_loss = scalar(z_loss, z_loss_low, ACCUMULATOR)
+    scale = scalar(scale, scale_low, ACCUMULATOR)
+    softcap = scalar(softcap, softcap_low, ACCUMULATOR)
+    num_classes = units * UNIT
+    indices += row * num_entries
+    weights += row * num_entries
+
+    mass = target_mass(indices, weights, num_entries, num_classes, ACCUMULATOR, BLOCK_S)
+    mass, even = spread(mass, uniform, row, smoothing, HAS_UNIFORM)
+    outer = scale * tl.load(grad + row * grad_stride)
+    if HAS_MASS:  # a row without mass still has its entries
+        mass = tl.load(mass_in + row)
+    else:
+        outer = tl.where(mass != 0, outer, 0.0)
+    live = mass != 0
+    readable = tl.where(live, num_classes, 0)
+    lse = tl.where(live, tl.load(lse_in + row), 0.0)
+    entropy = lse
+    if HAS_ENTROPY:
+        entropy = tl.where(live, tl.load(entropy_in + row), 0.0)
+    logits += row * logits_stride * UNIT
+    norm = tl.full((), 1.0, ACCUMULATOR)
+    if HAS_ROUNDED_LSE:
+        norm = rounded_norm(logits, lse, readable, scale, softcap, ACCUMULATOR, BLOCK, HAS_SOFTCAP)
+        norm = tl.where(live, norm, 1.0)
+    backward_row(
+        logits, selected + row * num_entries, grad_out + row * out_stride * UNIT,
+        indices, weights, num_entries, num_classes, readable, 1.0 - smoothing, even, lse, 1.0 / norm, entropy,
+        mass + 2.0 * z_loss * lse, outer, gamma, scale, softcap,
+        ACCUMULATOR, BLOCK, BLOCK_S, HAS_SOFTCAP, HAS_ENTROPY, HAS_MANY_ENTRIES,
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=_RUN_TIME)
+def _logsumexp_and_select_forward_kernel(
+    logits,  # (N, V)
+    indices,  # (N, S)
+    lse_out,  # (N,)
+    selected_out,  # (N, S)
+    units,
+    logits_stride,
+    num_entries,
+    UNIT: tl.constexpr,
+    ACCUMULATOR: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    num_classes = units * UNIT
+    logits += row * logits_stride * UNIT
+    indices += row * num_entries
+    selected_out += row * num_entries
+    peak, norm, _total, _entropy = statistics(logits, num_classes, 1.0, 0.0, ACCUMULATOR, BLOCK, False, False, False)
+    tl.store(lse_out + row, peak + tl.log(norm))
+    for start in range(0, num_entries, BLOCK_S):
+        slot = start + tl.arange(0, BLOCK_S)
+        index = tl.load(indices + slot, mask=slot < num_entries, other=-1)
+        filled = (index >= 0) & (index < num_classes)
+        z = load_logits(logits + index, filled, 1.0, 0.0, ACCUMULATOR, False)
+        tl.store(selected_out + slot, z, mask=slot < num_entries)
