@@ -114,7 +114,8 @@ def train_glove(
         alpha: Exponent of the weight.
         lr: Initial step size.
         seed: Of the initial vectors and of the order of the pairs.
-        batch_size: Pairs that take a step together.
+        batch_size: Pairs that take a step together; with a small vocabulary fewer do, four times its size at most,
+            since many steps of the same word at once overshoot.
         on_epoch: Called after each epoch with its number, from 1, and the mean loss of a pair
             (``f(X) diff^2 / 2``, measured before the step, as the reference implementation reports it).
 

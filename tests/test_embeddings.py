@@ -262,6 +262,17 @@ def test_words_of_one_kind_become_neighbours():
     assert (nearest // 5 == torch.arange(20)[:, None] // 5).double().mean() > 0.9
 
 
+def test_a_small_vocabulary_does_not_diverge():
+    # Steps of the same word that were taken together, hundreds at once, overshot.
+    generator = np.random.default_rng(0)
+    vocabulary = [f"w{number}" for number in range(60)]
+    corpus = [[vocabulary[word] for word in generator.integers(0, 60, 40)] for _ in range(300)]
+    losses = []
+    found = train_glove(corpus, vocabulary, dim=16, window=40, epochs=8, on_epoch=lambda _, loss: losses.append(loss))
+    assert np.isfinite(losses).all() and losses[-1] < losses[0]
+    assert bool(found.vectors.isfinite().all())
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
