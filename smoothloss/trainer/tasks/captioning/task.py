@@ -1,0 +1,96 @@
+"""The captioning task: what the training loop needs to know about images and their captions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import ClassVar
+
+from torch import Tensor
+
+from smoothloss.trainer.config import Recipe, RecipeError
+from smoothloss.trainer.metrics import caption_scores
+from smoothloss.trainer.tasks import Batch, SequenceModel, Task
+from smoothloss.trainer.tasks.captioning.data import CaptionBatches, CaptioningData, CaptionSet, load_captions
+from smoothloss.trainer.tasks.captioning.model import CaptioningModel, ShowAndTell, TopDown
+from smoothloss.trainer.vocabulary import Vocabulary
+
+
+class CaptioningTask(Task):
+    """Images with several captions each, scored by CIDEr and BLEU.
+
+    A batch holds ``training.batch_size`` captions, ``data.captions_per_image`` of each image; an image is encoded once.
+    The splits are ``validation`` and ``test``.
+    """
+
+    data_config: ClassVar[type] = CaptioningData
+    model_config: ClassVar[type] = CaptioningModel
+    metric = "cider"
+    test_splits = ("test",)
+
+    def __init__(self, recipe: Recipe, vocabularies: dict[str, Vocabulary] | None = None) -> None:
+        data = recipe.data
+        if recipe.training.batch_size % data.captions_per_image:
+            sizes = f"{recipe.training.batch_size} with data.captions_per_image {data.captions_per_image}"
+            raise RecipeError(f"training.batch_size must be a multiple of data.captions_per_image, got {sizes}")
+        self.recipe = recipe
+        self.dataset = self.load(recipe)
+        self.vocabularies = vocabularies or {"target": Vocabulary.build(self.target_sentences(), data.min_count)}
+        self.train = self._batches("train")
+        self.validation = self._batches("validation")
+
+    def load(self, recipe: Recipe) -> CaptionSet:
+        """Captions, splits and features."""
+        return load_captions(recipe.data)
+
+    def _batches(self, split: str) -> CaptionBatches:
+        images, data = self.dataset.splits[split], self.recipe.data
+        return CaptionBatches(images, self.dataset.captions, self.vocabulary, data.max_words)
+
+    def build_model(self) -> SequenceModel:
+        """The LSTM of Show and Tell, or top-down attention."""
+        config: CaptioningModel = self.recipe.model
+        kind = TopDown if config.attention else ShowAndTell
+        return kind(config, self.dataset.features.size, len(self.vocabulary))
+
+    def source(self, images: Sequence[str]) -> tuple[Tensor, ...]:
+        """What the model's encoder reads of these images."""
+        features = self.dataset.features
+        return features.padded(images) if self.recipe.model.attention else features.pooled(images)
+
+    def target_sentences(self) -> Iterator[Sequence[str]]:
+        """The captions of the training images."""
+        return (caption for image in self.dataset.splits["train"] for caption in self.dataset.captions[image])
+
+    def train_plan(self, epoch: int) -> Sequence[Sequence[int]]:
+        """Shuffled images, so many captions of each."""
+        config, each = self.recipe.training, self.recipe.data.captions_per_image
+        return self.train.plan(config.batch_size // each, each, self.recipe.seed, epoch)
+
+    def train_batch(self, examples: Sequence[int]) -> Batch:
+        """The captions of these numbers with their images."""
+        return self._batch(self.train, examples)
+
+    def _batch(self, part: CaptionBatches, numbers: Sequence[int]) -> Batch:
+        images = part.images(numbers)
+        return part.batch(numbers, self.source(images), images)
+
+    def validation_batches(self) -> Iterable[Batch]:
+        """All captions of the validation images."""
+        each = max(1, self.recipe.decoding.batch_size // self.recipe.data.captions_per_image)
+        return (self._batch(self.validation, numbers) for numbers in self.validation.chunks(each))
+
+    def sources(self, split: str, batch_size: int) -> Iterator[tuple[list[str], tuple[Tensor, ...]]]:
+        """The images of a split; ids are image ids."""
+        images = self.dataset.split(split)
+        for start in range(0, len(images), batch_size):
+            chosen = images[start : start + batch_size]
+            yield chosen, self.source(chosen)
+
+    def references(self, split: str) -> dict[str, list[str]]:
+        """The reference captions of a split's images, tokens joined by spaces."""
+        captions = self.dataset.captions
+        return {image: [" ".join(words) for words in captions[image]] for image in self.dataset.split(split)}
+
+    def score(self, split: str, hypotheses: dict[str, str]) -> dict[str, float | str]:
+        """BLEU-1 to 4 and CIDEr, times 100."""
+        return dict(caption_scores(hypotheses, self.references(split)))

@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from smoothloss.trainer.config import LossConfig, Recipe, RecipeError, load_recipe
+from smoothloss.trainer.loop import train
+from smoothloss.trainer.losses import build_loss
+from smoothloss.trainer.run import RunDirectory
+from smoothloss.trainer.tasks import Batch
+from smoothloss.trainer.tasks.captioning import CaptioningTask
+from smoothloss.trainer.vocabulary import PAD
+
+Make = Callable[..., Recipe]
+RECIPES = Path(__file__).resolve().parents[4] / "recipes" / "captioning"
+
+
+@pytest.mark.parametrize("attention", [False, True])
+def test_a_batch_encodes_each_image_once(make_captioning: Make, attention: bool) -> None:
+    task = CaptioningTask(make_captioning(model={"attention": attention}))
+    plan = task.train_plan(0)
+    assert len(plan) == 15 and all(len(numbers) == 10 for numbers in plan)
+    batch = task.train_batch(plan[0])
+    assert batch.source[0].shape[0] == 2 and batch.source[0].shape[-1] == 4
+    assert batch.source_index is not None and batch.source_index.tolist() == [0] * 5 + [1] * 5
+    assert batch.references is not None and not torch.equal(batch.references[0], batch.references[5])
+    images = task.train.images(plan[0])
+    for row, number in enumerate(plan[0]):
+        assert task.train.owner[number] == images[row // 5]
+        said = task.vocabulary.decode(batch.target[row].tolist())
+        assert said in task.dataset.captions[images[row // 5]]
+        assert set(said) <= set(task.vocabulary.decode(batch.references[row].tolist()))
+
+
+@pytest.mark.parametrize("attention", [False, True])
+@pytest.mark.parametrize("name", ["mle", "seq_lazy"])
+def test_padding_does_not_influence_the_loss(make_captioning: Make, attention: bool, name: str) -> None:
+    task = CaptioningTask(make_captioning(model={"attention": attention}))
+    torch.manual_seed(0)
+    model = task.build_model()
+    batch = task.train_batch(task.train_plan(0)[0])
+    wide = replace(batch, target=torch.nn.functional.pad(batch.target, (0, 3), value=PAD))
+    loss = build_loss(LossConfig(name=name, alpha=0.3, tau=1e-3), None, len(task.vocabulary))  # type: ignore[arg-type]
+
+    def value(one: Batch) -> torch.Tensor:
+        model.zero_grad()
+        result = loss(model, one, torch.Generator().manual_seed(0))
+        result.backward()
+        return torch.cat([result.detach()[None], model.classifier.weight.grad.flatten()])  # type: ignore[union-attr]
+
+    torch.testing.assert_close(value(wide), value(batch), rtol=1e-5, atol=1e-7)
+
+
+def test_validation_and_generation_cover_their_split(make_captioning: Make) -> None:
+    task = CaptioningTask(make_captioning())
+    sentences = sum(len(task.dataset.captions[image]) for image in task.dataset.splits["validation"])
+    assert sum(len(batch.target) for batch in task.validation_batches()) == sentences
+    names = [name for names, _ in task.sources("test", 3) for name in names]
+    assert names == task.dataset.splits["test"]
+    with pytest.raises(RecipeError, match="split must be one of"):
+        next(iter(task.sources("dev", 3)))
+
+
+def test_right_captions_score_best(make_captioning: Make) -> None:
+    task = CaptioningTask(make_captioning())
+    references = task.references("test")
+    right = task.score("test", {image: captions[0] for image, captions in references.items()})
+    wrong = task.score("test", dict.fromkeys(references, "we see a dog"))
+    assert float(right["bleu_4"]) == pytest.approx(100.0)
+    assert float(right[task.metric]) > 2 * float(wrong[task.metric])
+
+
+def test_wrong_sizes_are_refused(make_captioning: Make) -> None:
+    with pytest.raises(RecipeError, match=r"must be a multiple of data\.captions_per_image, got 12 with"):
+        CaptioningTask(make_captioning(training={"batch_size": 12}))
+    with pytest.raises(RecipeError, match="no image in test"):
+        CaptioningTask(make_captioning(data={"images": {"test": 0}}))
+
+
+@pytest.mark.parametrize("attention", [False, True])
+def test_it_learns_to_name_what_is_there(make_captioning: Make, tmp_path: Path, attention: bool) -> None:
+    loss = {"name": "tok_seq_lazy", "alpha": 0.2, "token_alpha": 0.2, "tau": 0.2, "embeddings": {"dim": 8, "epochs": 3}}
+    recipe = make_captioning(
+        model={"attention": attention, "hidden": 32, "embedding": 32},
+        loss=loss,
+        optimizer={"lr": 0.01},
+        training={"epochs": 6, "validate_every": 6},
+    )
+    scores = train(recipe, RunDirectory(tmp_path / "run"))
+    assert scores["test"]["bleu_1"] > 60  # type: ignore[operator]
+    assert scores["test"]["cider"] > 60  # type: ignore[operator]
+
+
+def test_recipes_are_the_base_with_another_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SMOOTHLOSS_DATA", "/data")
+    recipes = {file.stem: load_recipe(file) for file in RECIPES.glob("*.yaml")}
+    assert len(recipes) >= 7
+    for one, other in (
+        ("mle", "tok_seq_lazy"),
+        ("attention_mle", "attention_tok_seq_lazy"),
+        ("short_mle", "short_tok_seq_lazy"),
+    ):
+        assert recipes[one].loss.name == "mle" and recipes[other].loss.name == "tok_seq_lazy"
+        same = replace(recipes[other], loss=recipes[one].loss, name=recipes[one].name)
+        assert same == recipes[one]
+    assert recipes["attention_mle"].model.attention and not recipes["mle"].model.attention
+
+
+def test_real_captions_have_karpathys_splits(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SMOOTHLOSS_DATA", str(data_dir))
+    task = CaptioningTask(load_recipe(RECIPES / "short_mle.yaml"))
+    sizes = {split: len(images) for split, images in task.dataset.splits.items()}
+    assert sizes == {"train": 30504, "validation": 1000, "test": 5000}
+    assert sum(map(len, task.references("test").values())) == 25010
+    assert not {*task.dataset.splits["train"]} & {*task.dataset.splits["test"]}
+    assert len(task.vocabulary) == 5714
