@@ -34,9 +34,9 @@ void forward(const LogitsTuple& logits_tuple, const TargetsTuple& targets_tuple,
     Logits logits = make_cpu_logits(logits_tuple);
     RowOptions options = make_options(options_tuple);
     require(options.entropy == 0 || entropy != 0 || logits.rows == 0, "entropy: got a null pointer");
-    ForwardArguments a{
-        logits,       make_targets(targets_tuple, logits, true), options, pointer(loss), pointer(lse), pointer(entropy),
-        pointer(mass)};
+    ForwardArguments a{logits,        make_targets(targets_tuple, logits, true), options,
+                       pointer(loss), static_cast<double*>(pointer(lse)),        pointer(entropy),
+                       pointer(mass)};
     Execution execution = make_execution(threads, isa);
     py::gil_scoped_release release;
     sparse_cross_entropy_forward(a, execution);
@@ -55,7 +55,7 @@ void backward(const LogitsTuple& logits_tuple, const TargetsTuple& targets_tuple
                         options,
                         pointer(grad),
                         grad_is_scalar,
-                        pointer(lse),
+                        static_cast<const double*>(pointer(lse)),
                         pointer(entropy),
                         pointer(mass),
                         make_cpu_output(out, logits)};
@@ -82,7 +82,8 @@ void forward_backward(const LogitsTuple& logits_tuple, const TargetsTuple& targe
 void select(const LogitsTuple& logits_tuple, const TargetsTuple& targets_tuple, uintptr_t lse, uintptr_t selected,
             int threads, const std::string& isa) {
     Logits logits = make_cpu_logits(logits_tuple);
-    SelectArguments a{logits, make_targets(targets_tuple, logits, false), pointer(lse), pointer(selected)};
+    SelectArguments a{logits, make_targets(targets_tuple, logits, false), static_cast<double*>(pointer(lse)),
+                      pointer(selected)};
     Execution execution = make_execution(threads, isa);
     py::gil_scoped_release release;
     logsumexp_and_select_forward(a, execution);

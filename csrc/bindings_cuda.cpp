@@ -28,9 +28,8 @@ void forward(const LogitsTuple& logits_tuple, const TargetsTuple& targets_tuple,
     Logits logits = make_logits(logits_tuple);
     RowOptions options = make_options(options_tuple);
     require(options.entropy == 0 || entropy != 0 || logits.rows == 0, "entropy: got a null pointer");
-    ForwardArguments a{logits,       make_weighted_targets(targets_tuple, logits),
-                       options,      pointer(loss),
-                       pointer(lse), pointer(entropy),
+    ForwardArguments a{logits,        make_weighted_targets(targets_tuple, logits), options,
+                       pointer(loss), static_cast<double*>(pointer(lse)),           pointer(entropy),
                        pointer(mass)};
     py::gil_scoped_release release;
     check(cuda::sparse_cross_entropy_forward(a, device, pointer(stream)), "sparse_cross_entropy_forward");
@@ -49,7 +48,7 @@ void backward(const LogitsTuple& logits_tuple, const TargetsTuple& targets_tuple
                         options,
                         pointer(grad),
                         grad_is_scalar,
-                        pointer(lse),
+                        static_cast<const double*>(pointer(lse)),
                         pointer(entropy),
                         pointer(mass),
                         make_output(out, logits)};
@@ -75,7 +74,8 @@ void forward_backward(const LogitsTuple& logits_tuple, const TargetsTuple& targe
 void select(const LogitsTuple& logits_tuple, const TargetsTuple& targets_tuple, uintptr_t lse, uintptr_t selected,
             int device, uintptr_t stream) {
     Logits logits = make_logits(logits_tuple);
-    SelectArguments a{logits, make_targets(targets_tuple, logits, false), pointer(lse), pointer(selected)};
+    SelectArguments a{logits, make_targets(targets_tuple, logits, false), static_cast<double*>(pointer(lse)),
+                      pointer(selected)};
     py::gil_scoped_release release;
     check(cuda::logsumexp_and_select_forward(a, device, pointer(stream)), "logsumexp_and_select_forward");
 }

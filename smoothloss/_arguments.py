@@ -59,7 +59,7 @@ def call(
         check_number(label_smoothing, "label_smoothing", 0.0, 1.0),
         check_number(entropy, "entropy"),
         check_number(z_loss, "z_loss"),
-        check_number(logit_scale, "logit_scale"),
+        check_number(logit_scale, "logit_scale", 0.0, open_low=True),
         0.0 if softcap is None else check_number(softcap, "softcap", 0.0, open_low=True),
     )
     return Call(options, kl, reduction, inplace and not torch.compiler.is_compiling(), impl)

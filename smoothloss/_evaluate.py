@@ -54,7 +54,7 @@ def evaluate_pair(input: Tensor, indices: Tensor, linear: Linear | None, impl: I
         lse, selected = apply(
             LinearLogsumexpAndSelect, rows, linear.weight, linear.bias, slots, linear.chunk_bytes, wanted, kind
         )
-    return lse.reshape(input.shape[:-1]), selected.reshape(indices.shape)
+    return lse.to(selected.dtype).reshape(input.shape[:-1]), selected.reshape(indices.shape)
 
 
 def _choose(impl: Implementation, rows: Tensor, target: SparseTarget) -> str:

@@ -41,13 +41,14 @@ struct Output {
     int64_t stride;
 };
 
-// Pointers to results of shape (rows,) are of the accumulator type.
+// Pointers to results of shape (rows,) are of the accumulator type, but for the lse, which is float64 always: its
+// rounding would be a relative error of every probability in the row.
 struct ForwardArguments {
     Logits logits;
     Targets targets;
     RowOptions options;
     void* loss;
-    void* lse;
+    double* lse;
     void* entropy;  // null unless options.entropy is used
     void* mass;
 };
@@ -58,7 +59,7 @@ struct BackwardArguments {
     RowOptions options;
     const void* grad;  // (rows,) or one element
     bool grad_is_scalar;
-    const void* lse;
+    const double* lse;
     const void* entropy;  // null unless options.entropy is used
     const void* mass;     // null: the mass of the targets, and rows without any are ignored
     Output out;
@@ -76,7 +77,7 @@ struct ForwardBackwardArguments {
 struct SelectArguments {
     Logits logits;
     Targets targets;  // only the indices
-    void* lse;
+    double* lse;
     void* selected;  // (rows, slots)
 };
 

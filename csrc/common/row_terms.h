@@ -95,6 +95,18 @@ SMOOTHLOSS_HD RowSoftmax<T> finish(SoftmaxState<T> state, T classes) {
     return {center_of(state.max), log_sum, log_sum - state.dot / state.sum, state.total / classes};
 }
 
+template <class T>
+SMOOTHLOSS_HD double lse_of(const SoftmaxState<T>& state) {
+    return static_cast<double>(center_of(state.max)) + log(static_cast<double>(state.sum));
+}
+
+// The softmax that a saved lse belongs to.
+template <class T>
+SMOOTHLOSS_HD RowSoftmax<T> softmax_of(double lse, T entropy) {
+    T center = static_cast<T>(lse);
+    return {center, static_cast<T>(lse - static_cast<double>(center)), entropy, 0};
+}
+
 // w (lse - z) without the cancellation of m lse - w z; a weight of zero has no influence, whatever the logit.
 template <class T>
 SMOOTHLOSS_HD T entry_loss(T weight, T z, const RowSoftmax<T>& softmax) {

@@ -117,18 +117,6 @@ SMOOTHLOSS_NOINLINE SoftmaxState<double> softmax_state(const Storage* row, int64
     return state;
 }
 
-// sum exp(z - center)
-template <Transform TRANSFORM, class T, class Storage>
-SMOOTHLOSS_NOINLINE double sum_relative_to(const Storage* row, int64_t classes, T center,
-                                           const TransformTerms<T>& terms) {
-    double sum = 0;
-    for (int64_t begin = 0; begin < classes; begin += kBlock) {
-        int count = static_cast<int>(classes - begin < kBlock ? classes - begin : kBlock);
-        sum += block_sums<TRANSFORM, false, false, T>(row + begin, count, center, terms).sum;
-    }
-    return sum;
-}
-
 template <Transform TRANSFORM, bool HAS_ENTROPY, class T>
 SMOOTHLOSS_HD Vector<T> gradient_vector(Vector<T> x, const GradientTerms<T>& terms, const TransformTerms<T>& options) {
     Transformed<T> transformed = transform<TRANSFORM, T>(x, options);

@@ -62,15 +62,6 @@ SMOOTHLOSS_HD RowSoftmax<double> row_softmax(const Storage* row, int64_t classes
     return finish<double>(state, static_cast<double>(classes));
 }
 
-// The softmax that a rounded lse belongs to, with what the rounding took away: in float32 an lse of 10 is off by up to
-// 5e-7, and so would be every p of the row.
-template <Transform TRANSFORM, class T, class Storage>
-SMOOTHLOSS_HD RowSoftmax<double> refined_softmax(const Storage* row, int64_t classes, double lse, double entropy,
-                                                 const RowOptions& options) {
-    double sum = sum_relative_to<TRANSFORM, T>(row, classes, static_cast<T>(lse), transform_terms<T>(options));
-    return {lse, ::log(sum), entropy, 0};
-}
-
 template <Transform TRANSFORM, class T, class Storage>
 SMOOTHLOSS_HD double row_loss(const Storage* row, const RowEntries<T>& entries, const RowTarget<double>& target,
                               const RowSoftmax<double>& softmax, const RowOptions& options) {
@@ -166,7 +157,7 @@ void forward_rows(const ForwardArguments& a, int64_t begin, int64_t end) {
             loss = row_loss<TRANSFORM>(row, entries, target, softmax, a.options);
         }
         put<T>(a.loss, n, loss);
-        put<T>(a.lse, n, softmax.lse());
+        a.lse[n] = softmax.lse();
         put<T>(a.entropy, n, softmax.entropy);
         put<T>(a.mass, n, target.mass);
     }
@@ -186,11 +177,9 @@ void backward_rows(const BackwardArguments& a, int64_t begin, int64_t end, const
             continue;
         }
         double grad = get<T>(a.grad, a.grad_is_scalar ? 0 : n);
-        RowSoftmax<double> softmax{get<T>(a.lse, n), 0, HAS_ENTROPY ? get<T>(a.entropy, n) : 0, 0};
-        // What goes to bfloat16 is rounded a thousand times more coarsely than the lse.
-        if (mass != 0 && sizeof(OutStorage) == sizeof(T)) {
-            softmax = refined_softmax<TRANSFORM, T>(row, entries.classes, softmax.center, softmax.entropy, o);
-        }
+        // The center is subtracted in T, so it must be a T; the rest of the lse is the log_sum.
+        double center = static_cast<T>(a.lse[n]);
+        RowSoftmax<double> softmax{center, a.lse[n] - center, HAS_ENTROPY ? get<T>(a.entropy, n) : 0, 0};
         GradientInputs<double> inputs{grad,     mass,      o.logit_scale,
                                       o.z_loss, o.entropy, static_cast<double>(entries.classes)};
         GradientTerms<double> terms = make_gradient_terms(inputs, target, softmax);
@@ -230,7 +219,7 @@ void select_rows(const SelectArguments& a, int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n) {
         const Storage* row = static_cast<const Storage*>(a.logits.data) + n * a.logits.stride;
         RowOptions plain{0, 0, 0, 1, 0};
-        put<T>(a.lse, n, row_softmax<Transform::none, false, false, T>(row, a.logits.classes, plain).lse());
+        a.lse[n] = row_softmax<Transform::none, false, false, T>(row, a.logits.classes, plain).lse();
         RowEntries<T> entries = row_entries<T>(a.targets, a.logits.classes, n);
         for (int64_t s = 0; s < entries.slots; ++s) {
             put<T>(a.selected, n * entries.slots + s, entries.filled(s) ? read(row + entries.indices[s]) : 0);

@@ -193,17 +193,6 @@ __device__ __forceinline__ SoftmaxState<T> softmax_state(const Storage* row, uin
     return block_merge(state);
 }
 
-// sum exp(z - center)
-template <bool GENERAL, class Storage, class T>
-__device__ __forceinline__ T sum_relative_to(const Storage* row, uint32_t classes, T center,
-                                             const TransformTerms<T>& terms) {
-    T sum = 0;
-    for (uint32_t i = threadIdx.x; i < classes; i += blockDim.x) {
-        sum += exp(transform<GENERAL>(to_accumulator(row[i]), terms).z - center);
-    }
-    return block_sum(sum);
-}
-
 // ---- pass 2
 
 template <bool GENERAL, class T>

@@ -91,12 +91,16 @@ __global__ void __launch_bounds__(max_threads<Storage>, 1) forward_kernel(Forwar
     RowTarget<T> target = target_of(a.targets, a.options, weight_sum, row.n);
     RowSoftmax<T> softmax{0, 0, 0, 0};
     T loss = 0;
+    double lse = 0;
     if (target.mass != 0) {
-        softmax = finish(softmax_state<GENERAL>(logits, row.classes, row.transform, row.has_entropy), T(row.classes));
+        SoftmaxState<T> state = softmax_state<GENERAL>(logits, row.classes, row.transform, row.has_entropy);
+        softmax = finish(state, T(row.classes));
         loss = row_loss<GENERAL>(entries, target, softmax, a.options, row);
+        if (threadIdx.x == 0)
+            lse = lse_of(state);  // a logarithm in double is slow on small GPUs: one thread's is enough
     }
     put(a.loss, row.n, loss);
-    put(a.lse, row.n, softmax.lse());
+    put(a.lse, row.n, lse);
     put(a.entropy, row.n, softmax.entropy);
     put(a.mass, row.n, target.mass);
 }
@@ -114,11 +118,7 @@ __global__ void __launch_bounds__(max_threads<Storage>, 1) backward_kernel(Backw
     bool has_softmax = mass != 0;
     if (!a.mass && !has_softmax) return fill(out, row.classes, T(0));
 
-    RowSoftmax<T> softmax{get<T>(a.lse, row.n), 0, row.has_entropy ? get<T>(a.entropy, row.n) : T(0), 0};
-    // In float32 a rounded lse of 10 is off by up to 5e-7, and with it every p. Sixteen bits do not feel it.
-    if (has_softmax && sizeof(Out) >= sizeof(T)) {
-        softmax.log_sum = log(sum_relative_to<GENERAL>(logits, row.classes, softmax.center, row.transform));
-    }
+    RowSoftmax<T> softmax = softmax_of<T>(a.lse[row.n], row.has_entropy ? get<T>(a.entropy, row.n) : T(0));
     T grad = get<T>(a.grad, a.grad_is_scalar ? 0 : row.n);
     GradientTerms<T> terms = make_gradient_terms(gradient_inputs(a.options, grad, mass, row.classes), target, softmax);
     if (has_softmax) {
@@ -161,7 +161,8 @@ __global__ void __launch_bounds__(max_threads<Storage>, 1) select_kernel(SelectA
     uint32_t classes = static_cast<uint32_t>(a.logits.classes);
     const Storage* logits = logits_of<Storage>(a.logits, n);
     TransformTerms<T> none{1, 0};
-    put(a.lse, n, finish(softmax_state<false>(logits, classes, none, false), T(classes)).lse());
+    SoftmaxState<T> state = softmax_state<false>(logits, classes, none, false);
+    if (threadIdx.x == 0) a.lse[n] = lse_of(state);
     for (int64_t s = threadIdx.x; s < a.targets.slots; s += blockDim.x) {
         int32_t index = a.targets.indices[n * a.targets.slots + s];
         bool filled = static_cast<uint32_t>(index) < classes;

@@ -1,8 +1,9 @@
 """Device functions of the row kernels in Triton: what one program does to one row.
 
 * `statistics`, pass 1: a lane-wise online softmax. Every lane keeps its own maximum and normaliser, and the lanes are
-  combined once at the end of the row. The logsumexp stays in two parts, ``peak + log(norm)``: their sum has the
-  rounding error of a number of the size of the logits, which would be the relative error of every probability.
+  combined once at the end of the row. The logsumexp stays in two parts, ``peak + log(norm)``, and is stored in float64:
+  in float32 it has the rounding error of a number of the size of the logits, and that would be a relative error of
+  every probability.
 * `backward_row`, pass 2 and what follows: the gradient of every class without the sparse entries; then, after a
   barrier, the classes that an entry names get their value again, entries included. All repeats of an index compute the
   same number, so it does not matter which of them is stored last: no atomics, and bitwise repeatable.
@@ -132,25 +133,9 @@ def statistics(
 
 
 @triton.jit
-def rounded_norm(
-    logits,  # (V,)
-    lse,
-    readable,
-    scale,
-    softcap,
-    ACCUMULATOR: tl.constexpr,
-    BLOCK: tl.constexpr,
-    HAS_SOFTCAP: tl.constexpr,
-):
-    """Return ``sum_v e^(z_v - lse)``: one, but for what the lse lost when it was rounded."""
-    lane = tl.arange(0, BLOCK)
-    norm = tl.zeros((BLOCK,), ACCUMULATOR)
-    for start in range(0, readable, BLOCK):
-        column = start + lane
-        inside = column < readable
-        z = load_logits(logits + column, inside, scale, softcap, ACCUMULATOR, HAS_SOFTCAP)
-        norm += tl.where(inside, tl.exp(z - lse), 0.0)
-    return tl.sum(norm, 0)
+def wide_lse(peak, norm):
+    """Return ``peak + log(norm)`` in float64."""
+    return peak.to(tl.float64) + tl.log(norm.to(tl.float64))
 
 
 @triton.jit

@@ -11,12 +11,12 @@ import triton.language as tl
 from smoothloss.ops._triton_device import (
     backward_row,
     load_logits,
-    rounded_norm,
     row_loss,
     scalar,
     spread,
     statistics,
     target_mass,
+    wide_lse,
 )
 
 # Whatever is listed here changes from call to call and must not lead to another compilation.
@@ -34,7 +34,7 @@ def _sparse_cross_entropy_forward_kernel(
     uniform,  # (N,), read where HAS_UNIFORM
     loss_out,  # (N,)
     mass_out,  # (N,)
-    lse_out,  # (N,), written unless HAS_GRADIENT
+    lse_out,  # (N,) float64, written unless HAS_GRADIENT
     entropy_out,  # (N,), written where HAS_ENTROPY, unless HAS_GRADIENT
     grad_out,  # (N, V), written where HAS_GRADIENT
     units,
@@ -100,7 +100,7 @@ def _sparse_cross_entropy_forward_kernel(
             ACCUMULATOR, BLOCK, BLOCK_S, HAS_SOFTCAP, HAS_ENTROPY, HAS_MANY_ENTRIES,
         )  # fmt: skip
     else:
-        tl.store(lse_out + row, lse)
+        tl.store(lse_out + row, wide_lse(peak, norm))
         if HAS_ENTROPY:
             tl.store(entropy_out + row, entropy)
 
@@ -109,7 +109,7 @@ def _sparse_cross_entropy_forward_kernel(
 def _sparse_cross_entropy_backward_kernel(
     grad,  # (N,), or (1,) with grad_stride 0
     logits,  # (N, V)
-    lse_in,  # (N,)
+    lse_in,  # (N,) float64
     entropy_in,  # (N,), read where HAS_ENTROPY
     indices,  # (N, S)
     weights,  # (N, S)
@@ -140,7 +140,6 @@ def _sparse_cross_entropy_backward_kernel(
     HAS_ENTROPY: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
     HAS_MASS: tl.constexpr,
-    HAS_ROUNDED_LSE: tl.constexpr,
     HAS_MANY_ENTRIES: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
@@ -162,18 +161,16 @@ def _sparse_cross_entropy_backward_kernel(
         outer = tl.where(mass != 0, outer, 0.0)
     live = mass != 0
     readable = tl.where(live, num_classes, 0)
-    lse = tl.where(live, tl.load(lse_in + row), 0.0)
+    wide = tl.where(live, tl.load(lse_in + row), 0.0)
+    lse = wide.to(ACCUMULATOR)
+    inverse = tl.exp((lse.to(tl.float64) - wide).to(ACCUMULATOR))
     entropy = lse
     if HAS_ENTROPY:
         entropy = tl.where(live, tl.load(entropy_in + row), 0.0)
     logits += row * logits_stride * UNIT
-    norm = tl.full((), 1.0, ACCUMULATOR)
-    if HAS_ROUNDED_LSE:
-        norm = rounded_norm(logits, lse, readable, scale, softcap, ACCUMULATOR, BLOCK, HAS_SOFTCAP)
-        norm = tl.where(live, norm, 1.0)
     backward_row(
         logits, selected + row * num_entries, grad_out + row * out_stride * UNIT,
-        indices, weights, num_entries, num_classes, readable, 1.0 - smoothing, even, lse, 1.0 / norm, entropy,
+        indices, weights, num_entries, num_classes, readable, 1.0 - smoothing, even, lse, inverse, entropy,
         mass + 2.0 * z_loss * lse, outer, gamma, scale, softcap,
         ACCUMULATOR, BLOCK, BLOCK_S, HAS_SOFTCAP, HAS_ENTROPY, HAS_MANY_ENTRIES,
     )  # fmt: skip
@@ -183,7 +180,7 @@ def _sparse_cross_entropy_backward_kernel(
 def _logsumexp_and_select_forward_kernel(
     logits,  # (N, V)
     indices,  # (N, S)
-    lse_out,  # (N,)
+    lse_out,  # (N,) float64
     selected_out,  # (N, S)
     units,
     logits_stride,
@@ -199,7 +196,7 @@ def _logsumexp_and_select_forward_kernel(
     indices += row * num_entries
     selected_out += row * num_entries
     peak, norm, _total, _entropy = statistics(logits, num_classes, 1.0, 0.0, ACCUMULATOR, BLOCK, False, False, False)
-    tl.store(lse_out + row, peak + tl.log(norm))
+    tl.store(lse_out + row, wide_lse(peak, norm))
     for start in range(0, num_entries, BLOCK_S):
         slot = start + tl.arange(0, BLOCK_S)
         index = tl.load(indices + slot, mask=slot < num_entries, other=-1)

@@ -169,7 +169,8 @@ def _forward(
     """Only the loss, with what a recomputing backward needs."""
     options = RowOptions(label_smoothing, entropy, z_loss, logit_scale, softcap)
     classifier, target = _setup(inputs, weight, bias, indices, weights, uniform, chunk_bytes)
-    loss, lse, mass = (inputs.new_empty(inputs.shape[0], dtype=classifier.accumulator) for _ in range(3))
+    loss, mass = (inputs.new_empty(inputs.shape[0], dtype=classifier.accumulator) for _ in range(2))
+    lse = inputs.new_empty(inputs.shape[0], dtype=torch.float64)
     row_entropy = loss.new_empty(inputs.shape[0] if entropy else 0)
     kernels = implementation(impl)
     for part, _, logits in classifier.chunks():
@@ -189,7 +190,8 @@ def _forward_fake(
     del weight, bias, indices, weights, uniform, label_smoothing, z_loss, logit_scale, softcap, chunk_bytes, impl
     rows, dtype = inputs.shape[0], accumulator_dtype(inputs.dtype)
     loss = inputs.new_empty(rows if reduction == "none" else (), dtype=dtype)
-    return loss, inputs.new_empty(rows, dtype=dtype), inputs.new_empty(rows if entropy else 0, dtype=dtype)
+    lse = inputs.new_empty(rows, dtype=torch.float64)
+    return loss, lse, inputs.new_empty(rows if entropy else 0, dtype=dtype)
 
 
 def _backward(
@@ -202,8 +204,8 @@ def _backward(
     options = RowOptions(label_smoothing, entropy, z_loss, logit_scale, softcap)
     classifier, target = _setup(inputs, weight, bias, indices, weights, uniform, chunk_bytes)
     gradients = _Gradients(classifier, wanted)
-    grad = grad.to(lse.dtype).contiguous()
-    mass = None if mass is None else mass.to(lse.dtype).contiguous()
+    grad = grad.to(classifier.accumulator).contiguous()
+    mass = None if mass is None else mass.to(classifier.accumulator).contiguous()
     kernels = implementation(impl)
     for part, chunk, logits in classifier.chunks():
         d_logits = classifier.grad_buffer(logits)
@@ -212,7 +214,7 @@ def _backward(
             *target.rows(part), options, d_logits, None if mass is None else mass[part],
         )  # fmt: skip
         gradients.add(part, chunk, d_logits)
-    return gradients.results(lse)
+    return gradients.results(grad)
 
 
 def _backward_fake(grad: Tensor, inputs: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -228,7 +230,7 @@ def _select_forward(
     inputs: Tensor, weight: Tensor, bias: Tensor | None, indices: Tensor, chunk_bytes: int, impl: str
 ) -> tuple[Tensor, Tensor]:
     classifier, target = _setup(inputs, weight, bias, indices, inputs.new_empty(0), None, chunk_bytes)
-    lse = inputs.new_empty(inputs.shape[0], dtype=classifier.accumulator)
+    lse = inputs.new_empty(inputs.shape[0], dtype=torch.float64)
     selected = inputs.new_empty(indices.shape, dtype=classifier.accumulator)
     for part, _, logits in classifier.chunks():
         lse[part], selected[part] = implementation(impl).logsumexp_and_select_forward(logits, target.indices[part])
@@ -240,7 +242,7 @@ def _select_forward_fake(
 ) -> tuple[Tensor, Tensor]:
     del weight, bias, chunk_bytes, impl
     dtype = accumulator_dtype(inputs.dtype)
-    return inputs.new_empty(inputs.shape[0], dtype=dtype), inputs.new_empty(indices.shape, dtype=dtype)
+    return inputs.new_empty(inputs.shape[0], dtype=torch.float64), inputs.new_empty(indices.shape, dtype=dtype)
 
 
 _LINEAR_SCHEMA = "Tensor inputs, Tensor weight, Tensor? bias"
@@ -362,7 +364,7 @@ class LinearLogsumexpAndSelect(torch.autograd.Function):
         inputs, weight, bias, indices, lse = ctx.saved_tensors
         with torch.no_grad():
             wide = backward_op(
-                lse.new_ones(1), inputs, weight, bias, lse, lse.new_empty(0), indices, -grad_selected, None, grad_lse,
+                grad_selected.new_ones(1), inputs, weight, bias, lse, grad_selected.new_empty(0), indices, -grad_selected, None, grad_lse,
                 *RowOptions(), ctx.chunk_bytes, ctx.wanted, ctx.impl,
             )  # fmt: skip
             grads = _cast(wide, (inputs, weight, bias), ctx.wanted)

@@ -27,7 +27,7 @@ def _forward(logits: Tensor, indices: Tensor, impl: str) -> tuple[Tensor, Tensor
 def _forward_fake(logits: Tensor, indices: Tensor, impl: str) -> tuple[Tensor, Tensor]:
     del impl
     dtype = accumulator_dtype(logits.dtype)
-    return logits.new_empty(logits.shape[0], dtype=dtype), logits.new_empty(indices.shape, dtype=dtype)
+    return logits.new_empty(logits.shape[0], dtype=torch.float64), logits.new_empty(indices.shape, dtype=dtype)
 
 
 forward_op = define(
@@ -53,7 +53,7 @@ class LogsumexpAndSelect(torch.autograd.Function):
         """Return ``grad_lse * p + scatter_add(grad_selected)``: the primitive's backward with that mass and target."""
         logits, indices, lse = ctx.saved_tensors
         with torch.no_grad():
-            one, nothing = lse.new_ones(1), lse.new_empty(0)
+            one, nothing = grad_selected.new_ones(1), grad_selected.new_empty(0)
             grad = backward_op(
                 one, logits, lse, nothing, indices, -grad_selected, None, grad_lse, *RowOptions(), ctx.impl
             )

@@ -74,12 +74,15 @@ def sparse_cross_entropy_forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return ``(loss, lse, entropy, mass)``, each ``(N,)``; entropy is empty when ``options.entropy == 0``.
 
+    The lse is float64 always.
+
     Raises:
         ValueError: on a tensor of the wrong shape, dtype, device or layout.
     """
     _check_problem(logits, indices, weights, uniform)
     rows = logits.shape[0]
-    loss, lse, mass = (_results(logits, rows) for _ in range(3))
+    loss, mass = _results(logits, rows), _results(logits, rows)
+    lse = _wide_results(logits, rows)
     entropy = _results(logits, rows if options.entropy else 0)
     _call(
         "sparse_cross_entropy_forward",
@@ -122,7 +125,7 @@ def sparse_cross_entropy_backward(
         _check("grad", grad, (rows,), weights.dtype, logits)
     elif grad.dtype != weights.dtype or grad.device != logits.device:
         raise ValueError(f"grad: got {grad.dtype} on {grad.device}, expected {weights.dtype} on {logits.device}")
-    _check("lse", lse, (rows,), weights.dtype, logits)
+    _check("lse", lse, (rows,), torch.float64, logits)
     if options.entropy:
         _check("entropy", entropy, (rows,), weights.dtype, logits)
     if mass is not None:
@@ -181,8 +184,8 @@ def logsumexp_and_select_forward(
         ValueError: on a tensor of the wrong shape, dtype, device or layout.
     """
     _check_problem(logits, indices, None, None)
-    lse = _results(logits, logits.shape[0])
-    selected = torch.empty(indices.shape, dtype=lse.dtype, device=logits.device)
+    lse = _wide_results(logits, logits.shape[0])
+    selected = torch.empty(indices.shape, dtype=_accumulator_dtype(logits), device=logits.device)
     _call(
         "logsumexp_and_select_forward",
         logits,
@@ -213,6 +216,11 @@ def _accumulator_dtype(logits: Tensor) -> torch.dtype:
 
 def _results(logits: Tensor, count: int) -> Tensor:
     return torch.empty(count, dtype=_accumulator_dtype(logits), device=logits.device)
+
+
+def _wide_results(logits: Tensor, count: int) -> Tensor:
+    """Return room for lse: float64 always, since its rounding would be a relative error of every p in the row."""
+    return torch.empty(count, dtype=torch.float64, device=logits.device)
 
 
 def _logits_tuple(logits: Tensor) -> tuple[int, int, int, int, int]:

@@ -56,7 +56,7 @@ def _forward_fake(
     loss = logits.new_empty(rows if reduction == "none" else (), dtype=dtype)
     scale = logits.new_empty(() if reduction == "mean" else 0, dtype=dtype)
     row_entropy = logits.new_empty(rows if entropy else 0, dtype=dtype)
-    return loss, logits.new_empty(rows, dtype=dtype), row_entropy, scale
+    return loss, logits.new_empty(rows, dtype=torch.float64), row_entropy, scale
 
 
 def _backward_into(
@@ -64,8 +64,8 @@ def _backward_into(
     indices: Tensor, weights: Tensor, uniform: Tensor | None, mass: Tensor | None, options: RowOptions, impl: str,
 ) -> None:  # fmt: skip
     logits, indices, weights, uniform = _prepare(logits, indices, weights, uniform)
-    grad = grad.to(lse.dtype).contiguous()
-    mass = None if mass is None else mass.to(lse.dtype).contiguous()
+    grad = grad.to(weights.dtype).contiguous()
+    mass = None if mass is None else mass.to(weights.dtype).contiguous()
     implementation(impl).sparse_cross_entropy_backward(
         grad, logits, lse, row_entropy, indices, weights, uniform, options, out, mass
     )

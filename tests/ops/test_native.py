@@ -211,7 +211,7 @@ def test_loss_is_never_negative(isa: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_shifted_logits_lose_nothing(isa: str, name: str) -> None:
-    """Backward works from a rounded lse, which must not be felt when the logits are far from zero."""
+    """Backward works from the lse, whose rounding must not be felt when the logits are far from zero."""
     options = OPTIONS[name]._replace(logit_scale=1.0, softcap=0.0, z_loss=0.0)
     inputs = make_inputs(8, 1003, 5)
     shifted = inputs._replace(logits=inputs.logits.round(decimals=3) + 1000.0)
@@ -309,15 +309,16 @@ def test_indices_out_of_range_are_empty_slots(isa: str) -> None:
 def test_logsumexp_and_select(isa: str, dtype: torch.dtype) -> None:
     logits, indices, weights, _ = make_inputs(9, 1003, 21, dtype=dtype)
     lse, selected = native.logsumexp_and_select_forward(logits, indices)
-    wide = logits.to(lse.dtype)
-    assert relative_error(lse, logits.double().logsumexp(-1)) <= 2 * torch.finfo(lse.dtype).eps
+    wide = logits.to(selected.dtype)
+    assert lse.dtype == torch.float64
+    assert relative_error(lse, logits.double().logsumexp(-1)) <= 2 * torch.finfo(selected.dtype).eps
     filled = indices >= 0
     assert torch.equal(selected, wide.gather(1, indices.clamp(min=0).long()) * filled)
 
     grad_lse = random_grad(Inputs(logits, indices, weights, None)).index_fill(0, torch.tensor([2]), 0.0)
     logits[2] = float("nan")
     out = poisoned(logits)
-    one = torch.ones(1, dtype=lse.dtype)
+    one = torch.ones(1, dtype=selected.dtype)
     empty = one.new_empty(0)
     native.sparse_cross_entropy_backward(
         one, logits, lse, empty, indices, -weights, None, RowOptions(), out, mass=grad_lse
@@ -357,10 +358,14 @@ def test_bad_tensors_are_refused_by_name() -> None:
             native.sparse_cross_entropy_forward_backward(logits, indices, weights, None, options, bad)
     one = torch.ones(4)
     with pytest.raises(ValueError, match="grad"):
-        native.sparse_cross_entropy_backward(torch.ones(3), logits, one, one, indices, weights, None, options, out)
+        native.sparse_cross_entropy_backward(
+            torch.ones(3), logits, one.double(), one, indices, weights, None, options, out
+        )
+    with pytest.raises(ValueError, match="lse"):
+        native.sparse_cross_entropy_backward(one, logits, one, one, indices, weights, None, options, out)
     with pytest.raises(ValueError, match="options"):
         native.sparse_cross_entropy_backward(
-            one, logits, one, one, indices, weights, None, RowOptions(z_loss=1.0), out, mass=one
+            one, logits, one.double(), one, indices, weights, None, RowOptions(z_loss=1.0), out, mass=one
         )
     with pytest.raises(ValueError, match="logit_scale"):
         native.sparse_cross_entropy_forward(logits, indices, weights, None, RowOptions(logit_scale=0.0))

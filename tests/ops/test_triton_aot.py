@@ -96,7 +96,8 @@ def call(
         triton_kernels.logsumexp_and_select_forward(logits, indices)
     else:
         mass = per_row if name == "backward_with_mass" else None
-        triton_kernels.sparse_cross_entropy_backward(per_row, logits, per_row, per_row, *target, out, mass)
+        lse = per_row.double()
+        triton_kernels.sparse_cross_entropy_backward(per_row, logits, lse, per_row, *target, out, mass)
 
 
 def source(launch: Launch) -> tuple[ASTSource, dict[str, Any]]:
