@@ -1,0 +1,86 @@
+"""The captioning task on rendered scenes: pixels in, captions out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from smoothloss.trainer.config import Recipe
+from smoothloss.trainer.demo.grammar import make_captions
+from smoothloss.trainer.demo.scenes import Image, make_scene
+from smoothloss.trainer.demo.vision import FEATURE_SIZE, region_features
+from smoothloss.trainer.tasks.captioning import CaptioningTask
+from smoothloss.trainer.tasks.captioning.data import CaptionSet
+from smoothloss.trainer.tasks.captioning.features import Features
+
+
+@dataclass
+class ScenesData:
+    """Rendered scenes with five captions each, computed on the fly.
+
+    Args:
+        seed: Of scenes and captions; the run's own seed has no influence on the data.
+        images: Scenes in ``train``, ``validation`` and ``test``.
+        min_count: Words seen less often in training become UNK.
+        max_words: Longer training captions are cut.
+        captions_per_image: Captions of an image in one batch.
+    """
+
+    seed: int = 2018
+    images: dict[str, int] = field(default_factory=lambda: {"train": 1000, "validation": 200, "test": 400})
+    min_count: int = 1
+    max_words: int = 16
+    captions_per_image: int = 5
+
+
+class PictureRegions(Features):
+    """What stands out in each picture, found in its pixels by :func:`~smoothloss.trainer.demo.vision.region_features`.
+
+    Args:
+        pictures: (H, W, 3) uint8 by image id.
+    """
+
+    size = FEATURE_SIZE
+
+    def __init__(self, pictures: dict[str, Image]) -> None:
+        self.pictures = pictures
+        self._regions = {name: torch.from_numpy(region_features(picture)) for name, picture in pictures.items()}
+
+    def regions(self, image: str) -> Tensor:
+        """(R, F) the whole picture, then its pieces."""
+        return self._regions[image]
+
+    def require(self, images: Sequence[str]) -> None:
+        """Every scene has its picture."""
+
+
+class DemoTask(CaptioningTask):
+    """Captions of rendered scenes."""
+
+    data_config: ClassVar[type] = ScenesData
+
+    def load(self, recipe: Recipe) -> CaptionSet:
+        """Draw the scenes and caption them; no scene is in two splits."""
+        data: ScenesData = recipe.data
+        splits: dict[str, list[str]] = {}
+        captions: dict[str, list[list[str]]] = {}
+        self.pictures: dict[str, Image] = {}
+        number = 0
+        for split in ("train", "validation", "test"):
+            splits[split] = []
+            for _ in range(data.images.get(split, 0)):
+                name, scene = f"{split}-{number}", make_scene(data.seed, number)
+                splits[split].append(name)
+                captions[name] = [text.split() for text in make_captions(scene, data.seed, number)]
+                self.pictures[name] = scene.render()
+                number += 1
+        return CaptionSet(splits, captions, PictureRegions(self.pictures))
+
+    def target_sentences(self) -> Iterator[Sequence[str]]:
+        """The captions of each training image as one text: in GloVe, words that say the same of an image meet."""
+        for image in self.dataset.splits["train"]:
+            yield [word for caption in self.dataset.captions[image] for word in caption]

@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from smoothloss.trainer.config import RecipeError
+from smoothloss.trainer.demo.run import RUNS, TIMED_LOSSES, run_demo
+from smoothloss.trainer.run import RunDirectory
+
+TINY = ["--data.images", '{"train": 20, "validation": 4, "test": 6}', "--training.epochs", "1", "--model.hidden", "16"]
+TINY += ["--training.log_every", "1", "--model.embedding", "16", "--decoding.max_length", "8"]
+
+
+@pytest.mark.slow
+def test_the_demo_ends_in_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = run_demo(tmp_path / "demo", TINY)
+    assert capsys.readouterr().out.strip() == str(report)
+    page = report.read_text(encoding="utf-8")
+    for name in RUNS:
+        run = RunDirectory(tmp_path / "demo" / name)
+        assert run.recipe().name in page
+        assert (run.path / "scores.test.json").is_file()
+    assert all(name in page for name in TIMED_LOSSES)
+    assert page.count("data:image/png;base64,") == 6
+    assert not re.search(r"https?://", page)
+
+
+def test_a_wrong_override_is_said_at_once(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="epochz"):
+        run_demo(tmp_path / "demo", ["--training.epochz", "1"])
