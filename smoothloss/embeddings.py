@@ -139,7 +139,7 @@ def train_glove(
     pairs = _glove.cooccurrences(tokens, sentences, len(vocabulary), window)
     if pairs.values.shape[0] == 0:
         raise ValueError("corpus: got no sentence with two words of the vocabulary, so there is nothing to train on")
-    options = _glove.Options(dim, epochs, x_max, alpha, lr, seed, batch_size)
+    options = _glove.Options(dim, epochs, x_max, alpha, lr, seed, min(batch_size, 4 * len(vocabulary)))
     found = torch.from_numpy(counts > 0)
     vectors = _glove.train(pairs, len(vocabulary), options, on_epoch).masked_fill(~found[:, None], 0.0)
     missing = [token for token, count in zip(vocabulary, counts, strict=True) if count == 0]
