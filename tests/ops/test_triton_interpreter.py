@@ -38,7 +38,7 @@ OPTIONS = {
     "label_smoothing": RowOptions(label_smoothing=0.1),
     "entropy": RowOptions(entropy=0.3),
     "z_loss": RowOptions(z_loss=0.01),
-    "scale": RowOptions(logit_scale=-0.7),
+    "scale": RowOptions(logit_scale=0.7),
     "softcap": RowOptions(softcap=6.0),
     "all": ALL,
 }
