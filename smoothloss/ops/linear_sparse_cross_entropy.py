@@ -364,7 +364,8 @@ class LinearLogsumexpAndSelect(torch.autograd.Function):
         inputs, weight, bias, indices, lse = ctx.saved_tensors
         with torch.no_grad():
             wide = backward_op(
-                grad_selected.new_ones(1), inputs, weight, bias, lse, grad_selected.new_empty(0), indices, -grad_selected, None, grad_lse,
+                grad_selected.new_ones(1), inputs, weight, bias, lse, grad_selected.new_empty(0),
+                indices, -grad_selected, None, grad_lse,
                 *RowOptions(), ctx.chunk_bytes, ctx.wanted, ctx.impl,
             )  # fmt: skip
             grads = _cast(wide, (inputs, weight, bias), ctx.wanted)
