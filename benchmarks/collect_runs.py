@@ -17,13 +17,15 @@ def row_of(run: Path) -> Row:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     validations = [line for line in lines if "validation_loss" in line]
     scores = json.loads((run / "scores.test.json").read_text())
+    environment = json.loads((run / "environment.json").read_text())
+    environment.pop("command", None)  # paths of the machine it ran on
     return {
         "run": run.name,
         "epochs": validations[-1]["epoch"],
         "steps": validations[-1]["step"],
         "validation_loss": min(line["validation_loss"] for line in validations),
         **{key: value for key, value in scores.items() if isinstance(value, (int, float, str))},
-        "environment": json.loads((run / "environment.json").read_text()),
+        "environment": environment,
     }
 
 

@@ -274,10 +274,6 @@ select_op = define(
 )
 
 
-def _wanted(*tensors: Tensor | None) -> list[bool]:
-    return [tensor is not None and tensor.requires_grad for tensor in tensors]
-
-
 def _cast(grads: Sequence[Tensor], like: tuple[Tensor | None, ...], wanted: list[bool]) -> list[Tensor | None]:
     return [
         grad.to(tensor.dtype) if use and tensor is not None else None
@@ -374,4 +370,5 @@ class LinearLogsumexpAndSelect(torch.autograd.Function):
 
 def wanted_gradients(*tensors: Tensor | None) -> list[bool]:
     """Return for which of (inputs, weight, bias) a gradient is asked for."""
-    return _wanted(*tensors) if torch.is_grad_enabled() else [False] * len(tensors)
+    enabled = torch.is_grad_enabled()
+    return [enabled and tensor is not None and tensor.requires_grad for tensor in tensors]
