@@ -69,7 +69,7 @@ def _reference(rows: Tensor, target: SparseTarget, linear: Linear | None, call: 
     logits = _reference_logits(rows, linear)
     dtype = reference.accumulator_dtype(rows.dtype)
     uniform = None if target.uniform is None else target.uniform.to(dtype)
-    dense = None if target.rows is None else target.rows.dense(dtype)
+    dense = None if target.rows is None else target.rows.dense_rows(dtype)
     loss, mass = reference.sparse_cross_entropy(
         logits, target.indices, target.weights.to(dtype), uniform, call.options, dense
     )

@@ -10,9 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from smoothloss.ops.reference import merge_equal, mixture
+from smoothloss.ops.rows import DenseRows
 from smoothloss.similarity import SimilarityTable
-
-_MERGE_BLOCK = 32
 
 
 class SimilarityRows(NamedTuple):
@@ -28,13 +28,15 @@ class SimilarityRows(NamedTuple):
     tokens: Tensor
     weights: Tensor
 
-    def dense(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Return the mixture as a dense target ``(..., V)``: one similarity row for each *distinct* token."""
+    def dense_rows(self, dtype: torch.dtype = torch.float32) -> DenseRows:
+        """Return the mixture over the rows of the *distinct* tokens, with one row of logits for each position."""
         used, place = self.tokens.clamp(min=0).unique(return_inverse=True)
-        rows = self.table.rows(used).to(dtype)
-        weights = self.weights.where(self.tokens >= 0, 0.0).to(dtype)
-        mixture = weights.new_zeros(*self.tokens.shape[:-1], used.numel()).scatter_add_(-1, place, weights)
-        return mixture @ rows
+        rows = place.masked_fill(self.tokens < 0, -1).flatten(0, -2).int()
+        return DenseRows(self.table.rows(used, dtype=dtype), rows, self.weights.flatten(0, -2).to(dtype).contiguous())
+
+    def dense(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return the mixture as a dense target ``(..., V)``."""
+        return mixture(self.dense_rows(dtype)).reshape(*self.tokens.shape[:-1], self.table.num_tokens)
 
 
 class SparseTarget(NamedTuple):
@@ -61,33 +63,6 @@ class SparseTarget(NamedTuple):
         if self.rows is not None:
             total = total + self.rows.weights.where(self.rows.tokens >= 0, 0.0).sum(-1)
         return total
-
-
-def merge_equal(indices: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Give the first slot of each distinct index the weight of all its repeats, and empty the others.
-
-    The target stays what it is; what follows has fewer entries to expand. No sort, no atomics, no host sync:
-    slots are compared block by block, so the result is the same bit for bit in every run.
-
-    Args:
-        indices: ``(..., S)``, negative for an empty slot.
-        weights: ``(..., S)``.
-
-    Returns:
-        The merged ``(indices, weights)`` of the same shapes; emptied slots hold (-1, 0).
-    """
-    slots = indices.shape[-1]
-    weights = weights.where(indices >= 0, 0.0)
-    position = torch.arange(slots, device=indices.device)
-    total, first = [], []
-    for block in position.split(_MERGE_BLOCK):
-        equal = indices[..., block, None] == indices[..., None, :]
-        total.append(torch.where(equal, weights[..., None, :], 0.0).sum(-1))
-        first.append(~(equal & (position < block[:, None])).any(-1))
-    if not total:
-        return indices, weights
-    keep = torch.cat(first, -1) & (indices >= 0)
-    return indices.where(keep, -1), torch.cat(total, -1).where(keep, 0.0)
 
 
 def hard_target(target: Tensor, weight: float | Tensor = 1.0, *, ignore_index: int = -100) -> SparseTarget:

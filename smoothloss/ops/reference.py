@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 
 from smoothloss.ops.options import RowOptions
+from smoothloss.ops.rows import DenseRows, SparseRows
+
+_MERGE_BLOCK = 32
 
 
 def unavailable(device_type: str, dtype: torch.dtype) -> str | None:
@@ -58,7 +61,7 @@ def sparse_cross_entropy(
     weights: Tensor,  # (N, S)
     uniform: Tensor | None,  # (N,)
     options: RowOptions,
-    dense: Tensor | None = None,  # (N, V)
+    dense: DenseRows | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the loss of every row and the mass of its target, both ``(N,)``.
 
@@ -66,13 +69,12 @@ def sparse_cross_entropy(
 
         loss = sum_s w_s (lse - z_{i_s}) + u (lse - mean_v z_v) + z_loss lse^2 - gamma H(softmax(z))
 
-    `dense` adds a dense target ``sum_v dense_v (lse - z_v)``: the exact tail of a similarity table, which exists only
-    here so far.
+    `dense` adds ``sum_v q_v (lse - z_v)``, q the mixture of dense rows.
     """
     num_classes = logits.shape[-1]
     mass = target_mass(indices, weights, uniform, num_classes)
     if dense is not None:
-        mass = mass + dense.sum(-1)
+        mass = mass + target_mass(dense.rows, dense.weights, None, dense.values.shape[0])
     valid = mass != 0
     # A row without mass must not let its NaNs through, neither forward nor backward.
     z = transform_logits(logits.where(valid[:, None], 0.0), options)
@@ -85,13 +87,87 @@ def sparse_cross_entropy(
         spread = eps * mass if uniform is None else (1 - eps) * uniform + eps * mass
         loss = loss + _times(spread, nll.mean(-1))
     if dense is not None:
-        loss = loss + _times(dense * (1 - eps), nll).sum(-1)
+        loss = loss + _times((1 - eps) * mixture(dense), nll).sum(-1)
     if options.z_loss:
         loss = loss + options.z_loss * z.logsumexp(-1).square()
     if options.entropy:
         # 0 log 0 = 0
         loss = loss - options.entropy * _times((-nll).exp(), nll).sum(-1)
     return loss.where(valid, 0.0), mass
+
+
+def mixture(dense: DenseRows) -> Tensor:
+    """Return ``q_n = sum_j weights[n, j] values[rows[n, j]]`` as a matrix ``(N, V)``."""
+    num_rows = dense.values.shape[0]
+    filled = (dense.rows >= 0) & (dense.rows < num_rows)
+    shares = dense.weights.new_zeros(dense.rows.shape[0], num_rows)
+    shares = shares.scatter_add(1, dense.rows.where(filled, 0).long(), dense.weights.where(filled, 0.0))
+    return shares @ dense.values.to(shares.dtype)
+
+
+def merge_equal(indices: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Give the first slot of each distinct index the weight of all its repeats, and empty the others.
+
+    The target stays what it is; what follows has fewer entries to expand. No sort, no atomics, no host sync:
+    slots are compared block by block, so the result is the same bit for bit in every run.
+
+    Args:
+        indices: ``(..., S)``, negative for an empty slot.
+        weights: ``(..., S)``.
+
+    Returns:
+        The merged ``(indices, weights)`` of the same shapes; emptied slots hold (-1, 0).
+    """
+    slots = indices.shape[-1]
+    weights = weights.where(indices >= 0, 0.0)
+    position = torch.arange(slots, device=indices.device)
+    total, first = [], []
+    for block in position.split(_MERGE_BLOCK):
+        equal = indices[..., block, None] == indices[..., None, :]
+        total.append(torch.where(equal, weights[..., None, :], 0.0).sum(-1))
+        first.append(~(equal & (position < block[:, None])).any(-1))
+    if not total:
+        return indices, weights
+    keep = torch.cat(first, -1) & (indices >= 0)
+    return indices.where(keep, -1), torch.cat(total, -1).where(keep, 0.0)
+
+
+def smoothed_target(
+    candidates: Tensor,  # (J, B, T)
+    weights: Tensor,  # (J, B)
+    table: SparseRows | None,
+    token_alpha: float,
+    ignore_index: int,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return ``sum_j weights[j, b] ((1 - token_alpha) delta(y_j) + token_alpha R[y_j])``, ``y_j = candidates[j, b, t]``.
+
+    Equal candidates of a position are merged into the first of them. Candidate j fills the slots from ``j (K + 1)`` on:
+    its own token, then its K neighbours; without a table K is 0. A position whose candidate 0 is `ignore_index` has no
+    entry, other candidates that are `ignore_index`, or negative, none of theirs. A candidate beyond the table keeps its
+    own entry.
+
+    Returns:
+        ``indices (B T, S)`` int32, -1 in empty slots, ``weights (B T, S)`` float32, ``S = J (K + 1)``, and the mass of
+        the tails ``(B T,)`` float32, None without a table or tails.
+    """
+    num_candidates = candidates.shape[0]
+    tokens = candidates.flatten(1).t()
+    shares = weights.float().unsqueeze(-1).expand(candidates.shape).flatten(1).t()
+    ignored = (tokens[:, :1] == ignore_index) | (tokens == ignore_index) | (tokens < 0)
+    tokens, shares = merge_equal(tokens.masked_fill(ignored, -1), shares)
+    if table is None:
+        return tokens.int().contiguous(), shares.contiguous(), None
+    num_tokens = table.indices.shape[0]
+    known = (tokens >= 0) & (tokens < num_tokens)
+    row = tokens.where(known, 0).long()
+    neighbours = table.indices[row].where(known.unsqueeze(-1), -1)
+    smoothing = token_alpha * shares
+    neighbour_weights = (smoothing.unsqueeze(-1) * table.weights[row]).where(neighbours >= 0, 0.0)
+    slots = num_candidates * (table.indices.shape[1] + 1)
+    indices = torch.cat((tokens.int().unsqueeze(-1), neighbours), -1).reshape(-1, slots)
+    own = ((1 - token_alpha) * shares).unsqueeze(-1)
+    uniform = None if table.tail is None else (smoothing * table.tail[row]).where(known, 0.0).sum(-1)
+    return indices, torch.cat((own, neighbour_weights), -1).reshape(-1, slots), uniform
 
 
 def logsumexp_and_select(logits: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
