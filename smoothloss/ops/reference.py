@@ -139,7 +139,7 @@ def smoothed_target(
     token_alpha: float,
     ignore_index: int,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Return ``sum_j weights[j, b] ((1 - token_alpha) delta(y_j) + token_alpha R[y_j])``, ``y_j = candidates[j, b, t]``.
+    """Return ``sum_j w_j ((1 - token_alpha) delta(y_j) + token_alpha R[y_j])``: ``y_j`` candidates, ``w_j`` weights.
 
     Equal candidates of a position are merged into the first of them. Candidate j fills the slots from ``j (K + 1)`` on:
     its own token, then its K neighbours; without a table K is 0. A position whose candidate 0 is `ignore_index` has no
