@@ -3,6 +3,7 @@
 
 #include "bindings_common.h"
 #include "cpu/isa.h"
+#include "cpu/smoothed_target.h"
 #include "cpu/sparse_cross_entropy.h"
 
 namespace smoothloss {
@@ -29,32 +30,40 @@ Execution make_execution(int threads, const std::string& isa) {
     return {threads, isa};
 }
 
-void forward(const LogitsTuple& logits_tuple, const TargetsTuple& targets_tuple, const OptionsTuple& options_tuple,
-             uintptr_t loss, uintptr_t lse, uintptr_t entropy, uintptr_t mass, int threads, const std::string& isa) {
+void forward(const LogitsTuple& logits_tuple, const TargetsTuple& targets_tuple, const DenseTuple& dense,
+             const OptionsTuple& options_tuple, uintptr_t loss, uintptr_t lse, uintptr_t entropy, uintptr_t mass,
+             int threads, const std::string& isa) {
     Logits logits = make_cpu_logits(logits_tuple);
     RowOptions options = make_options(options_tuple);
     require(options.entropy == 0 || entropy != 0 || logits.rows == 0, "entropy: got a null pointer");
-    ForwardArguments a{logits,        make_targets(targets_tuple, logits, true), options,
-                       pointer(loss), static_cast<double*>(pointer(lse)),        pointer(entropy),
+    ForwardArguments a{logits,
+                       make_targets(targets_tuple, logits, true),
+                       make_dense_targets(dense, logits),
+                       options,
+                       pointer(loss),
+                       static_cast<double*>(pointer(lse)),
+                       pointer(entropy),
                        pointer(mass)};
     Execution execution = make_execution(threads, isa);
     py::gil_scoped_release release;
     sparse_cross_entropy_forward(a, execution);
 }
 
-void backward(const LogitsTuple& logits_tuple, const TargetsTuple& targets_tuple, const OptionsTuple& options_tuple,
-              uintptr_t grad, bool grad_is_scalar, uintptr_t lse, uintptr_t entropy, uintptr_t mass,
-              const OutputTuple& out, int threads, const std::string& isa) {
+void backward(const LogitsTuple& logits_tuple, const TargetsTuple& targets_tuple, const DenseTuple& dense,
+              const OptionsTuple& options_tuple, uintptr_t grad, bool grad_is_scalar, uintptr_t scale, uintptr_t lse,
+              uintptr_t entropy, uintptr_t mass, const OutputTuple& out, int threads, const std::string& isa) {
     Logits logits = make_cpu_logits(logits_tuple);
     RowOptions options = make_options(options_tuple);
-    if (mass) require_plain(options);
+    if (mass) require_unsmoothed(options);
     require(logits.rows == 0 || (grad != 0 && lse != 0), "grad, lse: got a null pointer");
     require(options.entropy == 0 || entropy != 0 || logits.rows == 0, "entropy: got a null pointer");
     BackwardArguments a{logits,
                         make_targets(targets_tuple, logits, true),
+                        make_dense_targets(dense, logits),
                         options,
                         pointer(grad),
                         grad_is_scalar,
+                        pointer(scale),
                         static_cast<const double*>(pointer(lse)),
                         pointer(entropy),
                         pointer(mass),
@@ -64,12 +73,13 @@ void backward(const LogitsTuple& logits_tuple, const TargetsTuple& targets_tuple
     sparse_cross_entropy_backward(a, execution);
 }
 
-void forward_backward(const LogitsTuple& logits_tuple, const TargetsTuple& targets_tuple,
+void forward_backward(const LogitsTuple& logits_tuple, const TargetsTuple& targets_tuple, const DenseTuple& dense,
                       const OptionsTuple& options_tuple, uintptr_t loss, uintptr_t mass, const OutputTuple& out,
                       int threads, const std::string& isa) {
     Logits logits = make_cpu_logits(logits_tuple);
     ForwardBackwardArguments a{logits,
                                make_targets(targets_tuple, logits, true),
+                               make_dense_targets(dense, logits),
                                make_options(options_tuple),
                                pointer(loss),
                                pointer(mass),
@@ -89,6 +99,20 @@ void select(const LogitsTuple& logits_tuple, const TargetsTuple& targets_tuple, 
     logsumexp_and_select_forward(a, execution);
 }
 
+void build_target(const CandidatesTuple& candidates, const TableTuple& table, uintptr_t indices, uintptr_t weights,
+                  uintptr_t uniform, int threads, const std::string& isa) {
+    SmoothedTargetArguments a = make_smoothed_target(candidates, table, indices, weights, uniform);
+    Execution execution = make_execution(threads, isa);
+    py::gil_scoped_release release;
+    smoothed_target(a, execution.threads);
+}
+
+void reduce_to_mean(uintptr_t losses, uintptr_t mass, int type, int64_t rows, uintptr_t loss, uintptr_t scale,
+                    int threads, const std::string& isa) {
+    make_execution(threads, isa);
+    mean(make_mean(losses, mass, type, rows, loss, scale));
+}
+
 }  // namespace
 }  // namespace smoothloss
 
@@ -100,6 +124,8 @@ PYBIND11_MODULE(_C, m) {
     m.def("sparse_cross_entropy_backward", &s::backward);
     m.def("sparse_cross_entropy_forward_backward", &s::forward_backward);
     m.def("logsumexp_and_select_forward", &s::select);
+    m.def("smoothed_target", &s::build_target);
+    m.def("mean", &s::reduce_to_mean);
 #ifdef _OPENMP
     m.attr("has_openmp") = true;
 #else

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,18 +11,21 @@ from smoothloss import targets
 from smoothloss._validation import check_device, check_number, check_reduction, check_shape, check_tensor
 from smoothloss.ops._checks import check_index_values
 from smoothloss.ops.dispatch import Implementation
-from smoothloss.ops.linear_sparse_cross_entropy import DEFAULT_CHUNK_BYTES
+from smoothloss.ops.linear_layer import default_chunk_bytes
 from smoothloss.ops.options import RowOptions
 from smoothloss.similarity import SimilarityTable
 from smoothloss.targets import SparseTarget
 
+Memory = Literal["fast", "low"]
+
 
 class Linear(NamedTuple):
-    """The classifier of a linear loss: ``weight (V, D)``, ``bias (V,)`` or None, bytes of logits at a time."""
+    """The classifier of a linear loss: ``weight (V, D)``, ``bias (V,)`` or None, and how it uses memory."""
 
     weight: Tensor
     bias: Tensor | None
     chunk_bytes: int
+    memory: Memory = "fast"
 
     @property
     def num_classes(self) -> int:
@@ -47,6 +50,7 @@ class SequenceSmoothing(NamedTuple):
     table: SimilarityTable | None
     token_alpha: float
     ignore_index: int
+    impl: Implementation = "auto"
 
 
 def call(
@@ -73,7 +77,9 @@ def logits(input: Tensor) -> int:
     return input.shape[-1]
 
 
-def linear(input: Tensor, weight: Tensor, bias: Tensor | None, chunk_bytes: int | None) -> tuple[Tensor, Linear]:
+def linear(
+    input: Tensor, weight: Tensor, bias: Tensor | None, chunk_bytes: int | None, memory: Memory = "fast"
+) -> tuple[Tensor, Linear]:
     """Check hidden states and classifier, and cast them as autocast would cast `F.linear`'s."""
     check_tensor(input, "input", floating=True)
     check_tensor(weight, "linear_weight", floating=True)
@@ -87,14 +93,18 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None, chunk_bytes: int 
         check_tensor(bias, "linear_bias", floating=True)
         check_shape(bias, "linear_bias", (weight.shape[0],), "(V,)")
         check_device(bias, "linear_bias", input, "input")
-    size = DEFAULT_CHUNK_BYTES if chunk_bytes is None else int(check_number(chunk_bytes, "chunk_bytes", 1))
+    if chunk_bytes is None:
+        chunk_bytes = default_chunk_bytes(input.device)
+    size = int(check_number(chunk_bytes, "chunk_bytes", 1))
+    if memory not in ("fast", "low"):
+        raise ValueError(f"memory: got {memory!r}, expected 'fast' or 'low'")
     if torch.is_autocast_enabled(input.device.type):
         dtype = torch.get_autocast_dtype(input.device.type)
         input, weight = input.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
     elif weight.dtype != input.dtype:
         raise TypeError(f"linear_weight: got {weight.dtype}, expected {input.dtype}, the dtype of input")
-    return input, Linear(weight, bias, size)
+    return input, Linear(weight, bias, size, memory)
 
 
 def indices(input: Tensor, num_classes: int, indices: Tensor) -> None:
@@ -120,15 +130,16 @@ def explicit_target(
 
 
 def token_target(
-    input: Tensor, target: Tensor, num_classes: int, table: SimilarityTable | None, alpha: float, ignore_index: int
-) -> SparseTarget:
+    input: Tensor, target: Tensor, num_classes: int, table: SimilarityTable | None, alpha: float, ignore_index: int,
+    impl: Implementation,
+) -> SparseTarget:  # fmt: skip
     """Check class numbers and return the target of MLE or Tok."""
     check_number(alpha, "alpha", 0.0, 1.0)
     if table is None and alpha:
         raise ValueError(f"alpha: got {alpha} without a table, expected 0, or table= to smooth over")
     _class_numbers(input, target, num_classes, ignore_index, tuple(input.shape[:-1]), "target")
     _table(table, input, num_classes)
-    return targets.token_target(target, table, alpha, ignore_index=ignore_index)
+    return targets.token_target(target, table, alpha, ignore_index=ignore_index, impl=impl)
 
 
 def lazy_target(

@@ -9,7 +9,7 @@ from smoothloss._arguments import Call, Linear
 from smoothloss.ops import reference
 from smoothloss.ops._autograd import apply
 from smoothloss.ops.dispatch import Implementation, choose
-from smoothloss.ops.linear_sparse_cross_entropy import (
+from smoothloss.ops.linear_autograd import (
     LinearLogsumexpAndSelect,
     LinearSparseCrossEntropy,
     LinearSparseCrossEntropyRecompute,
@@ -22,13 +22,13 @@ from smoothloss.targets import SparseTarget, negative_entropy
 
 def evaluate(input: Tensor, target: SparseTarget, linear: Linear | None, call: Call) -> Tensor:
     """Return the loss of `input` (logits, or hidden states with `linear`) against `target`, reduced."""
-    rows, flat = _rows(input), _flatten(target)
+    rows, flat = _rows(input), target.reshape(torch.Size((input.shape[:-1].numel(),)))
     num_classes = input.shape[-1] if linear is None else linear.num_classes
-    kind = _choose(call.impl, rows, target)
+    kind = choose(call.impl, rows.device.type, rows.dtype)
     loss = _reference(rows, flat, linear, call) if kind == "reference" else _kernels(rows, flat, linear, call, kind)
     if call.kl:
         constant = negative_entropy(flat, num_classes, call.options.label_smoothing).to(loss.dtype)
-        loss = loss + reduce(constant, flat.mass(num_classes), call.reduction)[0]
+        loss = loss + reduce(constant, flat.mass(num_classes).to(loss.dtype), call.reduction, reference.mean)[0]
     return loss.reshape(input.shape[:-1]) if call.reduction == "none" else loss
 
 
@@ -57,47 +57,33 @@ def evaluate_pair(input: Tensor, indices: Tensor, linear: Linear | None, impl: I
     return lse.to(selected.dtype).reshape(input.shape[:-1]), selected.reshape(indices.shape)
 
 
-def _choose(impl: Implementation, rows: Tensor, target: SparseTarget) -> str:
-    if target.rows is None:
-        return choose(impl, rows.device.type, rows.dtype)
-    if impl not in ("auto", "reference"):
-        raise RuntimeError(f"impl={impl!r} cannot run here: a table with tail='exact' needs impl='reference'")
-    return "reference"
-
-
 def _reference(rows: Tensor, target: SparseTarget, linear: Linear | None, call: Call) -> Tensor:
     logits = _reference_logits(rows, linear)
     dtype = reference.accumulator_dtype(rows.dtype)
     uniform = None if target.uniform is None else target.uniform.to(dtype)
-    dense = None if target.rows is None else target.rows.dense_rows(dtype)
+    dense = None if target.rows is None else target.rows.mixture().dense_rows(slice(None), dtype)
     loss, mass = reference.sparse_cross_entropy(
         logits, target.indices, target.weights.to(dtype), uniform, call.options, dense
     )
-    return reduce(loss, mass, call.reduction)[0]
+    return reduce(loss, mass, call.reduction, reference.mean)[0]
 
 
 def _kernels(rows: Tensor, target: SparseTarget, linear: Linear | None, call: Call, kind: str) -> Tensor:
-    entries = (target.indices, target.weights, target.uniform)
+    similarity = ([], []) if target.rows is None else target.rows.mixture().pack()
+    entries = (target.indices, target.weights, target.uniform, *similarity)
     if linear is None:
         return apply(SparseCrossEntropy, rows, *entries, call.options, call.reduction, call.inplace, kind)
     layer = (rows, linear.weight, linear.bias)
     wanted = wanted_gradients(*layer)
-    if call.reduction == "none":
-        recompute = (call.options, linear.chunk_bytes, wanted, kind)
-        return apply(LinearSparseCrossEntropyRecompute, *layer, *entries, *recompute)
-    options = (call.options, call.reduction, linear.chunk_bytes, wanted, kind)
-    return apply(LinearSparseCrossEntropy, *layer, *entries, *options)
+    # Without gradients there is nothing to make in the forward but the loss.
+    recompute = call.reduction == "none" or linear.memory == "low" or not any(wanted)
+    function = LinearSparseCrossEntropyRecompute if recompute else LinearSparseCrossEntropy
+    return apply(function, *layer, *entries, call.options, call.reduction, linear.chunk_bytes, wanted, kind)
 
 
 def _rows(tensor: Tensor) -> Tensor:
     """Flatten all dimensions but the last."""
     return tensor if tensor.dim() == 2 else tensor.reshape(tensor.shape[:-1].numel(), tensor.shape[-1])
-
-
-def _flatten(target: SparseTarget) -> SparseTarget:
-    rows = target.rows and target.rows._replace(tokens=_rows(target.rows.tokens), weights=_rows(target.rows.weights))
-    uniform = None if target.uniform is None else target.uniform.reshape(-1)
-    return SparseTarget(_rows(target.indices), _rows(target.weights), uniform, rows)
 
 
 def _reference_logits(rows: Tensor, linear: Linear | None) -> Tensor:

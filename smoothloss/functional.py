@@ -28,7 +28,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from smoothloss import _arguments as arguments
-from smoothloss._arguments import SequenceSmoothing
+from smoothloss._arguments import Memory, SequenceSmoothing
 from smoothloss._evaluate import evaluate, evaluate_pair, evaluate_sequence
 from smoothloss.ops.dispatch import Implementation
 from smoothloss.similarity import SimilarityTable
@@ -112,24 +112,29 @@ def linear_sparse_cross_entropy(
     kl: bool = False,
     reduction: str = "mean",
     chunk_bytes: int | None = None,
+    memory: Memory = "fast",
     impl: Implementation = "auto",
 ) -> Tensor:
     """``sparse_cross_entropy(F.linear(input, linear_weight, linear_bias), ...)`` that never holds the logits.
 
     Rows go through in chunks whose logits fit `chunk_bytes`. The logits of a chunk and the sum of the weight gradients
-    are float32 for 16-bit inputs. "mean" and "sum" make the gradients in the forward; "none" recomputes.
+    are float32 for 16-bit inputs. "mean" and "sum" make the gradients in the forward, three GEMMs in all.
 
     Args:
         input: hidden states ``(..., D)``; under autocast cast as `F.linear` would.
         linear_weight: ``(V, D)``.
         linear_bias: ``(V,)``.
-        chunk_bytes: size of the scratch for logits in bytes; 256 MiB by default.
+        chunk_bytes: size of the scratch for logits and their gradients in bytes; by default 256 MiB on the CPU and
+            1.5 GiB on CUDA.
+        memory: "low" computes the logits again in the backward, a slice of the vocabulary at a time: a fourth GEMM,
+            and no sum of gradients of the size of `linear_weight` beside the gradient itself. So does
+            ``reduction="none"`` always.
         indices, weights, uniform, label_smoothing, entropy, z_loss, logit_scale, softcap, kl, reduction, impl: as in
             `sparse_cross_entropy`.
 
     Returns, raises: as `sparse_cross_entropy`.
     """
-    input, linear = arguments.linear(input, linear_weight, linear_bias, chunk_bytes)
+    input, linear = arguments.linear(input, linear_weight, linear_bias, chunk_bytes, memory)
     target = arguments.explicit_target(input, linear.num_classes, indices, weights, uniform)
     call = arguments.call(label_smoothing, entropy, z_loss, logit_scale, softcap, kl, reduction, False, impl)
     return evaluate(input, target, linear, call)
@@ -170,7 +175,7 @@ def linear_logsumexp_and_select(
         linear_weight: ``(V, D)``.
         indices: ``(..., S)``.
         linear_bias: ``(V,)``.
-        chunk_bytes: size of the scratch for logits in bytes; 256 MiB by default.
+        chunk_bytes: as in `linear_sparse_cross_entropy`.
         impl: see the module.
 
     Returns, raises: as `logsumexp_and_select`.
@@ -223,7 +228,7 @@ def cross_entropy(
     """
     num_classes = arguments.logits(input)
     call = arguments.call(label_smoothing, entropy, z_loss, logit_scale, softcap, kl, reduction, inplace, impl)
-    soft = arguments.token_target(input, target, num_classes, table, alpha, ignore_index)
+    soft = arguments.token_target(input, target, num_classes, table, alpha, ignore_index, impl)
     return evaluate(input, soft, None, call)
 
 
@@ -244,15 +249,16 @@ def linear_cross_entropy(
     kl: bool = False,
     reduction: str = "mean",
     chunk_bytes: int | None = None,
+    memory: Memory = "fast",
     impl: Implementation = "auto",
 ) -> Tensor:
     """``cross_entropy(F.linear(input, linear_weight, linear_bias), target, ...)`` that never holds the logits.
 
     Args: as `cross_entropy`, with the classifier of `linear_sparse_cross_entropy`.
     """
-    input, linear = arguments.linear(input, linear_weight, linear_bias, chunk_bytes)
+    input, linear = arguments.linear(input, linear_weight, linear_bias, chunk_bytes, memory)
     call = arguments.call(label_smoothing, entropy, z_loss, logit_scale, softcap, kl, reduction, False, impl)
-    soft = arguments.token_target(input, target, linear.num_classes, table, alpha, ignore_index)
+    soft = arguments.token_target(input, target, linear.num_classes, table, alpha, ignore_index, impl)
     return evaluate(input, soft, linear, call)
 
 
@@ -302,7 +308,7 @@ def lazy_sequence_cross_entropy(
     """
     num_classes = arguments.logits(input)
     call = arguments.call(label_smoothing, entropy, z_loss, logit_scale, softcap, kl, reduction, inplace, impl)
-    smoothing = SequenceSmoothing(alpha, table, token_alpha, ignore_index)
+    smoothing = SequenceSmoothing(alpha, table, token_alpha, ignore_index, impl)
     soft = arguments.lazy_target(input, target, samples, sample_weights, num_classes, smoothing)
     return evaluate(input, soft, None, call)
 
@@ -327,6 +333,7 @@ def linear_lazy_sequence_cross_entropy(
     kl: bool = False,
     reduction: str = "mean",
     chunk_bytes: int | None = None,
+    memory: Memory = "fast",
     impl: Implementation = "auto",
 ) -> Tensor:
     """``lazy_sequence_cross_entropy(F.linear(input, linear_weight, linear_bias), ...)`` without the logits.
@@ -334,9 +341,9 @@ def linear_lazy_sequence_cross_entropy(
     Args: as `lazy_sequence_cross_entropy`, with hidden states ``(B, T, D)`` and the classifier of
         `linear_sparse_cross_entropy`.
     """
-    input, linear = arguments.linear(input, linear_weight, linear_bias, chunk_bytes)
+    input, linear = arguments.linear(input, linear_weight, linear_bias, chunk_bytes, memory)
     call = arguments.call(label_smoothing, entropy, z_loss, logit_scale, softcap, kl, reduction, False, impl)
-    smoothing = SequenceSmoothing(alpha, table, token_alpha, ignore_index)
+    smoothing = SequenceSmoothing(alpha, table, token_alpha, ignore_index, impl)
     soft = arguments.lazy_target(input, target, samples, sample_weights, linear.num_classes, smoothing)
     return evaluate(input, soft, linear, call)
 
@@ -386,7 +393,7 @@ def sequence_cross_entropy(
     """
     num_classes = arguments.logits(input)
     call = arguments.call(label_smoothing, entropy, z_loss, logit_scale, softcap, kl, reduction, inplace, impl)
-    smoothing = SequenceSmoothing(alpha, table, token_alpha, ignore_index)
+    smoothing = SequenceSmoothing(alpha, table, token_alpha, ignore_index, impl)
     soft = arguments.exact_target(input, target, samples, sample_weights, num_classes, smoothing)
     return evaluate_sequence(input, soft, target != ignore_index, None, call)
 
@@ -411,6 +418,7 @@ def linear_sequence_cross_entropy(
     kl: bool = False,
     reduction: str = "mean",
     chunk_bytes: int | None = None,
+    memory: Memory = "fast",
     impl: Implementation = "auto",
 ) -> Tensor:
     """``sequence_cross_entropy(F.linear(input, linear_weight, linear_bias), ...)`` without the logits.
@@ -418,8 +426,8 @@ def linear_sequence_cross_entropy(
     Args: as `sequence_cross_entropy`, with hidden states ``(L + 1, B, T, D)`` and the classifier of
         `linear_sparse_cross_entropy`.
     """
-    input, linear = arguments.linear(input, linear_weight, linear_bias, chunk_bytes)
+    input, linear = arguments.linear(input, linear_weight, linear_bias, chunk_bytes, memory)
     call = arguments.call(label_smoothing, entropy, z_loss, logit_scale, softcap, kl, reduction, False, impl)
-    smoothing = SequenceSmoothing(alpha, table, token_alpha, ignore_index)
+    smoothing = SequenceSmoothing(alpha, table, token_alpha, ignore_index, impl)
     soft = arguments.exact_target(input, target, samples, sample_weights, linear.num_classes, smoothing)
     return evaluate_sequence(input, soft, target != ignore_index, linear, call)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from smoothloss import functional as F
-from smoothloss._arguments import call
+from smoothloss._arguments import Memory, call
 from smoothloss.ops.dispatch import Implementation
 from smoothloss.similarity import SimilarityTable
 
@@ -92,13 +92,14 @@ class LinearSparseCrossEntropyLoss(_Loss):
     """`functional.linear_sparse_cross_entropy` as a module.
 
     Args:
-        chunk_bytes: bytes of logits at a time, or None for the default.
+        chunk_bytes: bytes of scratch for the logits, or None for the default.
+        memory: "fast" or "low".
         options: label_smoothing, entropy, z_loss, logit_scale, softcap, kl, reduction, impl.
     """
 
-    def __init__(self, *, chunk_bytes: int | None = None, **options: Any) -> None:
+    def __init__(self, *, chunk_bytes: int | None = None, memory: Memory = "fast", **options: Any) -> None:
         """Store the options."""
-        super().__init__(chunk_bytes=chunk_bytes, **options)
+        super().__init__(chunk_bytes=chunk_bytes, memory=memory, **options)
 
     def forward(
         self, input: Tensor, linear_weight: Tensor, indices: Tensor, weights: Tensor,
@@ -140,16 +141,19 @@ class LinearCrossEntropyLoss(_Loss):
         table: similarity rows, or None.
         alpha: share of the similarity row.
         ignore_index: positions with this target are ignored.
-        chunk_bytes: bytes of logits at a time, or None for the default.
+        chunk_bytes: bytes of scratch for the logits, or None for the default.
+        memory: "fast" or "low".
         options: label_smoothing, entropy, z_loss, logit_scale, softcap, kl, reduction, impl.
     """
 
     def __init__(
         self, table: SimilarityTable | None = None, *, alpha: float = 0.0, ignore_index: int = -100,
-        chunk_bytes: int | None = None, **options: Any,
+        chunk_bytes: int | None = None, memory: Memory = "fast", **options: Any,
     ) -> None:  # fmt: skip
         """Store the options."""
-        super().__init__(table=table, alpha=alpha, ignore_index=ignore_index, chunk_bytes=chunk_bytes, **options)
+        super().__init__(
+            table=table, alpha=alpha, ignore_index=ignore_index, chunk_bytes=chunk_bytes, memory=memory, **options
+        )
 
     def forward(
         self, input: Tensor, linear_weight: Tensor, target: Tensor, linear_bias: Tensor | None = None
@@ -199,7 +203,7 @@ class SequenceCrossEntropyLoss(_SequenceLoss):
 class LinearLazySequenceCrossEntropyLoss(_SequenceLoss):
     """`functional.linear_lazy_sequence_cross_entropy` as a module.
 
-    Args: as `LazySequenceCrossEntropyLoss`, with chunk_bytes in the place of inplace.
+    Args: as `LazySequenceCrossEntropyLoss`, with chunk_bytes and memory in the place of inplace.
     """
 
     def forward(
@@ -215,7 +219,7 @@ class LinearLazySequenceCrossEntropyLoss(_SequenceLoss):
 class LinearSequenceCrossEntropyLoss(_SequenceLoss):
     """`functional.linear_sequence_cross_entropy` as a module.
 
-    Args: as `LazySequenceCrossEntropyLoss`, with chunk_bytes in the place of inplace.
+    Args: as `LazySequenceCrossEntropyLoss`, with chunk_bytes and memory in the place of inplace.
     """
 
     def forward(

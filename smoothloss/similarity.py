@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,13 +13,9 @@ import numpy as np
 import torch
 
 from smoothloss import _similarity_file
+from smoothloss.ops.similarity_rows import SimilarityScorer
 
 TailMode = Literal["uniform", "renormalize", "exact"]
-
-# One block of similarity scores; a handful of temporaries of this size live at the same time.
-_BLOCK_BYTES = 32 << 20
-# Stands in for a count of zero: the ratio to any other count is then 0, and to another zero 1.
-_SMALLEST_COUNT = 1e-30
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
@@ -193,18 +189,7 @@ class SimilarityTable:
             if outside.any():
                 raise IndexError(f"tokens: got {int(tokens[outside][0])}, expected 0 <= token < {self.num_tokens}")
         tokens = tokens.clamp(0, self.num_tokens - 1)
-        result = torch.empty((tokens.shape[0], self.num_tokens), dtype=dtype, device=self.device)
-        scorer = _Scorer(self, dtype)
-        for start, stop in scorer.blocks(tokens.shape[0]):
-            block = tokens[start:stop]
-            scores = scorer(block)
-            scores.sub_(self.log_normalizer[block].to(dtype)[:, None]).exp_()
-            # The normaliser of a token without neighbours is inf: zeros everywhere, but 1 at itself.
-            scores[torch.arange(stop - start, device=self.device), block] = torch.where(
-                self.has_neighbours[block], scores.gather(1, block[:, None])[:, 0], 1.0
-            )
-            result[start:stop] = scores
-        return result
+        return SimilarityScorer(self, dtype).rows(tokens)
 
     def dense(self, *, dtype: torch.dtype = torch.float64) -> torch.Tensor:
         """The exact ``(V, V)`` matrix ``R``, row y for ground truth y, computed in float64: for tests and small V."""
@@ -263,46 +248,6 @@ class SimilarityTable:
         return {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
 
 
-class _Scorer:
-    """Blocks of ``r(v, y) / tau``: rows y as asked for, columns all v, -inf for tokens that are nobody's neighbour."""
-
-    def __init__(self, table: SimilarityTable, dtype: torch.dtype) -> None:
-        self.tau, self.beta = table.tau, table.beta
-        self.vectors = table.unit_vectors.to(dtype)
-        zero = torch.zeros((), dtype=dtype, device=table.device)
-        self.column_bias = torch.where(table.has_neighbours, zero, -math.inf)
-        self.counts = None
-        if table.beta > 0 and table.counts is not None:
-            self.counts = table.counts.clamp(min=_SMALLEST_COUNT).to(dtype)
-
-    def blocks(self, num_rows: int) -> Iterator[tuple[int, int]]:
-        """The (start, stop) of consecutive blocks whose scores fit the memory budget."""
-        size = max(1, _BLOCK_BYTES // max(1, self.vectors.shape[0] * self.vectors.element_size()))
-        return ((start, min(start + size, num_rows)) for start in range(0, num_rows, size))
-
-    def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
-        """``(U,)`` tokens -> ``(U, V)`` scores."""
-        with torch.no_grad(), torch.autocast(tokens.device.type, enabled=False):
-            scores = torch.addmm(self.column_bias, self.vectors[tokens], self.vectors.T, alpha=1 / self.tau)
-            # The cosine of a token with itself is 1, not what rounding makes of it.
-            scores.scatter_(1, tokens[:, None], (1 / self.tau + self.column_bias[tokens])[:, None])
-            if self.counts is not None:
-                ratio = self.counts[tokens, None] / self.counts
-                ratio = torch.minimum(ratio, ratio.reciprocal(), out=ratio)
-                scores.sub_(ratio, alpha=self.beta / self.tau)
-            return scores
-
-    def exact(self, tokens: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-        """The scores of ``(U, K)`` others for ``(U,)`` tokens, in float64."""
-        vectors = self.vectors[tokens].double()
-        scores = torch.bmm(self.vectors[others].double(), vectors[:, :, None])[:, :, 0]
-        scores = scores.masked_fill_(tokens[:, None] == others, 1.0).div_(self.tau)
-        if self.counts is not None:
-            ratio = self.counts[tokens, None].double() / self.counts[others].double()
-            scores.sub_(torch.minimum(ratio, ratio.reciprocal()), alpha=self.beta / self.tau)
-        return scores
-
-
 def _fill_rows(table: SimilarityTable) -> None:
     """Computes normalisers, largest entries and tails of an empty table, in place."""
     dirac = (~table.has_neighbours).nonzero()[:, 0]
@@ -313,7 +258,7 @@ def _fill_rows(table: SimilarityTable) -> None:
     if kept == 0:
         return
     # float64 on a GPU: TF32 may be switched on there, and the product is quick anyway.
-    scorer = _Scorer(table, torch.float32 if table.device.type == "cpu" else torch.float64)
+    scorer = SimilarityScorer(table, torch.float32 if table.device.type == "cpu" else torch.float64)
     for start, stop in scorer.blocks(tokens.shape[0]):
         block = tokens[start:stop]
         scores = scorer(block)

@@ -10,8 +10,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from smoothloss.ops.reference import merge_equal, mixture
-from smoothloss.ops.rows import DenseRows
+from smoothloss.ops import reference
+from smoothloss.ops.reference import merge_equal
+from smoothloss.ops.rows import SparseRows
+from smoothloss.ops.similarity_rows import SimilarityMixture
+from smoothloss.ops.smoothed_target import smoothed_target
 from smoothloss.similarity import SimilarityTable
 
 
@@ -28,15 +31,16 @@ class SimilarityRows(NamedTuple):
     tokens: Tensor
     weights: Tensor
 
-    def dense_rows(self, dtype: torch.dtype = torch.float32) -> DenseRows:
-        """Return the mixture over the rows of the *distinct* tokens, with one row of logits for each position."""
-        used, place = self.tokens.clamp(min=0).unique(return_inverse=True)
-        rows = place.masked_fill(self.tokens < 0, -1).flatten(0, -2).int()
-        return DenseRows(self.table.rows(used, dtype=dtype), rows, self.weights.flatten(0, -2).to(dtype).contiguous())
+    def mixture(self) -> SimilarityMixture:
+        """Return it as the operators take it, one row for each position."""
+        table = self.table
+        factors = (table.unit_vectors, table.log_normalizer, table.has_neighbours, table.counts, table.tau, table.beta)
+        return SimilarityMixture(self.tokens.flatten(0, -2), self.weights.flatten(0, -2), *factors)
 
     def dense(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the mixture as a dense target ``(..., V)``."""
-        return mixture(self.dense_rows(dtype)).reshape(*self.tokens.shape[:-1], self.table.num_tokens)
+        dense = reference.mixture(self.mixture().dense_rows(slice(None), dtype))
+        return dense.reshape(*self.tokens.shape[:-1], self.table.num_tokens)
 
 
 class SparseTarget(NamedTuple):
@@ -54,6 +58,16 @@ class SparseTarget(NamedTuple):
     uniform: Tensor | None = None
     rows: SimilarityRows | None = None
 
+    def reshape(self, shape: torch.Size) -> SparseTarget:
+        """Return the same target with its positions in another shape."""
+        uniform = None if self.uniform is None else self.uniform.reshape(shape)
+        rows = self.rows
+        if rows is not None:
+            width = rows.tokens.shape[-1]
+            rows = rows._replace(tokens=rows.tokens.reshape(*shape, width), weights=rows.weights.reshape(*shape, width))
+        slots = self.indices.shape[-1]
+        return SparseTarget(self.indices.reshape(*shape, slots), self.weights.reshape(*shape, slots), uniform, rows)
+
     def mass(self, num_classes: int) -> Tensor:
         """Return the total mass of each position's target, ``(...)``."""
         filled = (self.indices >= 0) & (self.indices < num_classes)
@@ -65,67 +79,28 @@ class SparseTarget(NamedTuple):
         return total
 
 
-def hard_target(target: Tensor, weight: float | Tensor = 1.0, *, ignore_index: int = -100) -> SparseTarget:
-    """Return ``weight * delta(y)`` (MLE), one entry a position, none where ``target == ignore_index``.
-
-    Args:
-        target: ``(...)`` class numbers.
-        weight: a number, or a tensor that broadcasts to ``(...)``.
-        ignore_index: positions with this target have no mass.
-    """
-    indices = target.masked_fill(target == ignore_index, -1).unsqueeze(-1)
-    weights = torch.as_tensor(weight, dtype=torch.float32, device=target.device).expand(target.shape).unsqueeze(-1)
-    return SparseTarget(indices, weights.where(indices >= 0, 0.0))
-
-
-def smooth_tokens(target: SparseTarget, table: SimilarityTable, alpha: float) -> SparseTarget:
-    """Replace every ``delta(y)`` of `target` by ``(1 - alpha) delta(y) + alpha R_y`` (Eq. 13, 16 and 17).
-
-    Args:
-        target: entries ``(..., S)`` without uniform mass.
-        table: similarity rows; its ``tail`` says what becomes of the mass beyond a row's K entries.
-        alpha: share of the similarity row, in [0, 1].
-
-    Returns:
-        Entries ``(..., S (K + 1))`` and the tails' uniform mass; with an "exact" table, entries ``(..., S)`` and the
-        dense rows.
-    """
-    if alpha == 0.0:
-        return target
-    indices, weights = target.indices, target.weights
-    if table.tail_mode == "exact":
-        rows = SimilarityRows(table, indices, weights * alpha)
-        return SparseTarget(indices, weights * (1 - alpha), None, rows)
-    # An empty slot reads row 0 and an index out of range the last one: neither has a weight that counts, and the
-    # operators report the latter.
-    row = indices.clamp(0, table.num_tokens - 1)
-    filled = indices >= 0
-    share = alpha * weights
-    neighbours = table.indices[row].where(filled.unsqueeze(-1), -1)
-    neighbour_weights = share.unsqueeze(-1) * table.weights[row]
-    uniform = None
-    if table.tail_mode == "uniform":
-        uniform = (share * table.tail[row]).where(filled, 0.0).sum(-1)
-    return SparseTarget(
-        torch.cat((indices, neighbours.flatten(-2).to(indices.dtype)), -1),
-        torch.cat((weights * (1 - alpha), neighbour_weights.flatten(-2)), -1),
-        uniform,
-    )
-
-
 def token_target(
-    target: Tensor, table: SimilarityTable | None = None, alpha: float = 0.0, *, ignore_index: int = -100
+    target: Tensor,
+    table: SimilarityTable | None = None,
+    alpha: float = 0.0,
+    *,
+    ignore_index: int = -100,
+    impl: str = "auto",
 ) -> SparseTarget:
     """Return ``(1 - alpha) delta(y*_t) + alpha R_{y*_t}`` (Tok, Eq. 13 and 16); without a table ``delta(y*_t)`` (MLE).
 
     Args:
         target: ``(...)`` ground truth.
-        table: similarity rows, or None.
+        table: similarity rows, or None; its ``tail`` says what becomes of the mass beyond a row's K entries.
         alpha: the paper's alpha, share of the similarity row.
         ignore_index: positions with this target have no mass.
+        impl: which implementation builds it.
+
+    Returns:
+        Entries ``(..., K + 1)`` and the tails' uniform mass; ``(..., 1)`` without a table, and with an "exact" one,
+        whose dense rows stand beside them.
     """
-    hard = hard_target(target, ignore_index=ignore_index)
-    return hard if table is None else smooth_tokens(hard, table, alpha)
+    return _smoothed(target.reshape(1, 1, -1), None, table, alpha, ignore_index, impl).reshape(target.shape)
 
 
 def lazy_sequence_target(
@@ -137,6 +112,7 @@ def lazy_sequence_target(
     table: SimilarityTable | None = None,
     token_alpha: float = 0.0,
     ignore_index: int = -100,
+    impl: str = "auto",
 ) -> SparseTarget:
     """Return ``(1 - alpha) delta(y*_t) + alpha sum_l omega_l delta(y^l_t)``, all for the one forward on y* (Eq. 19).
 
@@ -151,15 +127,11 @@ def lazy_sequence_target(
         table: similarity rows, or None.
         token_alpha: the paper's alpha_2.
         ignore_index: positions with this target have no mass.
+        impl: which implementation builds it.
     """
-    omega = _sample_weights(samples, sample_weights)
-    candidates = torch.cat((target.unsqueeze(0), samples.to(target.dtype))).movedim(0, -1)
-    head = omega.new_full((1, omega.shape[1]), 1 - alpha)
-    weights = torch.cat((head, alpha * omega)).t().unsqueeze(1).expand(candidates.shape)
-    ignored = (target == ignore_index).unsqueeze(-1) | (candidates == ignore_index)
-    merged = merge_equal(candidates.masked_fill(ignored, -1), weights)
-    sparse = SparseTarget(*merged)
-    return sparse if table is None else smooth_tokens(sparse, table, token_alpha)
+    candidates = torch.cat((target.unsqueeze(0), samples.to(target.dtype)))
+    weights = _candidate_weights(samples, sample_weights, alpha)
+    return _smoothed(candidates, weights, table, token_alpha, ignore_index, impl).reshape(target.shape)
 
 
 def sequence_target(
@@ -171,6 +143,7 @@ def sequence_target(
     table: SimilarityTable | None = None,
     token_alpha: float = 0.0,
     ignore_index: int = -100,
+    impl: str = "auto",
 ) -> SparseTarget:
     """Return the targets of the exact sequence loss, ``(L + 1, B, T)``: each sequence on its own states (Eq. 9-12, 15).
 
@@ -181,18 +154,38 @@ def sequence_target(
     Args: as `lazy_sequence_target`; samples may be longer or shorter than the ground truth when padded with
     `ignore_index` to the same width T.
     """
-    omega = _sample_weights(samples, sample_weights)
     sequences = torch.cat((target.unsqueeze(0), samples.to(target.dtype)))
-    weights = torch.cat((omega.new_full((1, omega.shape[1]), 1 - alpha), alpha * omega))
-    sparse = hard_target(sequences, weights.unsqueeze(-1), ignore_index=ignore_index)
-    return sparse if table is None else smooth_tokens(sparse, table, token_alpha)
+    weights = _candidate_weights(samples, sample_weights, alpha).reshape(1, -1)
+    candidates = sequences.reshape(1, -1, target.shape[1])
+    return _smoothed(candidates, weights, table, token_alpha, ignore_index, impl).reshape(sequences.shape)
 
 
-def _sample_weights(samples: Tensor, sample_weights: Tensor | None) -> Tensor:
-    if sample_weights is not None:
-        return sample_weights.detach().float()
+def _candidate_weights(samples: Tensor, sample_weights: Tensor | None, alpha: float) -> Tensor:
+    """Return ``(L + 1, B)``: ``1 - alpha`` for the ground truth, ``alpha omega_l`` for the samples."""
     count, batch = samples.shape[:2]
-    return torch.full((count, batch), 1.0 / max(count, 1), device=samples.device)
+    weights = torch.empty(count + 1, batch, device=samples.device)
+    weights[0] = 1 - alpha
+    if sample_weights is None:
+        weights[1:] = alpha / max(count, 1)
+    else:
+        torch.mul(sample_weights.detach().float(), alpha, out=weights[1:])
+    return weights
+
+
+def _smoothed(
+    candidates: Tensor, weights: Tensor | None, table: SimilarityTable | None, token_alpha: float,
+    ignore_index: int, impl: str,
+) -> SparseTarget:  # fmt: skip
+    """Return the target of candidates ``(J, B, T)`` weighing ``(J, B)``, one row a position."""
+    rows = None
+    if table is not None and table.tail_mode != "exact" and token_alpha:
+        tail = table.tail if table.tail_mode == "uniform" else None
+        rows = SparseRows(table.indices, table.weights, tail)
+    indices, entries, uniform = smoothed_target(candidates, weights, rows, token_alpha, ignore_index, impl)
+    if table is None or table.tail_mode != "exact" or not token_alpha:
+        return SparseTarget(indices, entries, uniform)
+    dense = SimilarityRows(table, indices, entries * token_alpha)
+    return SparseTarget(indices, entries * (1 - token_alpha), None, dense)
 
 
 def negative_entropy(target: SparseTarget, num_classes: int, label_smoothing: float = 0.0) -> Tensor:

@@ -151,7 +151,7 @@ def test_rows_are_rows_of_the_dense_matrix_even_under_autocast(vectors, counts):
 def test_blocks_do_not_change_the_table(vectors, counts, monkeypatch):
     settings = {"k": 7, "tau": 0.1, "beta": 0.1, "counts": counts, "exclude": (0,)}
     whole = SimilarityTable.from_embeddings(vectors, **settings)
-    monkeypatch.setattr("smoothloss.similarity._BLOCK_BYTES", 60 * 4 * 3)
+    monkeypatch.setattr("smoothloss.ops.similarity_rows.BLOCK_BYTES", 60 * 4 * 3)
     blocked = SimilarityTable.from_embeddings(vectors, **settings)
     assert torch.equal(whole.indices, blocked.indices)
     torch.testing.assert_close(whole.weights, blocked.weights, rtol=1e-5, atol=0)

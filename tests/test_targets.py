@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from smoothloss.targets import (
     SparseTarget,
-    hard_target,
     lazy_sequence_target,
     merge_equal,
     negative_entropy,
@@ -84,13 +83,6 @@ def test_negative_entropy_is_that_of_the_dense_target(tail: str, label_smoothing
     q = (1 - label_smoothing) * q + label_smoothing * q.sum(-1, keepdim=True) / V
     actual = negative_entropy(soft, V, label_smoothing)
     torch.testing.assert_close(actual.flatten().double(), torch.xlogy(q, q).sum(-1), rtol=1e-5, atol=1e-5)
-
-
-def test_hard_targets_take_weights_of_any_shape() -> None:
-    target = torch.tensor([[1, -100], [2, 3]])
-    assert hard_target(target, 0.5).weights.squeeze(-1).tolist() == [[0.5, 0.0], [0.5, 0.5]]
-    weights = torch.tensor([[0.25], [0.75]])
-    assert hard_target(target, weights).weights.squeeze(-1).tolist() == [[0.25, 0.0], [0.75, 0.75]]
 
 
 def test_samples_weigh_alike_by_default() -> None:

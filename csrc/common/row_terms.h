@@ -17,6 +17,9 @@
 // For what is called once a row: one copy of it instead of one per caller.
 #define SMOOTHLOSS_NOINLINE __attribute__((noinline))
 
+// A lambda in a loop that must become part of it.
+#define SMOOTHLOSS_INLINE_LAMBDA __attribute__((always_inline))
+
 // CPU kernels are compiled once per instruction set: each copy needs names of its own, lest the linker merge them.
 #ifndef SMOOTHLOSS_ISA
 #define SMOOTHLOSS_ISA portable
@@ -113,7 +116,18 @@ SMOOTHLOSS_HD T entry_loss(T weight, T z, const RowSoftmax<T>& softmax) {
     return weight == 0 ? T(0) : weight * ((softmax.center - z) + softmax.log_sum);
 }
 
-// Everything in the loss of a row but its entries.
+// Of a dense target q: sum_v q_v (center - z_v) and sum_v q_v.
+struct DenseSums {
+    double distance;
+    double mass;
+};
+
+template <class T>
+SMOOTHLOSS_HD T dense_target_loss(const DenseSums& sums, const RowSoftmax<T>& softmax) {
+    return static_cast<T>(sums.distance + sums.mass * static_cast<double>(softmax.log_sum));
+}
+
+// Everything in the loss of a row but its entries and its dense target.
 template <class T>
 SMOOTHLOSS_HD T dense_loss(const RowTarget<T>& target, const RowSoftmax<T>& softmax, T z_loss, T entropy_weight) {
     T lse = softmax.lse();

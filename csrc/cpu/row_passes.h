@@ -117,36 +117,124 @@ SMOOTHLOSS_NOINLINE SoftmaxState<double> softmax_state(const Storage* row, int64
     return state;
 }
 
+// The dense rows that one row of logits mixes: q = sum_j weights[j] values[rows[j]].
+template <class T>
+struct DenseMixture {
+    const T* values;  // (num_rows, classes)
+    const int32_t* rows;
+    const T* weights;
+    int64_t slots;
+    int64_t num_rows;
+    int64_t classes;
+
+    SMOOTHLOSS_HD bool filled(int64_t j) const { return rows[j] >= 0 && rows[j] < num_rows; }
+
+    SMOOTHLOSS_HD double mass() const {
+        double sum = 0;
+        for (int64_t j = 0; j < slots; ++j) sum += filled(j) ? static_cast<double>(weights[j]) : 0.0;
+        return sum;
+    }
+
+    SMOOTHLOSS_HD double at(int32_t index) const {
+        double q = 0;
+        for (int64_t j = 0; j < slots; ++j) {
+            if (filled(j))
+                q += static_cast<double>(weights[j]) * static_cast<double>(values[rows[j] * classes + index]);
+        }
+        return q;
+    }
+
+    // q of `count` classes from `begin` on. The buffer holds whole vectors: what lies beyond `count` is 0.
+    SMOOTHLOSS_NOINLINE void block(int64_t begin, int count, T* q) const {
+        constexpr int width = Lanes<T>::width;
+        int whole = count / width * width;
+        for (int i = 0; i < count; i += width) store(q + i, Vector<T>{});
+        for (int64_t j = 0; j < slots; ++j) {
+            if (!filled(j) || weights[j] == 0) continue;
+            const T* source = values + rows[j] * classes + begin;
+            for (int i = 0; i < whole; i += width) store(q + i, load(q + i) + load(source + i) * weights[j]);
+            for (int i = whole; i < count; ++i) q[i] += source[i] * weights[j];
+        }
+    }
+};
+
+constexpr int64_t kDenseBuffer = kBlock + 16;  // a whole vector more than a block
+
+// sum_v q_v (center - z_v) and sum_v q_v. What has no probability has no influence, not even a logit of -inf.
+template <Transform TRANSFORM, class T, class Storage>
+SMOOTHLOSS_NOINLINE DenseSums dense_sums(const Storage* row, const DenseMixture<T>& mixture, T center,
+                                         const TransformTerms<T>& terms) {
+    constexpr int width = Lanes<T>::width;
+    T q[kDenseBuffer];
+    DenseSums sums{0, 0};
+    for (int64_t begin = 0; begin < mixture.classes; begin += kBlock) {
+        int count = static_cast<int>(mixture.classes - begin < kBlock ? mixture.classes - begin : kBlock);
+        mixture.block(begin, count, q);
+        Vector<T> distance{}, mass{};
+        for (int i = 0; i < count; i += width) {
+            Vector<T> x = i + width <= count ? load(row + begin + i) : load_some<T>(row + begin + i, count - i);
+            Vector<T> share = load(q + i);
+            Vector<T> term = share * (center - transform<TRANSFORM, T>(x, terms).z);
+            distance += share != T(0) ? term : Vector<T>{};
+            mass += share;
+        }
+        sums.distance += sum_of_lanes<T>(distance);
+        sums.mass += sum_of_lanes<T>(mass);
+    }
+    return sums;
+}
+
 template <Transform TRANSFORM, bool HAS_ENTROPY, class T>
-SMOOTHLOSS_HD Vector<T> gradient_vector(Vector<T> x, const GradientTerms<T>& terms, const TransformTerms<T>& options) {
+SMOOTHLOSS_HD Vector<T> gradient_vector(Vector<T> x, Vector<T> removed, const GradientTerms<T>& terms,
+                                        const TransformTerms<T>& options) {
     Transformed<T> transformed = transform<TRANSFORM, T>(x, options);
     Vector<T> distance = transformed.z - terms.center;
     Vector<T> e = vector_exp<T>(distance);
     Vector<T> clamped = HAS_ENTROPY ? clamp_exponent<T>(distance) : distance;
-    Vector<T> value = gradient_value<HAS_ENTROPY>(e, clamped, terms);
+    Vector<T> value = gradient_value<HAS_ENTROPY>(e, clamped, terms) - removed;
     return TRANSFORM == Transform::softcap ? value * transformed.chain : value;
 }
 
-// Pass 2, without the entries. `out` may be `row`.
+// Pass 2 over `count` classes, without the entries. `out` may be `row`; `q` is what a dense target wants of each class,
+// or null.
+template <Transform TRANSFORM, bool HAS_ENTROPY, bool HAS_DENSE, class T, class Storage, class OutStorage>
+SMOOTHLOSS_HD void write_gradient_block(const Storage* row, OutStorage* out, const T* q, int64_t count,
+                                        const GradientTerms<T>& terms, const TransformTerms<T>& options) {
+    constexpr int width = Lanes<T>::width;
+    auto gradient = [&](Vector<T> x, int64_t i) SMOOTHLOSS_INLINE_LAMBDA {
+        Vector<T> removed = HAS_DENSE ? load(q + i) * terms.entry_scale : Vector<T>{};
+        return gradient_vector<TRANSFORM, HAS_ENTROPY, T>(x, removed, terms, options);
+    };
+    int64_t i = 0;
+    for (; i + 4 * width <= count; i += 4 * width) {
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; ++j) {
+            int64_t at = i + j * width;
+            store(out + at, gradient(load(row + at), at));
+        }
+    }
+    for (; i + width <= count; i += width) store(out + i, gradient(load(row + i), i));
+    if (i < count) {
+        int rest = static_cast<int>(count - i);
+        store_some<T>(out + i, gradient(load_some<T>(row + i, rest), i), rest);
+    }
+}
+
 template <Transform TRANSFORM, bool HAS_ENTROPY, class T, class Storage, class OutStorage>
 SMOOTHLOSS_NOINLINE void write_gradient(const Storage* row, OutStorage* out, int64_t classes,
                                         const GradientTerms<T>& terms, const TransformTerms<T>& options) {
-    constexpr int width = Lanes<T>::width;
-    int64_t i = 0;
-    for (; i + 4 * width <= classes; i += 4 * width) {
-#pragma GCC unroll 4
-        for (int j = 0; j < 4; ++j) {
-            Vector<T> x = load(row + i + j * width);
-            store(out + i + j * width, gradient_vector<TRANSFORM, HAS_ENTROPY, T>(x, terms, options));
-        }
-    }
-    for (; i + width <= classes; i += width) {
-        store(out + i, gradient_vector<TRANSFORM, HAS_ENTROPY, T>(load(row + i), terms, options));
-    }
-    if (i < classes) {
-        int count = static_cast<int>(classes - i);
-        Vector<T> x = load_some<T>(row + i, count);
-        store_some<T>(out + i, gradient_vector<TRANSFORM, HAS_ENTROPY, T>(x, terms, options), count);
+    write_gradient_block<TRANSFORM, HAS_ENTROPY, false, T>(row, out, nullptr, classes, terms, options);
+}
+
+// With the entropy's terms always, which do nothing where its weight is 0: fewer kernels to compile.
+template <Transform TRANSFORM, class T, class Storage, class OutStorage>
+SMOOTHLOSS_NOINLINE void write_dense_gradient(const Storage* row, OutStorage* out, const DenseMixture<T>& mixture,
+                                              const GradientTerms<T>& terms, const TransformTerms<T>& options) {
+    T q[kDenseBuffer];
+    for (int64_t begin = 0; begin < mixture.classes; begin += kBlock) {
+        int count = static_cast<int>(mixture.classes - begin < kBlock ? mixture.classes - begin : kBlock);
+        mixture.block(begin, count, q);
+        write_gradient_block<TRANSFORM, true, true, T>(row + begin, out + begin, q, count, terms, options);
     }
 }
 

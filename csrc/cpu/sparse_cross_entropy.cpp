@@ -126,4 +126,25 @@ void logsumexp_and_select_forward(const SelectArguments& a, const Execution& exe
                    [&](int64_t begin, int64_t end, int) { kernels.select(a, begin, end); });
 }
 
+namespace {
+
+template <class T>
+void mean_of(const MeanArguments& a) {
+    double sum = 0;
+    int64_t count = 0;
+    for (int64_t n = 0; n < a.rows; ++n) {
+        sum += static_cast<double>(static_cast<const T*>(a.losses)[n]);
+        count += static_cast<const T*>(a.mass)[n] != 0;
+    }
+    *static_cast<T*>(a.loss) = static_cast<T>(sum / static_cast<double>(count));
+    *static_cast<T*>(a.scale) = static_cast<T>(1.0 / static_cast<double>(std::max<int64_t>(count, 1)));
+}
+
+}  // namespace
+
+void mean(const MeanArguments& a) {
+    if (accumulates_in_double(a.type)) return mean_of<double>(a);
+    mean_of<float>(a);
+}
+
 }  // namespace smoothloss

@@ -18,5 +18,6 @@ void sparse_cross_entropy_forward(const ForwardArguments& arguments, const Execu
 void sparse_cross_entropy_backward(const BackwardArguments& arguments, const Execution& execution);
 void sparse_cross_entropy_forward_backward(const ForwardBackwardArguments& arguments, const Execution& execution);
 void logsumexp_and_select_forward(const SelectArguments& arguments, const Execution& execution);
+void mean(const MeanArguments& arguments);
 
 }  // namespace smoothloss

@@ -26,9 +26,20 @@ SMOOTHLOSS_HD RowEntries<T> row_entries(const Targets& targets, int64_t classes,
 }
 
 template <class T>
-SMOOTHLOSS_HD RowTarget<double> row_target(const RowEntries<T>& entries, const Targets& targets,
-                                           const RowOptions& options, int64_t n) {
-    double sum = 0;
+SMOOTHLOSS_HD DenseMixture<T> row_mixture(const DenseTargets& dense, int64_t classes, int64_t n) {
+    int64_t offset = n * dense.slots;
+    return {static_cast<const T*>(dense.values),
+            dense.rows + offset,
+            static_cast<const T*>(dense.weights) + offset,
+            dense.slots,
+            dense.num_rows,
+            classes};
+}
+
+template <class T>
+SMOOTHLOSS_HD RowTarget<double> row_target(const RowEntries<T>& entries, const DenseMixture<T>& mixture,
+                                           const Targets& targets, const RowOptions& options, int64_t n) {
+    double sum = mixture.mass();
     for (int64_t s = 0; s < entries.slots; ++s) {
         if (entries.filled(s)) sum += static_cast<double>(entries.weights[s]);
     }
@@ -63,8 +74,9 @@ SMOOTHLOSS_HD RowSoftmax<double> row_softmax(const Storage* row, int64_t classes
 }
 
 template <Transform TRANSFORM, class T, class Storage>
-SMOOTHLOSS_HD double row_loss(const Storage* row, const RowEntries<T>& entries, const RowTarget<double>& target,
-                              const RowSoftmax<double>& softmax, const RowOptions& options) {
+SMOOTHLOSS_HD double row_loss(const Storage* row, const RowEntries<T>& entries, const DenseMixture<T>& mixture,
+                              const RowTarget<double>& target, const RowSoftmax<double>& softmax,
+                              const RowOptions& options) {
     TransformTerms<T> terms = transform_terms<T>(options);
     double loss = 0;
     for (int64_t s = 0; s < entries.slots; ++s) {
@@ -72,13 +84,17 @@ SMOOTHLOSS_HD double row_loss(const Storage* row, const RowEntries<T>& entries, 
         double z = transform_one<TRANSFORM, T>(read(row + entries.indices[s]), terms).z;
         loss += entry_loss(target.keep * static_cast<double>(entries.weights[s]), z, softmax);
     }
+    if (mixture.slots) {
+        DenseSums sums = dense_sums<TRANSFORM, T>(row, mixture, static_cast<T>(softmax.center), terms);
+        loss += target.keep * dense_target_loss(sums, softmax);
+    }
     return loss + dense_loss(target, softmax, options.z_loss, options.entropy);
 }
 
 // Merges the entries of a row by index, in order, and returns how many indices there are.
 template <class T, class Storage>
-SMOOTHLOSS_HD int64_t merge_entries(const Storage* row, const RowEntries<T>& entries, bool read_logits,
-                                    const Scratch& scratch) {
+SMOOTHLOSS_HD int64_t merge_entries(const Storage* row, const RowEntries<T>& entries, const DenseMixture<T>& mixture,
+                                    bool read_logits, const Scratch& scratch) {
     int64_t distinct = 0;
     for (int64_t s = 0; s < entries.slots; ++s) {
         if (!entries.filled(s)) continue;
@@ -88,7 +104,7 @@ SMOOTHLOSS_HD int64_t merge_entries(const Storage* row, const RowEntries<T>& ent
             slot = static_cast<int32_t>(distinct++);
             scratch.slot_of[index] = slot;
             scratch.index[slot] = index;
-            scratch.weight[slot] = 0;
+            scratch.weight[slot] = mixture.at(index);
             scratch.logit[slot] = read_logits ? read(row + index) : 0;
         }
         scratch.weight[slot] += static_cast<double>(entries.weights[s]);
@@ -118,10 +134,15 @@ SMOOTHLOSS_HD GradientTerms<T> rounded(const GradientTerms<double>& terms) {
 
 template <Transform TRANSFORM, bool HAS_ENTROPY, class T, class Storage, class OutStorage>
 SMOOTHLOSS_HD void row_gradient(const Storage* row, OutStorage* out, const RowEntries<T>& entries,
-                                const GradientTerms<double>& terms, const RowOptions& options, const Scratch& scratch) {
-    int64_t distinct = merge_entries(row, entries, true, scratch);
-    write_gradient<TRANSFORM, HAS_ENTROPY, T>(row, out, entries.classes, rounded<T>(terms),
-                                              transform_terms<T>(options));
+                                const DenseMixture<T>& mixture, const GradientTerms<double>& terms,
+                                const RowOptions& options, const Scratch& scratch) {
+    int64_t distinct = merge_entries(row, entries, mixture, true, scratch);
+    TransformTerms<T> transforms = transform_terms<T>(options);
+    if (mixture.slots) {
+        write_dense_gradient<TRANSFORM, T>(row, out, mixture, rounded<T>(terms), transforms);
+    } else {
+        write_gradient<TRANSFORM, HAS_ENTROPY, T>(row, out, entries.classes, rounded<T>(terms), transforms);
+    }
     write_entries<TRANSFORM, HAS_ENTROPY, T>(out, distinct, terms, options, scratch);
 }
 
@@ -129,7 +150,7 @@ SMOOTHLOSS_HD void row_gradient(const Storage* row, OutStorage* out, const RowEn
 template <class T, class OutStorage>
 SMOOTHLOSS_HD void row_gradient_without_softmax(OutStorage* out, const RowEntries<T>& entries, double shift,
                                                 double entry_scale, const Scratch& scratch) {
-    int64_t distinct = merge_entries<T, OutStorage>(nullptr, entries, false, scratch);
+    int64_t distinct = merge_entries<T, OutStorage>(nullptr, entries, DenseMixture<T>{}, false, scratch);
     fill<T>(out, entries.classes, static_cast<T>(-shift));
     for (int64_t i = 0; i < distinct; ++i) write(out + scratch.index[i], -shift - entry_scale * scratch.weight[i]);
 }
@@ -149,12 +170,13 @@ void forward_rows(const ForwardArguments& a, int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n) {
         const Storage* row = static_cast<const Storage*>(a.logits.data) + n * a.logits.stride;
         RowEntries<T> entries = row_entries<T>(a.targets, a.logits.classes, n);
-        RowTarget<double> target = row_target(entries, a.targets, a.options, n);
+        DenseMixture<T> mixture = row_mixture<T>(a.dense, a.logits.classes, n);
+        RowTarget<double> target = row_target(entries, mixture, a.targets, a.options, n);
         RowSoftmax<double> softmax{};
         double loss = 0;
         if (target.mass != 0) {
             softmax = row_softmax<TRANSFORM, HAS_ENTROPY, HAS_TOTAL, T>(row, a.logits.classes, a.options);
-            loss = row_loss<TRANSFORM>(row, entries, target, softmax, a.options);
+            loss = row_loss<TRANSFORM>(row, entries, mixture, target, softmax, a.options);
         }
         put<T>(a.loss, n, loss);
         a.lse[n] = softmax.lse();
@@ -166,17 +188,19 @@ void forward_rows(const ForwardArguments& a, int64_t begin, int64_t end) {
 template <Transform TRANSFORM, bool HAS_ENTROPY, class T, class Storage, class OutStorage>
 void backward_rows(const BackwardArguments& a, int64_t begin, int64_t end, const Scratch& scratch) {
     const RowOptions& o = a.options;
+    double scale = a.scale ? get<T>(a.scale, 0) : 1;
     for (int64_t n = begin; n < end; ++n) {
         const Storage* row = static_cast<const Storage*>(a.logits.data) + n * a.logits.stride;
         OutStorage* out = static_cast<OutStorage*>(a.out.data) + n * a.out.stride;
         RowEntries<T> entries = row_entries<T>(a.targets, a.logits.classes, n);
-        RowTarget<double> target = row_target(entries, a.targets, o, n);
+        DenseMixture<T> mixture = row_mixture<T>(a.dense, a.logits.classes, n);
+        RowTarget<double> target = row_target(entries, mixture, a.targets, o, n);
         double mass = a.mass ? get<T>(a.mass, n) : target.mass;
         if (!a.mass && mass == 0) {
             fill<T>(out, entries.classes, T(0));
             continue;
         }
-        double grad = get<T>(a.grad, a.grad_is_scalar ? 0 : n);
+        double grad = scale * get<T>(a.grad, a.grad_is_scalar ? 0 : n);
         // The center is subtracted in T, so it must be a T; the rest of the lse is the log_sum.
         double center = static_cast<T>(a.lse[n]);
         RowSoftmax<double> softmax{center, a.lse[n] - center, HAS_ENTROPY ? get<T>(a.entropy, n) : 0, 0};
@@ -186,7 +210,7 @@ void backward_rows(const BackwardArguments& a, int64_t begin, int64_t end, const
         if (mass == 0) {
             row_gradient_without_softmax(out, entries, terms.shift, terms.entry_scale, scratch);
         } else {
-            row_gradient<TRANSFORM, HAS_ENTROPY, T>(row, out, entries, terms, o, scratch);
+            row_gradient<TRANSFORM, HAS_ENTROPY, T>(row, out, entries, mixture, terms, o, scratch);
         }
     }
 }
@@ -198,7 +222,8 @@ void forward_backward_rows(const ForwardBackwardArguments& a, int64_t begin, int
         const Storage* row = static_cast<const Storage*>(a.logits.data) + n * a.logits.stride;
         OutStorage* out = static_cast<OutStorage*>(a.out.data) + n * a.out.stride;
         RowEntries<T> entries = row_entries<T>(a.targets, a.logits.classes, n);
-        RowTarget<double> target = row_target(entries, a.targets, o, n);
+        DenseMixture<T> mixture = row_mixture<T>(a.dense, a.logits.classes, n);
+        RowTarget<double> target = row_target(entries, mixture, a.targets, o, n);
         put<T>(a.mass, n, target.mass);
         if (target.mass == 0) {
             put<T>(a.loss, n, 0);
@@ -206,11 +231,11 @@ void forward_backward_rows(const ForwardBackwardArguments& a, int64_t begin, int
             continue;
         }
         RowSoftmax<double> softmax = row_softmax<TRANSFORM, HAS_ENTROPY, HAS_TOTAL, T>(row, entries.classes, o);
-        put<T>(a.loss, n, row_loss<TRANSFORM>(row, entries, target, softmax, o));
+        put<T>(a.loss, n, row_loss<TRANSFORM>(row, entries, mixture, target, softmax, o));
         GradientInputs<double> inputs{1,        target.mass, o.logit_scale,
                                       o.z_loss, o.entropy,   static_cast<double>(entries.classes)};
-        row_gradient<TRANSFORM, HAS_ENTROPY, T>(row, out, entries, make_gradient_terms(inputs, target, softmax), o,
-                                                scratch);
+        row_gradient<TRANSFORM, HAS_ENTROPY, T>(row, out, entries, mixture,
+                                                make_gradient_terms(inputs, target, softmax), o, scratch);
     }
 }
 

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 
 LIBRARY = torch.library.Library("smoothloss", "DEF")
+# `similarity` and `temperature` are what `SimilarityMixture.pack` returns, or empty.
+TARGET_SCHEMA = "Tensor indices, Tensor weights, Tensor? uniform, Tensor[] similarity, float[] temperature"
 OPTIONS_SCHEMA = "float label_smoothing, float entropy, float z_loss, float logit_scale, float softcap"
 
 

@@ -55,6 +55,18 @@ class LogsumexpAndSelect(torch.autograd.Function):
         with torch.no_grad():
             one, nothing = grad_selected.new_ones(1), grad_selected.new_empty(0)
             grad = backward_op(
-                one, logits, lse, nothing, indices, -grad_selected, None, grad_lse, *RowOptions(), ctx.impl
+                one,
+                None,
+                logits,
+                lse,
+                nothing,
+                indices,
+                -grad_selected,
+                None,
+                [],
+                [],
+                grad_lse,
+                *RowOptions(),
+                ctx.impl,
             )
         return *differentiable_once([grad], logits, grad_lse, grad_selected), None, None

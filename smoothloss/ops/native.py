@@ -15,6 +15,7 @@ import torch  # before _C, so that both share one OpenMP runtime
 from torch import Tensor
 
 from smoothloss.ops.options import RowOptions
+from smoothloss.ops.rows import DenseRows, SparseRows
 
 _TYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 _CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
@@ -71,6 +72,7 @@ def sparse_cross_entropy_forward(
     weights: Tensor,  # (N, S)
     uniform: Tensor | None,  # (N,)
     options: RowOptions,
+    dense: DenseRows | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return ``(loss, lse, entropy, mass)``, each ``(N,)``; entropy is empty when ``options.entropy == 0``.
 
@@ -89,6 +91,7 @@ def sparse_cross_entropy_forward(
         logits,
         _logits_tuple(logits),
         _targets_tuple(indices, weights, uniform),
+        _dense_tuple(dense, logits),
         tuple(options),
         loss.data_ptr(),
         lse.data_ptr(),
@@ -109,11 +112,13 @@ def sparse_cross_entropy_backward(
     options: RowOptions,
     out: Tensor,  # (N, V)
     mass: Tensor | None = None,  # (N,)
+    dense: DenseRows | None = None,
+    scale: Tensor | None = None,  # one element
 ) -> None:
-    """Write ``grad_n * dloss_n / dlogits`` to `out`, which may be `logits` itself; rows without mass get 0.
+    """Write ``scale * grad_n * dloss_n / dlogits`` to `out`, which may be `logits` itself; rows without mass get 0.
 
-    A given `mass` takes the place of the target's as the coefficient of p, and no row is ignored; it goes together with
-    default `options` only.
+    A given `mass` takes the place of the target's as the coefficient of p, and where it is 0 only the target's own
+    entries and uniform mass are written; neither label smoothing nor `dense` go with it.
 
     Raises:
         ValueError: on a tensor of the wrong shape, dtype, device or layout.
@@ -130,14 +135,18 @@ def sparse_cross_entropy_backward(
         _check("entropy", entropy, (rows,), weights.dtype, logits)
     if mass is not None:
         _check("mass", mass, (rows,), weights.dtype, logits)
+    if scale is not None:
+        _check("scale", scale, tuple(scale.shape), weights.dtype, logits)
     _call(
         "sparse_cross_entropy_backward",
         logits,
         _logits_tuple(logits),
         _targets_tuple(indices, weights, uniform),
+        _dense_tuple(dense, logits),
         tuple(options),
         grad.data_ptr(),
         grad.numel() == 1,
+        0 if scale is None else scale.data_ptr(),
         lse.data_ptr(),
         entropy.data_ptr() if options.entropy else 0,
         0 if mass is None else mass.data_ptr(),
@@ -152,6 +161,7 @@ def sparse_cross_entropy_forward_backward(
     uniform: Tensor | None,  # (N,)
     options: RowOptions,
     out: Tensor,  # (N, V)
+    dense: DenseRows | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return ``(loss, mass)``, each ``(N,)``, and write ``dloss_n / dlogits`` to `out`, which may be `logits` itself.
 
@@ -166,6 +176,7 @@ def sparse_cross_entropy_forward_backward(
         logits,
         _logits_tuple(logits),
         _targets_tuple(indices, weights, uniform),
+        _dense_tuple(dense, logits),
         tuple(options),
         loss.data_ptr(),
         mass.data_ptr(),
@@ -195,6 +206,52 @@ def logsumexp_and_select_forward(
         selected.data_ptr(),
     )
     return lse, selected
+
+
+def smoothed_target(
+    candidates: Tensor,  # (J, B, T)
+    weights: Tensor | None,  # (J, B)
+    table: SparseRows | None,
+    token_alpha: float,
+    ignore_index: int,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return the indices, weights and uniform mass that `ops.reference.smoothed_target` defines, in one pass."""
+    candidates = candidates.contiguous()
+    weights = None if weights is None else weights.float().contiguous()
+    count, batch, length = candidates.shape
+    tokens, neighbours = (0, 0) if table is None else table.indices.shape
+    shape = (batch * length, count * (neighbours + 1))
+    out_indices = torch.empty(shape, dtype=torch.int32, device=candidates.device)
+    out_weights = torch.empty(shape, dtype=torch.float32, device=candidates.device)
+    has_tail = table is not None and table.tail is not None
+    uniform = torch.empty(batch * length, dtype=torch.float32, device=candidates.device) if has_tail else None
+    _call(
+        "smoothed_target",
+        candidates,
+        (
+            candidates.data_ptr(),
+            candidates.dtype == torch.int64,
+            *candidates.shape,
+            0 if weights is None else weights.data_ptr(),
+            token_alpha,
+            ignore_index,
+        ),
+        _table_tuple(table, tokens, neighbours),
+        out_indices.data_ptr(),
+        out_weights.data_ptr(),
+        0 if uniform is None else uniform.data_ptr(),
+    )
+    return out_indices, out_weights, uniform
+
+
+def mean(losses: Tensor, mass: Tensor) -> tuple[Tensor, Tensor]:
+    """Return ``losses.sum() / count`` and ``1 / max(count, 1)``, count the number of masses that are not 0."""
+    loss, scale = losses.new_empty(()), losses.new_empty(())
+    _call(
+        "mean", losses, losses.data_ptr(), mass.data_ptr(), _TYPE_CODES[losses.dtype], losses.numel(),
+        loss.data_ptr(), scale.data_ptr(),
+    )  # fmt: skip
+    return loss, scale
 
 
 def _call(name: str, logits: Tensor, *arguments: object) -> None:
@@ -234,6 +291,32 @@ def _targets_tuple(indices: Tensor, weights: Tensor | None, uniform: Tensor | No
         0 if uniform is None else uniform.data_ptr(),
         indices.shape[1],
     )
+
+
+def _dense_tuple(dense: DenseRows | None, logits: Tensor) -> tuple[int, int, int, int, int]:
+    if dense is None:
+        return 0, 0, 0, 0, 0
+    rows, classes = logits.shape
+    if dense.rows.dim() != 2 or dense.values.dim() != 2:
+        raise ValueError(
+            f"dense: got shapes {tuple(dense.rows.shape)}, {tuple(dense.values.shape)}, expected (N, J), (U, V)"
+        )
+    dtype, slots = _accumulator_dtype(logits), dense.rows.shape[1]
+    _check("dense.values", dense.values, (dense.values.shape[0], classes), dtype, logits)
+    _check("dense.rows", dense.rows, (rows, slots), torch.int32, logits)
+    _check("dense.weights", dense.weights, (rows, slots), dtype, logits)
+    pointers = (dense.values.data_ptr(), dense.rows.data_ptr(), dense.weights.data_ptr())
+    return *pointers, dense.values.shape[0], slots
+
+
+def _table_tuple(table: SparseRows | None, tokens: int, neighbours: int) -> tuple[int, int, int, int, int]:
+    if table is None:
+        return 0, 0, 0, 0, 0
+    for name, tensor in table._asdict().items():
+        if tensor is not None and not tensor.is_contiguous():
+            raise ValueError(f"table.{name}: got the strides {tensor.stride()}, expected a contiguous tensor")
+    tail = 0 if table.tail is None else table.tail.data_ptr()
+    return table.indices.data_ptr(), table.weights.data_ptr(), tail, tokens, neighbours
 
 
 def _out_tuple(out: Tensor) -> tuple[int, int, int]:

@@ -134,7 +134,7 @@ def merge_equal(indices: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
 
 def smoothed_target(
     candidates: Tensor,  # (J, B, T)
-    weights: Tensor,  # (J, B)
+    weights: Tensor | None,  # (J, B)
     table: SparseRows | None,
     token_alpha: float,
     ignore_index: int,
@@ -144,13 +144,15 @@ def smoothed_target(
     Equal candidates of a position are merged into the first of them. Candidate j fills the slots from ``j (K + 1)`` on:
     its own token, then its K neighbours; without a table K is 0. A position whose candidate 0 is `ignore_index` has no
     entry, other candidates that are `ignore_index`, or negative, none of theirs. A candidate beyond the table keeps its
-    own entry.
+    own entry. Without `weights` they all weigh 1.
 
     Returns:
         ``indices (B T, S)`` int32, -1 in empty slots, ``weights (B T, S)`` float32, ``S = J (K + 1)``, and the mass of
         the tails ``(B T,)`` float32, None without a table or tails.
     """
     num_candidates = candidates.shape[0]
+    if weights is None:
+        weights = candidates.new_ones(candidates.shape[:2], dtype=torch.float32)
     tokens = candidates.flatten(1).t()
     shares = weights.float().unsqueeze(-1).expand(candidates.shape).flatten(1).t()
     ignored = (tokens[:, :1] == ignore_index) | (tokens == ignore_index) | (tokens < 0)
@@ -168,6 +170,13 @@ def smoothed_target(
     own = ((1 - token_alpha) * shares).unsqueeze(-1)
     uniform = None if table.tail is None else (smoothing * table.tail[row]).where(known, 0.0).sum(-1)
     return indices, torch.cat((own, neighbour_weights), -1).reshape(-1, slots), uniform
+
+
+def mean(losses: Tensor, mass: Tensor) -> tuple[Tensor, Tensor]:
+    """Return ``losses.sum() / count`` and ``1 / max(count, 1)``, count the number of masses that are not 0."""
+    count = mass.count_nonzero()
+    # Nothing to average gives nan, as torch does; its gradient is zero and must not become 0 * inf.
+    return losses.sum() / count, count.clamp(min=1).to(losses.dtype).reciprocal()
 
 
 def logsumexp_and_select(logits: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,49 +10,79 @@ from torch import Tensor
 
 from smoothloss.ops._autograd import differentiable_once
 from smoothloss.ops._checks import as_int32
-from smoothloss.ops._register import OPTIONS_SCHEMA, define
+from smoothloss.ops._register import OPTIONS_SCHEMA, TARGET_SCHEMA, define
 from smoothloss.ops.dispatch import implementation
+from smoothloss.ops.linear_layer import default_chunk_bytes
 from smoothloss.ops.options import RowOptions
 from smoothloss.ops.reference import accumulator_dtype
+from smoothloss.ops.rows import DenseRows
+from smoothloss.ops.similarity_rows import SimilarityMixture
+
+Mean = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-def _prepare(
-    logits: Tensor, indices: Tensor, weights: Tensor, uniform: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    dtype = accumulator_dtype(logits.dtype)
-    logits = logits if logits.stride(-1) == 1 else logits.contiguous()
-    uniform = None if uniform is None else uniform.to(dtype).contiguous()
-    return logits, as_int32(indices, logits.shape[-1]), weights.to(dtype).contiguous(), uniform
-
-
-def reduce(loss: Tensor, mass: Tensor, reduction: str) -> tuple[Tensor, Tensor]:
+def reduce(loss: Tensor, mass: Tensor, reduction: str, mean: Mean) -> tuple[Tensor, Tensor]:
     """Return the reduced loss, and the factor the incoming gradient is multiplied by (empty where that is 1)."""
     if reduction == "mean":
-        count = mass.count_nonzero()
-        # Nothing to average gives nan, as torch does; its gradient is zero and must not become 0 * inf.
-        return loss.sum() / count, count.clamp(min=1).to(loss.dtype).reciprocal()
+        return mean(loss, mass)
     # Operators must not return what aliases an input or another output: hence the fresh empty factor.
     return (loss.sum() if reduction == "sum" else loss), loss.new_empty(0)
 
 
+class _Problem:
+    """Logits and target as the kernels take them, in parts whose dense rows fit the budget."""
+
+    def __init__(
+        self, logits: Tensor, indices: Tensor, weights: Tensor, uniform: Tensor | None,
+        similarity: list[Tensor], temperature: list[float],
+    ) -> None:  # fmt: skip
+        dtype = accumulator_dtype(logits.dtype)
+        self.logits = logits if logits.stride(-1) == 1 else logits.contiguous()
+        self.indices, self.weights = as_int32(indices, logits.shape[-1]), weights.to(dtype).contiguous()
+        self.uniform = None if uniform is None else uniform.to(dtype).contiguous()
+        self.similarity = SimilarityMixture.unpack(similarity, temperature)
+
+    def parts(self) -> list[slice]:
+        """Return the whole batch, or pieces of it."""
+        rows = self.logits.shape[0]
+        if self.similarity is None:
+            return [slice(None)]
+        size = max(1, default_chunk_bytes(self.logits.device) // self.similarity.row_bytes)
+        return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
+
+    def rows(self, part: slice) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Return logits and entries of some rows."""
+        uniform = None if self.uniform is None else self.uniform[part]
+        return self.logits[part], self.indices[part], self.weights[part], uniform
+
+    def dense(self, part: slice) -> DenseRows | None:
+        """Return the dense rows that these rows mix, computed now."""
+        return None if self.similarity is None else self.similarity.dense_rows(part, self.weights.dtype)
+
+
 def _forward(
     logits: Tensor, indices: Tensor, weights: Tensor, uniform: Tensor | None,
+    similarity: list[Tensor], temperature: list[float],
     label_smoothing: float, entropy: float, z_loss: float, logit_scale: float, softcap: float,
     reduction: str, impl: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     options = RowOptions(label_smoothing, entropy, z_loss, logit_scale, softcap)
-    target = _prepare(logits, indices, weights, uniform)
-    loss, lse, row_entropy, mass = implementation(impl).sparse_cross_entropy_forward(*target, options)
-    loss, scale = reduce(loss, mass, reduction)
+    problem = _Problem(logits, indices, weights, uniform, similarity, temperature)
+    forward = implementation(impl).sparse_cross_entropy_forward
+    results = [forward(*problem.rows(part), options, problem.dense(part)) for part in problem.parts()]
+    loss, lse, row_entropy, mass = results[0] if len(results) == 1 else map(torch.cat, zip(*results, strict=True))
+    loss, scale = reduce(loss, mass, reduction, implementation(impl).mean)
     return loss, lse, row_entropy, scale
 
 
 def _forward_fake(
     logits: Tensor, indices: Tensor, weights: Tensor, uniform: Tensor | None,
+    similarity: list[Tensor], temperature: list[float],
     label_smoothing: float, entropy: float, z_loss: float, logit_scale: float, softcap: float,
     reduction: str, impl: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    del indices, weights, uniform, label_smoothing, z_loss, logit_scale, softcap, impl
+    del indices, weights, uniform, similarity, temperature
+    del label_smoothing, z_loss, logit_scale, softcap, impl
     rows, dtype = logits.shape[0], accumulator_dtype(logits.dtype)
     loss = logits.new_empty(rows if reduction == "none" else (), dtype=dtype)
     scale = logits.new_empty(() if reduction == "mean" else 0, dtype=dtype)
@@ -60,39 +91,46 @@ def _forward_fake(
 
 
 def _backward_into(
-    out: Tensor, grad: Tensor, logits: Tensor, lse: Tensor, row_entropy: Tensor,
-    indices: Tensor, weights: Tensor, uniform: Tensor | None, mass: Tensor | None, options: RowOptions, impl: str,
+    out: Tensor, grad: Tensor, scale: Tensor | None, problem: _Problem, lse: Tensor, row_entropy: Tensor,
+    mass: Tensor | None, options: RowOptions, impl: str,
 ) -> None:  # fmt: skip
-    logits, indices, weights, uniform = _prepare(logits, indices, weights, uniform)
-    grad = grad.to(weights.dtype).contiguous()
-    mass = None if mass is None else mass.to(weights.dtype).contiguous()
-    implementation(impl).sparse_cross_entropy_backward(
-        grad, logits, lse, row_entropy, indices, weights, uniform, options, out, mass
-    )
+    dtype = problem.weights.dtype
+    grad = grad.to(dtype).contiguous()
+    mass = None if mass is None else mass.to(dtype).contiguous()
+    for part in problem.parts():
+        logits, *entries = problem.rows(part)
+        implementation(impl).sparse_cross_entropy_backward(
+            grad if grad.numel() == 1 else grad[part], logits, lse[part],
+            row_entropy[part] if options.entropy else row_entropy, *entries, options, out[part],
+            mass if mass is None else mass[part], problem.dense(part), scale,
+        )  # fmt: skip
 
 
 def _backward(
-    grad: Tensor, logits: Tensor, lse: Tensor, row_entropy: Tensor,
-    indices: Tensor, weights: Tensor, uniform: Tensor | None, mass: Tensor | None,
+    grad: Tensor, scale: Tensor | None, logits: Tensor, lse: Tensor, row_entropy: Tensor,
+    indices: Tensor, weights: Tensor, uniform: Tensor | None, similarity: list[Tensor], temperature: list[float],
+    mass: Tensor | None,
     label_smoothing: float, entropy: float, z_loss: float, logit_scale: float, softcap: float, impl: str,
 ) -> Tensor:  # fmt: skip
     out = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
     options = RowOptions(label_smoothing, entropy, z_loss, logit_scale, softcap)
-    _backward_into(out, grad, logits, lse, row_entropy, indices, weights, uniform, mass, options, impl)
+    problem = _Problem(logits, indices, weights, uniform, similarity, temperature)
+    _backward_into(out, grad, scale, problem, lse, row_entropy, mass, options, impl)
     return out
 
 
 def _backward_inplace(
-    grad: Tensor, logits: Tensor, lse: Tensor, row_entropy: Tensor,
-    indices: Tensor, weights: Tensor, uniform: Tensor | None,
+    grad: Tensor, scale: Tensor | None, logits: Tensor, lse: Tensor, row_entropy: Tensor,
+    indices: Tensor, weights: Tensor, uniform: Tensor | None, similarity: list[Tensor], temperature: list[float],
     label_smoothing: float, entropy: float, z_loss: float, logit_scale: float, softcap: float, impl: str,
 ) -> None:  # fmt: skip
     options = RowOptions(label_smoothing, entropy, z_loss, logit_scale, softcap)
-    _backward_into(logits, grad, logits, lse, row_entropy, indices, weights, uniform, None, options, impl)
+    problem = _Problem(logits, indices, weights, uniform, similarity, temperature)
+    _backward_into(logits, grad, scale, problem, lse, row_entropy, None, options, impl)
 
 
-def _backward_fake(grad: Tensor, logits: Tensor, *rest: Any) -> Tensor:
-    del grad, rest
+def _backward_fake(grad: Tensor, scale: Tensor | None, logits: Tensor, *rest: Any) -> Tensor:
+    del grad, scale, rest
     return logits.new_empty(logits.shape)
 
 
@@ -100,22 +138,21 @@ def _backward_inplace_fake(*arguments: Any) -> None:
     del arguments
 
 
-_TARGET_SCHEMA = "Tensor indices, Tensor weights, Tensor? uniform"
 forward_op = define(
-    f"sparse_cross_entropy(Tensor logits, {_TARGET_SCHEMA}, {OPTIONS_SCHEMA}, str reduction, str impl)"
+    f"sparse_cross_entropy(Tensor logits, {TARGET_SCHEMA}, {OPTIONS_SCHEMA}, str reduction, str impl)"
     " -> (Tensor loss, Tensor lse, Tensor row_entropy, Tensor scale)",
     _forward,
     _forward_fake,
 )
 backward_op = define(
-    f"sparse_cross_entropy_backward(Tensor grad, Tensor logits, Tensor lse, Tensor row_entropy, {_TARGET_SCHEMA},"
-    f" Tensor? mass, {OPTIONS_SCHEMA}, str impl) -> Tensor",
+    "sparse_cross_entropy_backward(Tensor grad, Tensor? scale, Tensor logits, Tensor lse, Tensor row_entropy,"
+    f" {TARGET_SCHEMA}, Tensor? mass, {OPTIONS_SCHEMA}, str impl) -> Tensor",
     _backward,
     _backward_fake,
 )
 backward_inplace_op = define(
-    "sparse_cross_entropy_backward_(Tensor grad, Tensor(a!) logits, Tensor lse, Tensor row_entropy,"
-    f" {_TARGET_SCHEMA}, {OPTIONS_SCHEMA}, str impl) -> ()",
+    "sparse_cross_entropy_backward_(Tensor grad, Tensor? scale, Tensor(a!) logits, Tensor lse, Tensor row_entropy,"
+    f" {TARGET_SCHEMA}, {OPTIONS_SCHEMA}, str impl) -> ()",
     _backward_inplace,
     _backward_inplace_fake,
 )
@@ -127,13 +164,15 @@ class SparseCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, logits: Tensor, indices: Tensor, weights: Tensor, uniform: Tensor | None,
+        similarity: list[Tensor], temperature: list[float],
         options: RowOptions, reduction: str, inplace: bool, impl: str,
     ) -> Tensor:  # fmt: skip
         """Compute the loss; the backward recomputes the probabilities from the saved ``lse``."""
-        loss, lse, row_entropy, scale = forward_op(logits, indices, weights, uniform, *options, reduction, impl)
-        ctx.save_for_backward(logits, indices, weights, uniform, lse, row_entropy, scale)
-        ctx.options, ctx.inplace, ctx.impl, ctx.is_mean = options, inplace, impl, reduction == "mean"
-        ctx.consumed = False
+        target = (indices, weights, uniform, similarity, temperature)
+        loss, lse, row_entropy, scale = forward_op(logits, *target, *options, reduction, impl)
+        ctx.save_for_backward(logits, indices, weights, uniform, lse, row_entropy, scale, *similarity)
+        ctx.temperature, ctx.options, ctx.inplace, ctx.impl = temperature, options, inplace, impl
+        ctx.is_mean, ctx.consumed = reduction == "mean", False
         return loss
 
     @staticmethod
@@ -141,10 +180,10 @@ class SparseCrossEntropy(torch.autograd.Function):
         """Return the gradient of the logits, in their own storage where that was allowed."""
         if ctx.consumed:
             raise RuntimeError("backward a second time: the logits were overwritten by their gradient (inplace=True)")
-        logits, indices, weights, uniform, lse, row_entropy, scale = ctx.saved_tensors
+        logits, indices, weights, uniform, lse, row_entropy, scale, *similarity = ctx.saved_tensors
         with torch.no_grad():
-            scaled = grad * scale if ctx.is_mean else grad
-            saved = (scaled, logits, lse, row_entropy, indices, weights, uniform)
+            target = (indices, weights, uniform, similarity, ctx.temperature)
+            saved = (grad, scale if ctx.is_mean else None, logits, lse, row_entropy, *target)
             if ctx.inplace:
                 ctx.consumed = True
                 backward_inplace_op(*saved, *ctx.options, ctx.impl)
@@ -153,4 +192,4 @@ class SparseCrossEntropy(torch.autograd.Function):
                 d_logits = logits.detach()
             else:
                 d_logits = backward_op(*saved, None, *ctx.options, ctx.impl)
-        return *differentiable_once([d_logits], logits, grad), *(None,) * 7
+        return *differentiable_once([d_logits], logits, grad), *(None,) * 9

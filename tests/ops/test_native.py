@@ -365,7 +365,7 @@ def test_bad_tensors_are_refused_by_name() -> None:
         native.sparse_cross_entropy_backward(one, logits, one, one, indices, weights, None, options, out)
     with pytest.raises(ValueError, match="options"):
         native.sparse_cross_entropy_backward(
-            one, logits, one.double(), one, indices, weights, None, RowOptions(z_loss=1.0), out, mass=one
+            one, logits, one.double(), one, indices, weights, None, RowOptions(label_smoothing=0.1), out, mass=one
         )
     with pytest.raises(ValueError, match="logit_scale"):
         native.sparse_cross_entropy_forward(logits, indices, weights, None, RowOptions(logit_scale=0.0))

@@ -265,11 +265,11 @@ def test_opcheck(impl: str, reduction: str) -> None:
     inputs = make_inputs(4, 20, 3, uniform=True)
     ops = torch.ops.smoothloss
     options = OPTIONS["all"]
-    entries = (inputs.indices, inputs.weights, inputs.uniform)
+    entries = (inputs.indices, inputs.weights, inputs.uniform, [], [])
     torch.library.opcheck(ops.sparse_cross_entropy, (inputs.logits, *entries, *options, reduction, impl))
     _, lse, row_entropy, _ = ops.sparse_cross_entropy(inputs.logits, *entries, *options, reduction, impl)
     grad = torch.randn(4 if reduction == "none" else 1)
-    saved = (inputs.logits, lse, row_entropy)
+    saved = (torch.tensor(0.5), inputs.logits, lse, row_entropy)
     torch.library.opcheck(ops.sparse_cross_entropy_backward, (grad, *saved, *entries, None, *options, impl))
     torch.library.opcheck(ops.sparse_cross_entropy_backward_, (grad, *saved, *entries, *options, impl))
 

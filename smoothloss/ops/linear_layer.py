@@ -1,0 +1,243 @@
+"""The linear layer of the linear op: its GEMMs in the right dtypes, its scratch, and the sums of its gradients.
+
+Logits are computed and kept in the accumulator dtype, and so is the sum of the chunks' weight gradients: rounding
+either of them to 16 bits is the largest error of the usual implementations. The operands of the gradients' GEMMs are of
+the compute dtype, 16 bits where that is faster.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from smoothloss.ops.reference import accumulator_dtype
+
+# Bytes of scratch: on the CPU a whole batch at the sizes of recurrent models; on CUDA logits of 1,024 rows and
+# gradients of 4,096 at V = 128,256 in 16 bits.
+DEFAULT_CHUNK_BYTES = {"cpu": 256 << 20, "cuda": 3 << 29}
+_HAS_OUT_DTYPE = "dtype" in torch.ops.aten.mm.overloads()  # torch >= 2.8, on CUDA
+
+
+def default_chunk_bytes(device: torch.device) -> int:
+    """Return how much scratch the linear op takes on a device when the caller does not say."""
+    return DEFAULT_CHUNK_BYTES.get(device.type, DEFAULT_CHUNK_BYTES["cpu"])
+
+
+class Chunk(NamedTuple):
+    """Rows of a batch whose gradient of the logits is held at a time, and the parts whose logits are.
+
+    Attributes:
+        rows: the rows in the batch.
+        parts: the same rows in pieces, each with the place of its gradients in the chunk.
+    """
+
+    rows: slice
+    parts: list[tuple[slice, slice]]
+
+
+class Layout(NamedTuple):
+    """How many rows of logits and of their gradients are held at a time.
+
+    With 16-bit gradients there are two levels: the GEMM that adds to the weight's gradient has a cost of its own for
+    each call, that of its float32 sum, and wants many rows; the wide logits are needed for few rows at a time.
+    """
+
+    logits_rows: int
+    grad_rows: int
+
+    @classmethod
+    def of(cls, rows: int, classes: int, chunk_bytes: int, wide: int, narrow: int) -> Layout:
+        """Fit scratch of logits of `wide` bytes, and of gradients of `narrow` bytes beside it, to the budget."""
+        if wide == narrow:  # the gradient overwrites the logits
+            size = max(1, min(rows, chunk_bytes // (classes * wide)))
+            return cls(size, size)
+        ratio = 4
+        part = chunk_bytes // (classes * (wide + ratio * narrow))
+        part = part // 128 * 128 or max(1, part)  # whole tiles of the GEMMs
+        if rows <= part:
+            return cls(max(1, rows), max(1, rows))
+        return cls(part, min(ratio * part, rows))
+
+    def chunks(self, rows: int) -> Iterator[Chunk]:
+        """Return the chunks of a batch."""
+        for start in range(0, rows, self.grad_rows):
+            stop = min(start + self.grad_rows, rows)
+            parts = []
+            for first in range(start, stop, self.logits_rows):
+                last = min(first + self.logits_rows, stop)
+                parts.append((slice(first, last), slice(first - start, last - start)))
+            yield Chunk(slice(start, stop), parts)
+
+
+class LinearLayer:
+    """``inputs @ weight.T + bias`` in the dtypes that its GEMMs run in."""
+
+    def __init__(self, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+        """Cast what has to be cast, once for all chunks."""
+        self.param_dtype, self.accumulator = inputs.dtype, accumulator_dtype(inputs.dtype)
+        self.compute = inputs.dtype if _has_fast_gemm(inputs.device.type, inputs.dtype) else self.accumulator
+        self.inputs = inputs.contiguous().to(self.compute)
+        self.weight = weight.to(self.compute)
+        self.bias = None if bias is None else bias.to(self.accumulator)
+        self._wide_weight: Tensor | None = None
+
+    @property
+    def num_rows(self) -> int:
+        """N."""
+        return self.inputs.shape[0]
+
+    @property
+    def num_classes(self) -> int:
+        """V."""
+        return self.weight.shape[0]
+
+    def layout(self, chunk_bytes: int, with_gradient: bool) -> Layout:
+        """Return how the batch is cut; without gradients the logits have the whole budget."""
+        narrow = self.compute.itemsize if with_gradient else self.accumulator.itemsize
+        return Layout.of(self.num_rows, self.num_classes, chunk_bytes, self.accumulator.itemsize, narrow)
+
+    def scratch(self, rows: int, classes: int, dtype: torch.dtype) -> Tensor:
+        """Return uninitialised memory ``(rows, classes)``."""
+        return self.inputs.new_empty(rows, classes, dtype=dtype)
+
+    def logits(self, rows: slice, scratch: Tensor, classes: slice = slice(None)) -> Tensor:
+        """Return the logits of some rows and classes, in the accumulator dtype, in the scratch."""
+        inputs, weight = self.inputs[rows], self.weight[classes]
+        out = scratch.view(-1)[: inputs.shape[0] * weight.shape[0]].view(inputs.shape[0], weight.shape[0])
+        if self.compute != self.accumulator and not _can_widen(inputs.device.type):
+            weight, inputs = self._widened_weight()[classes], inputs.to(self.accumulator)
+        matmul(inputs, weight.t(), out)
+        if self.bias is not None:
+            out += self.bias[classes]
+        return out
+
+    def _widened_weight(self) -> Tensor:
+        if self._wide_weight is None:
+            self._wide_weight = self.weight.to(self.accumulator)
+        return self._wide_weight
+
+
+class GradientSums:
+    """The gradients of the layer, added up chunk by chunk in the accumulator dtype; None where not wanted.
+
+    They stay unscaled until the backward, which folds the incoming gradient into their last rounding: scaled by 1/N the
+    gradients of the logits would underflow in half precision.
+    """
+
+    def __init__(self, layer: LinearLayer, wanted: list[bool]) -> None:
+        """Make room for what is wanted."""
+        self.layer = layer
+        dtype = layer.accumulator
+        self.d_inputs = torch.empty_like(layer.inputs, dtype=dtype) if wanted[0] else None
+        self.d_weight = torch.empty_like(layer.weight, dtype=dtype) if wanted[1] else None
+        self.d_bias = layer.inputs.new_zeros(layer.num_classes, dtype=dtype) if wanted[2] else None
+        self._is_first = True
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether any gradient is."""
+        return any(grad is not None for grad in (self.d_inputs, self.d_weight, self.d_bias))
+
+    def add_part(self, rows: slice, d_logits: Tensor) -> None:
+        """Add what comes of the gradient of some rows' logits, but for the weight's gradient."""
+        if self.d_inputs is not None:
+            matmul(d_logits, self.layer.weight, self.d_inputs[rows])
+        if self.d_bias is not None:
+            self.d_bias += d_logits.sum(0, dtype=self.d_bias.dtype)
+
+    def add_chunk(self, rows: slice, d_logits: Tensor) -> None:
+        """Add to the weight's gradient."""
+        if self.d_weight is None:
+            return
+        if self._is_first:
+            matmul(d_logits.t(), self.layer.inputs[rows], self.d_weight)
+        else:
+            addmm(self.d_weight, d_logits.t(), self.layer.inputs[rows])
+        self._is_first = False
+
+    def results(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the three gradients, an empty tensor for each that was not wanted."""
+        if self.d_weight is not None and self._is_first:  # no rows at all
+            self.d_weight.zero_()
+        return _present(self.layer, self.d_inputs, self.d_weight, self.d_bias)
+
+
+class ClassSums:
+    """The gradients of the layer, slice of the vocabulary by slice; None where not wanted.
+
+    A slice of the gradient of weight and bias is final, so it is written in the dtype of its parameter.
+    """
+
+    def __init__(self, layer: LinearLayer, wanted: list[bool], factor: Tensor | None) -> None:
+        """Make room for what is wanted; `factor` multiplies every result."""
+        self.layer, self.factor = layer, factor
+        like, wide = layer.inputs, layer.accumulator
+        narrow = layer.param_dtype
+        self.d_inputs = torch.zeros_like(like, dtype=wide) if wanted[0] else None
+        self.d_weight = torch.empty_like(layer.weight, dtype=narrow) if wanted[1] else None
+        self.d_bias = like.new_empty(layer.num_classes, dtype=narrow) if wanted[2] else None
+
+    def add(self, classes: slice, d_logits: Tensor) -> None:
+        """Add what comes of the gradient of the logits ``(N, classes)``."""
+        if self.d_inputs is not None:
+            addmm(self.d_inputs, d_logits, self.layer.weight[classes])
+        if self.d_weight is not None:
+            part = self.d_weight[classes]
+            if self.factor is None and part.dtype == d_logits.dtype:
+                torch.mm(d_logits.t(), self.layer.inputs, out=part)
+            else:
+                wide = torch.empty_like(part, dtype=self.layer.accumulator)
+                matmul(d_logits.t(), self.layer.inputs, wide)
+                part.copy_(wide if self.factor is None else wide.mul_(self.factor))
+        if self.d_bias is not None:
+            total = d_logits.sum(0, dtype=self.layer.accumulator)
+            self.d_bias[classes] = total if self.factor is None else total * self.factor
+
+    def results(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the three gradients, an empty tensor for each that was not wanted."""
+        if self.d_inputs is not None and self.factor is not None:
+            self.d_inputs *= self.factor
+        return _present(self.layer, self.d_inputs, self.d_weight, self.d_bias)
+
+
+def _present(layer: LinearLayer, *grads: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    present = [layer.inputs.new_empty(0, dtype=layer.accumulator) if grad is None else grad for grad in grads]
+    return present[0], present[1], present[2]
+
+
+def matmul(a: Tensor, b: Tensor, out: Tensor) -> None:
+    """Compute ``out = a @ b`` in the dtype of `out`, with 16-bit operands where the GEMM can do that."""
+    if a.dtype == out.dtype:
+        torch.mm(a, b, out=out)
+    elif _can_widen(a.device.type):
+        torch.mm(a, b, out_dtype=out.dtype, out=out)
+    else:
+        out.copy_(torch.mm(a, b))  # accumulated in float32, rounded once
+
+
+def addmm(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """Compute ``total += a @ b`` in the dtype of `total`."""
+    if a.dtype == total.dtype:
+        total.addmm_(a, b)
+    elif _can_widen(a.device.type):
+        torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
+    else:
+        total += torch.mm(a, b)
+
+
+def _can_widen(device_type: str) -> bool:
+    return _HAS_OUT_DTYPE and device_type == "cuda"
+
+
+@functools.cache
+def _has_fast_gemm(device_type: str, dtype: torch.dtype) -> bool:
+    """Return whether GEMMs with operands of this dtype are at least as fast as with float32."""
+    if device_type != "cpu" or dtype not in (torch.float16, torch.bfloat16):
+        return True
+    name = "_is_mkldnn_bf16_supported" if dtype == torch.bfloat16 else "_is_mkldnn_fp16_supported"
+    supported = getattr(torch.ops.mkldnn, name, None)
+    return supported is not None and bool(supported())
