@@ -35,22 +35,40 @@ SMOOTHLOSS_HD Transformed<T> transform(Vector<T> x, const TransformTerms<T>& ter
 // far. Sums are kept per lane within a block and in double across blocks.
 constexpr int64_t kBlock = 2048;
 
-template <class T, class Storage>
-SMOOTHLOSS_HD T block_max(const Storage* row, int count) {
+template <class T>
+struct BlockScan {
+    T max;
+    double total;  // of the inputs as they are; 0 where not asked for
+};
+
+// The sum costs nothing here, where the loads are what takes the time.
+template <bool HAS_TOTAL, class T, class Storage>
+SMOOTHLOSS_HD BlockScan<T> scan_block(const Storage* row, int count) {
     constexpr int width = Lanes<T>::width;
     Vector<T> lowest = broadcast<T>(-static_cast<T>(__builtin_inff()));
     Vector<T> max[4] = {lowest, lowest, lowest, lowest};
+    Vector<T> total[4] = {};
     int i = 0;
     for (; i + 4 * width <= count; i += 4 * width) {
 #pragma GCC unroll 4
-        for (int j = 0; j < 4; ++j) max[j] = larger<T>(load(row + i + j * width), max[j]);
+        for (int j = 0; j < 4; ++j) {
+            Vector<T> x = load(row + i + j * width);
+            max[j] = larger<T>(x, max[j]);
+            if (HAS_TOTAL) total[j] += x;
+        }
     }
-    for (; i + width <= count; i += width) max[0] = larger<T>(load(row + i), max[0]);
+    for (; i + width <= count; i += width) {
+        Vector<T> x = load(row + i);
+        max[0] = larger<T>(x, max[0]);
+        if (HAS_TOTAL) total[0] += x;
+    }
     if (i < count) {
-        Vector<T> rest = load_some<T>(row + i, count - i);
+        Vector<T> rest = load_some<T>(row + i, count - i);  // 0 beyond the row
+        if (HAS_TOTAL) total[1] += rest;
         max[1] = larger<T>(lanes_below<T>(count - i) ? rest : lowest, max[1]);
     }
-    return max_of_lanes<T>(larger<T>(larger<T>(max[0], max[1]), larger<T>(max[2], max[3])));
+    T largest = max_of_lanes<T>(larger<T>(larger<T>(max[0], max[1]), larger<T>(max[2], max[3])));
+    return {largest, HAS_TOTAL ? sum_of_lanes<T>((total[0] + total[1]) + (total[2] + total[3])) : 0};
 }
 
 template <class T>
@@ -105,13 +123,18 @@ SMOOTHLOSS_HD SoftmaxState<double> block_sums(const Storage* row, int count, T m
 template <Transform TRANSFORM, bool HAS_ENTROPY, bool HAS_TOTAL, class T, class Storage>
 SMOOTHLOSS_NOINLINE SoftmaxState<double> softmax_state(const Storage* row, int64_t classes,
                                                        const TransformTerms<T>& terms) {
+    // A scale multiplies the sum of the inputs; a softcap's sum is that of the transformed.
+    constexpr bool scans_total = HAS_TOTAL && TRANSFORM != Transform::softcap;
     SoftmaxState<double> state = empty_softmax_state<double>();
     for (int64_t begin = 0; begin < classes; begin += kBlock) {
         int count = static_cast<int>(classes - begin < kBlock ? classes - begin : kBlock);
+        BlockScan<T> scan = scan_block<scans_total, T>(row + begin, count);
         // The transform is increasing, so the largest input is the largest z.
-        T max = transform<TRANSFORM, T>(broadcast<T>(block_max<T>(row + begin, count)), terms).z[0];
+        T max = transform<TRANSFORM, T>(broadcast<T>(scan.max), terms).z[0];
         max = max > static_cast<T>(state.max) ? max : static_cast<T>(state.max);
-        SoftmaxState<double> block = block_sums<TRANSFORM, HAS_ENTROPY, HAS_TOTAL, T>(row + begin, count, max, terms);
+        SoftmaxState<double> block = block_sums < TRANSFORM, HAS_ENTROPY, HAS_TOTAL && !scans_total,
+                             T > (row + begin, count, max, terms);
+        block.total += scan.total * (TRANSFORM == Transform::scale ? static_cast<double>(terms.scale) : 1);
         state = merge(state, block);
     }
     return state;

@@ -39,6 +39,20 @@ void merge(const SmoothedTargetArguments& a, int64_t position, Merged& merged) {
     }
 }
 
+// Rows of a large table are spread over memory: asked for one position ahead, they arrive in time.
+void prefetch_rows(const SmoothedTargetArguments& a, int64_t position) {
+    constexpr int64_t kPerLine = 16;
+    for (int64_t j = 0; j < a.num_candidates; ++j) {
+        int64_t token = candidate(a, j, position);
+        if (token < 0 || token >= a.num_tokens) continue;
+        for (int64_t k = 0; k < a.num_neighbours; k += kPerLine) {
+            __builtin_prefetch(a.table_indices + token * a.num_neighbours + k);
+            __builtin_prefetch(a.table_weights + token * a.num_neighbours + k);
+        }
+        if (a.table_tail) __builtin_prefetch(a.table_tail + token);
+    }
+}
+
 // Writes one candidate and its neighbours, and returns the mass of its tail.
 float expand(const SmoothedTargetArguments& a, int64_t token, float weight, int32_t* indices, float* weights) {
     bool known = token >= 0 && token < a.num_tokens;
@@ -75,6 +89,7 @@ void smoothed_target(const SmoothedTargetArguments& a, int threads) {
     for (int worker = 0; worker < workers; ++worker) {
         Merged& merged = scratch[worker];
         for (int64_t n = positions * worker / workers; n < positions * (worker + 1) / workers; ++n) {
+            if (n + 1 < positions) prefetch_rows(a, n + 1);
             merge(a, n, merged);
             float tail = 0;
             for (int64_t j = 0; j < a.num_candidates; ++j) {

@@ -50,11 +50,11 @@ class ScratchPool {
   public:
     ScratchPool(int threads, int64_t classes, int64_t slots)
         : classes_(classes),
-          slots_(slots),
+          slots_(slots + kWidestVector),
           slot_of_(threads * classes, -1),
-          index_(threads * slots),
-          weight_(threads * slots),
-          logit_(threads * slots) {}
+          index_(threads * slots_),
+          weight_(threads * slots_),
+          logit_(threads * slots_) {}
 
     Scratch of(int thread) {
         return {slot_of_.data() + thread * classes_, index_.data() + thread * slots_, weight_.data() + thread * slots_,
@@ -62,6 +62,8 @@ class ScratchPool {
     }
 
   private:
+    static constexpr int64_t kWidestVector = 16;  // the lists are read in whole vectors
+
     int64_t classes_;
     int64_t slots_;
     std::vector<int32_t> slot_of_;

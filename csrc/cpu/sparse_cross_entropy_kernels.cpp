@@ -25,6 +25,18 @@ SMOOTHLOSS_HD RowEntries<T> row_entries(const Targets& targets, int64_t classes,
     return {targets.indices + offset, weights ? weights + offset : nullptr, targets.slots, classes};
 }
 
+// The passes over a row of logits push the entries of the next one out of the cache, or let nobody fetch them in time:
+// without this they cost as much as memory takes to answer, twice a row.
+template <class T>
+SMOOTHLOSS_HD void prefetch_entries(const Targets& targets, int64_t n, int64_t end) {
+    if (n >= end) return;
+    constexpr int64_t kLine = 64;
+    const char* indices = reinterpret_cast<const char*>(targets.indices + n * targets.slots);
+    const char* weights = reinterpret_cast<const char*>(static_cast<const T*>(targets.weights) + n * targets.slots);
+    for (int64_t i = 0; i < targets.slots * int64_t{sizeof(int32_t)}; i += kLine) __builtin_prefetch(indices + i);
+    for (int64_t i = 0; i < targets.slots * int64_t{sizeof(T)}; i += kLine) __builtin_prefetch(weights + i);
+}
+
 template <class T>
 SMOOTHLOSS_HD DenseMixture<T> row_mixture(const DenseTargets& dense, int64_t classes, int64_t n) {
     int64_t offset = n * dense.slots;
@@ -36,15 +48,25 @@ SMOOTHLOSS_HD DenseMixture<T> row_mixture(const DenseTargets& dense, int64_t cla
             classes};
 }
 
+// Four sums in turn, so that an addition does not wait for the one before.
+struct Sum {
+    double parts[4] = {0, 0, 0, 0};
+
+    SMOOTHLOSS_HD void add(int64_t i, double value) { parts[i % 4] += value; }
+    SMOOTHLOSS_HD double value() const { return (parts[0] + parts[1]) + (parts[2] + parts[3]); }
+};
+
 template <class T>
 SMOOTHLOSS_HD RowTarget<double> row_target(const RowEntries<T>& entries, const DenseMixture<T>& mixture,
                                            const Targets& targets, const RowOptions& options, int64_t n) {
-    double sum = mixture.mass();
+    Sum sum;
+#pragma GCC unroll 4
     for (int64_t s = 0; s < entries.slots; ++s) {
-        if (entries.filled(s)) sum += static_cast<double>(entries.weights[s]);
+        sum.add(s, entries.filled(s) ? static_cast<double>(entries.weights[s]) : 0);
     }
     const T* uniform = static_cast<const T*>(targets.uniform);
-    return make_row_target<double>(sum, uniform ? static_cast<double>(uniform[n]) : 0.0, options.label_smoothing);
+    return make_row_target<double>(mixture.mass() + sum.value(), uniform ? static_cast<double>(uniform[n]) : 0.0,
+                                   options.label_smoothing);
 }
 
 template <class T>
@@ -53,17 +75,12 @@ SMOOTHLOSS_HD TransformTerms<T> transform_terms(const RowOptions& options) {
             static_cast<T>(options.softcap != 0 ? 1 / options.softcap : 0)};
 }
 
-struct Scalar {
-    double z;
-    double chain;
-};
-
 // One logit through the very arithmetic that the passes use: a z from elsewhere could exceed the maximum of its row,
 // and the loss fall below zero.
 template <Transform TRANSFORM, class T>
-SMOOTHLOSS_HD Scalar transform_one(double x, const TransformTerms<T>& terms) {
-    Transformed<T> t = transform<TRANSFORM, T>(broadcast<T>(static_cast<T>(x)), terms);
-    return {t.z[0], TRANSFORM == Transform::softcap ? t.chain[0] : T(1)};
+SMOOTHLOSS_HD double transform_one(double x, const TransformTerms<T>& terms) {
+    if (TRANSFORM == Transform::none) return x;
+    return transform<TRANSFORM, T>(broadcast<T>(static_cast<T>(x)), terms).z[0];
 }
 
 template <Transform TRANSFORM, bool HAS_ENTROPY, bool HAS_TOTAL, class T, class Storage>
@@ -78,12 +95,14 @@ SMOOTHLOSS_HD double row_loss(const Storage* row, const RowEntries<T>& entries, 
                               const RowTarget<double>& target, const RowSoftmax<double>& softmax,
                               const RowOptions& options) {
     TransformTerms<T> terms = transform_terms<T>(options);
-    double loss = 0;
+    Sum sum;
+#pragma GCC unroll 4
     for (int64_t s = 0; s < entries.slots; ++s) {
         if (!entries.filled(s)) continue;
-        double z = transform_one<TRANSFORM, T>(read(row + entries.indices[s]), terms).z;
-        loss += entry_loss(target.keep * static_cast<double>(entries.weights[s]), z, softmax);
+        double z = transform_one<TRANSFORM, T>(read(row + entries.indices[s]), terms);
+        sum.add(s, entry_loss(target.keep * static_cast<double>(entries.weights[s]), z, softmax));
     }
+    double loss = sum.value();
     if (mixture.slots) {
         DenseSums sums = dense_sums<TRANSFORM, T>(row, mixture, static_cast<T>(softmax.center), terms);
         loss += target.keep * dense_target_loss(sums, softmax);
@@ -91,10 +110,33 @@ SMOOTHLOSS_HD double row_loss(const Storage* row, const RowEntries<T>& entries, 
     return loss + dense_loss(target, softmax, options.z_loss, options.entropy);
 }
 
-// Merges the entries of a row by index, in order, and returns how many indices there are.
+template <class A, class B>
+struct Same {
+    static constexpr bool value = false;
+};
+template <class A>
+struct Same<A, A> {
+    static constexpr bool value = true;
+};
+
+// Entries are taken off what pass 2 has written: one addition each, repeats included. Not where that would round the
+// gradient to 16 bits between p and the entry, which all but cancel, nor where the logit is needed for the chain rule.
+template <Transform TRANSFORM, class T, class OutStorage>
+constexpr bool entries_are_subtracted = Same<T, OutStorage>::value && TRANSFORM != Transform::softcap;
+
+template <class T>
+SMOOTHLOSS_NOINLINE void subtract_entries(T* out, const RowEntries<T>& entries, T entry_scale) {
+    for (int64_t s = 0; s < entries.slots; ++s) {
+        if (entries.filled(s)) out[entries.indices[s]] -= entry_scale * entries.weights[s];
+    }
+}
+
+// Otherwise they are merged by index, in order, and their classes written again. Returns how many indices there are.
 template <class T, class Storage>
-SMOOTHLOSS_HD int64_t merge_entries(const Storage* row, const RowEntries<T>& entries, const DenseMixture<T>& mixture,
-                                    bool read_logits, const Scratch& scratch) {
+SMOOTHLOSS_NOINLINE int64_t merge_entries(const Storage* row, const RowEntries<T>& entries,
+                                          const DenseMixture<T>& mixture, const Scratch& scratch) {
+    T* weights = static_cast<T*>(scratch.weight);
+    T* logits = static_cast<T*>(scratch.logit);
     int64_t distinct = 0;
     for (int64_t s = 0; s < entries.slots; ++s) {
         if (!entries.filled(s)) continue;
@@ -104,25 +146,26 @@ SMOOTHLOSS_HD int64_t merge_entries(const Storage* row, const RowEntries<T>& ent
             slot = static_cast<int32_t>(distinct++);
             scratch.slot_of[index] = slot;
             scratch.index[slot] = index;
-            scratch.weight[slot] = mixture.at(index);
-            scratch.logit[slot] = read_logits ? read(row + index) : 0;
+            weights[slot] = static_cast<T>(mixture.at(index));
+            logits[slot] = row ? static_cast<T>(read(row + index)) : T(0);
         }
-        scratch.weight[slot] += static_cast<double>(entries.weights[s]);
+        weights[slot] += entries.weights[s];
     }
     for (int64_t i = 0; i < distinct; ++i) scratch.slot_of[scratch.index[i]] = -1;
     return distinct;
 }
 
 template <Transform TRANSFORM, bool HAS_ENTROPY, class T, class OutStorage>
-SMOOTHLOSS_HD void write_entries(OutStorage* out, int64_t distinct, const GradientTerms<double>& terms,
-                                 const RowOptions& options, const Scratch& scratch) {
-    for (int64_t i = 0; i < distinct; ++i) {
-        Scalar logit = transform_one<TRANSFORM, T>(scratch.logit[i], transform_terms<T>(options));
-        double distance = logit.z - terms.center;
-        double e = ::exp(distance);
-        if (e == 0) distance = 0;  // 0 log 0 = 0
-        double value = gradient_value<HAS_ENTROPY>(e, distance, terms);
-        write(out + scratch.index[i], logit.chain * (value - terms.entry_scale * scratch.weight[i]));
+SMOOTHLOSS_NOINLINE void write_entries(OutStorage* out, int64_t distinct, const GradientTerms<T>& terms,
+                                       const TransformTerms<T>& options, const Scratch& scratch) {
+    constexpr int width = Lanes<T>::width;
+    for (int64_t i = 0; i < distinct; i += width) {
+        Vector<T> removed = load(static_cast<const T*>(scratch.weight) + i) * terms.entry_scale;
+        Vector<T> x = load(static_cast<const T*>(scratch.logit) + i);
+        Vector<T> value = gradient_vector<TRANSFORM, HAS_ENTROPY, T>(x, removed, terms, options);
+        for (int j = 0; j < width && i + j < distinct; ++j) {
+            write(out + scratch.index[i + j], static_cast<double>(value[j]));
+        }
     }
 }
 
@@ -133,26 +176,41 @@ SMOOTHLOSS_HD GradientTerms<T> rounded(const GradientTerms<double>& terms) {
 }
 
 template <Transform TRANSFORM, bool HAS_ENTROPY, class T, class Storage, class OutStorage>
-SMOOTHLOSS_HD void row_gradient(const Storage* row, OutStorage* out, const RowEntries<T>& entries,
-                                const DenseMixture<T>& mixture, const GradientTerms<double>& terms,
-                                const RowOptions& options, const Scratch& scratch) {
-    int64_t distinct = merge_entries(row, entries, mixture, true, scratch);
-    TransformTerms<T> transforms = transform_terms<T>(options);
+SMOOTHLOSS_HD void dense_gradient(const Storage* row, OutStorage* out, const DenseMixture<T>& mixture,
+                                  const GradientTerms<T>& terms, const TransformTerms<T>& options) {
     if (mixture.slots) {
-        write_dense_gradient<TRANSFORM, T>(row, out, mixture, rounded<T>(terms), transforms);
+        write_dense_gradient<TRANSFORM, T>(row, out, mixture, terms, options);
     } else {
-        write_gradient<TRANSFORM, HAS_ENTROPY, T>(row, out, entries.classes, rounded<T>(terms), transforms);
+        write_gradient<TRANSFORM, HAS_ENTROPY, T>(row, out, mixture.classes, terms, options);
     }
-    write_entries<TRANSFORM, HAS_ENTROPY, T>(out, distinct, terms, options, scratch);
+}
+
+template <Transform TRANSFORM, bool HAS_ENTROPY, class T, class Storage, class OutStorage>
+SMOOTHLOSS_HD void row_gradient(const Storage* row, OutStorage* out, const RowEntries<T>& entries,
+                                const DenseMixture<T>& mixture, const GradientTerms<double>& wide,
+                                const RowOptions& options, const Scratch& scratch) {
+    GradientTerms<T> terms = rounded<T>(wide);
+    TransformTerms<T> transforms = transform_terms<T>(options);
+    if constexpr (entries_are_subtracted<TRANSFORM, T, OutStorage>) {
+        dense_gradient<TRANSFORM, HAS_ENTROPY, T>(row, out, mixture, terms, transforms);
+        subtract_entries<T>(out, entries, terms.entry_scale);
+    } else {
+        int64_t distinct = merge_entries<T>(row, entries, mixture, scratch);
+        dense_gradient<TRANSFORM, HAS_ENTROPY, T>(row, out, mixture, terms, transforms);
+        write_entries<TRANSFORM, HAS_ENTROPY, T>(out, distinct, terms, transforms, scratch);
+    }
 }
 
 // The gradient of a row whose p has no weight and whose logits must have no influence.
 template <class T, class OutStorage>
-SMOOTHLOSS_HD void row_gradient_without_softmax(OutStorage* out, const RowEntries<T>& entries, double shift,
-                                                double entry_scale, const Scratch& scratch) {
-    int64_t distinct = merge_entries<T, OutStorage>(nullptr, entries, DenseMixture<T>{}, false, scratch);
-    fill<T>(out, entries.classes, static_cast<T>(-shift));
-    for (int64_t i = 0; i < distinct; ++i) write(out + scratch.index[i], -shift - entry_scale * scratch.weight[i]);
+SMOOTHLOSS_HD void row_gradient_without_softmax(OutStorage* out, const RowEntries<T>& entries, T shift, T entry_scale,
+                                                const Scratch& scratch) {
+    int64_t distinct = merge_entries<T, OutStorage>(nullptr, entries, DenseMixture<T>{}, scratch);
+    fill<T>(out, entries.classes, -shift);
+    const T* weights = static_cast<const T*>(scratch.weight);
+    for (int64_t i = 0; i < distinct; ++i) {
+        write(out + scratch.index[i], static_cast<double>(-shift - entry_scale * weights[i]));
+    }
 }
 
 template <class T>
@@ -170,6 +228,7 @@ void forward_rows(const ForwardArguments& a, int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n) {
         const Storage* row = static_cast<const Storage*>(a.logits.data) + n * a.logits.stride;
         RowEntries<T> entries = row_entries<T>(a.targets, a.logits.classes, n);
+        prefetch_entries<T>(a.targets, n + 1, end);
         DenseMixture<T> mixture = row_mixture<T>(a.dense, a.logits.classes, n);
         RowTarget<double> target = row_target(entries, mixture, a.targets, a.options, n);
         RowSoftmax<double> softmax{};
@@ -193,7 +252,8 @@ void backward_rows(const BackwardArguments& a, int64_t begin, int64_t end, const
         const Storage* row = static_cast<const Storage*>(a.logits.data) + n * a.logits.stride;
         OutStorage* out = static_cast<OutStorage*>(a.out.data) + n * a.out.stride;
         RowEntries<T> entries = row_entries<T>(a.targets, a.logits.classes, n);
-        DenseMixture<T> mixture = row_mixture<T>(a.dense, a.logits.classes, n);
+        prefetch_entries<T>(a.targets, n + 1, end);
+        DenseMixture<T> mixture = row_mixture<T>(a.dense, entries.classes, n);
         RowTarget<double> target = row_target(entries, mixture, a.targets, o, n);
         double mass = a.mass ? get<T>(a.mass, n) : target.mass;
         if (!a.mass && mass == 0) {
@@ -208,7 +268,8 @@ void backward_rows(const BackwardArguments& a, int64_t begin, int64_t end, const
                                       o.z_loss, o.entropy, static_cast<double>(entries.classes)};
         GradientTerms<double> terms = make_gradient_terms(inputs, target, softmax);
         if (mass == 0) {
-            row_gradient_without_softmax(out, entries, terms.shift, terms.entry_scale, scratch);
+            row_gradient_without_softmax<T>(out, entries, static_cast<T>(terms.shift),
+                                            static_cast<T>(terms.entry_scale), scratch);
         } else {
             row_gradient<TRANSFORM, HAS_ENTROPY, T>(row, out, entries, mixture, terms, o, scratch);
         }
@@ -222,6 +283,7 @@ void forward_backward_rows(const ForwardBackwardArguments& a, int64_t begin, int
         const Storage* row = static_cast<const Storage*>(a.logits.data) + n * a.logits.stride;
         OutStorage* out = static_cast<OutStorage*>(a.out.data) + n * a.out.stride;
         RowEntries<T> entries = row_entries<T>(a.targets, a.logits.classes, n);
+        prefetch_entries<T>(a.targets, n + 1, end);
         DenseMixture<T> mixture = row_mixture<T>(a.dense, a.logits.classes, n);
         RowTarget<double> target = row_target(entries, mixture, a.targets, o, n);
         put<T>(a.mass, n, target.mass);

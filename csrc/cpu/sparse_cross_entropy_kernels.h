@@ -11,8 +11,8 @@ namespace smoothloss {
 struct Scratch {
     int32_t* slot_of;  // (classes,) where a class stands in the three lists below
     int32_t* index;    // (slots,) the distinct indices of a row, in order of appearance
-    double* weight;    // (slots,) the sum of the weights of each
-    double* logit;     // (slots,) the input logit of each, read before it may be overwritten
+    void* weight;      // (slots,) the sum of the weights of each, in the accumulator type
+    void* logit;       // (slots,) the input logit of each, read before it may be overwritten; the same type
 };
 
 struct RowKernels {

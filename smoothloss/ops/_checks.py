@@ -35,6 +35,8 @@ def check_index_values(
     """
     if indices.numel() == 0 or not (indices.device.type == "cpu" or _debugging):
         return
+    if ignore is None and indices.amax() < size:
+        return
     wrong = indices >= size
     if ignore is not None:
         wrong = (wrong | (indices < 0)) & (indices != ignore)
@@ -45,9 +47,10 @@ def check_index_values(
     raise IndexError(f"{place}: got {indices[position].item()}, expected an index below {size} ({size} {what})")
 
 
-def as_int32(indices: Tensor, size: int) -> Tensor:
-    """Return `indices` as contiguous int32 with everything out of range an empty slot (-1), checked where possible."""
-    check_index_values(indices, size)
+def as_int32(indices: Tensor, size: int, checked: bool = False) -> Tensor:
+    """Return `indices` as contiguous int32 with everything out of range an empty slot, checked unless they were."""
+    if not checked:
+        check_index_values(indices, size)
     if indices.dtype == torch.int64:
         indices = indices.clamp(min=-1, max=size).to(torch.int32)
     return indices.to(torch.int32).contiguous()

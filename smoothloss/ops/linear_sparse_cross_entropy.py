@@ -52,12 +52,12 @@ class LinearTarget(NamedTuple):
 
 def _prepare(
     layer: LinearLayer, indices: Tensor, weights: Tensor, uniform: Tensor | None,
-    similarity: list[Tensor], temperature: list[float],
+    similarity: list[Tensor], temperature: list[float], checked: bool = False,
 ) -> LinearTarget:  # fmt: skip
     dtype = layer.accumulator
     uniform = None if uniform is None else uniform.to(dtype).contiguous()
     mixture = SimilarityMixture.unpack(similarity, temperature)
-    return LinearTarget(as_int32(indices, layer.num_classes), weights.to(dtype).contiguous(), uniform, mixture)
+    return LinearTarget(as_int32(indices, layer.num_classes, checked), weights.to(dtype).contiguous(), uniform, mixture)
 
 
 def _budget(layer: LinearLayer, target: LinearTarget, chunk_bytes: int) -> int:
@@ -167,7 +167,7 @@ def _backward(
     """Compute the logits again and from them the gradients, for an incoming gradient of every row or of all."""
     options = RowOptions(label_smoothing, entropy, z_loss, logit_scale, softcap)
     layer = LinearLayer(inputs, weight, bias)
-    target = _prepare(layer, indices, weights, uniform, similarity, temperature)
+    target = _prepare(layer, indices, weights, uniform, similarity, temperature, checked=True)
     upstream = grad.to(layer.accumulator).contiguous()
     if scale is not None:
         upstream = upstream * scale

@@ -34,11 +34,11 @@ class _Problem:
 
     def __init__(
         self, logits: Tensor, indices: Tensor, weights: Tensor, uniform: Tensor | None,
-        similarity: list[Tensor], temperature: list[float],
+        similarity: list[Tensor], temperature: list[float], checked: bool = False,
     ) -> None:  # fmt: skip
         dtype = accumulator_dtype(logits.dtype)
         self.logits = logits if logits.stride(-1) == 1 else logits.contiguous()
-        self.indices, self.weights = as_int32(indices, logits.shape[-1]), weights.to(dtype).contiguous()
+        self.indices, self.weights = as_int32(indices, logits.shape[-1], checked), weights.to(dtype).contiguous()
         self.uniform = None if uniform is None else uniform.to(dtype).contiguous()
         self.similarity = SimilarityMixture.unpack(similarity, temperature)
 
@@ -114,7 +114,7 @@ def _backward(
 ) -> Tensor:  # fmt: skip
     out = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
     options = RowOptions(label_smoothing, entropy, z_loss, logit_scale, softcap)
-    problem = _Problem(logits, indices, weights, uniform, similarity, temperature)
+    problem = _Problem(logits, indices, weights, uniform, similarity, temperature, checked=True)
     _backward_into(out, grad, scale, problem, lse, row_entropy, mass, options, impl)
     return out
 
@@ -125,7 +125,7 @@ def _backward_inplace(
     label_smoothing: float, entropy: float, z_loss: float, logit_scale: float, softcap: float, impl: str,
 ) -> None:  # fmt: skip
     options = RowOptions(label_smoothing, entropy, z_loss, logit_scale, softcap)
-    problem = _Problem(logits, indices, weights, uniform, similarity, temperature)
+    problem = _Problem(logits, indices, weights, uniform, similarity, temperature, checked=True)
     _backward_into(logits, grad, scale, problem, lse, row_entropy, None, options, impl)
 
 
