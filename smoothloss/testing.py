@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from smoothloss.ops.options import RowOptions
+from smoothloss.ops.rows import DenseRows
 from smoothloss.similarity import SimilarityTable, TailMode
 
 
@@ -67,6 +68,29 @@ def make_inputs(
     if mass is not None:
         mass = mass.masked_fill(dead, 0.0).to(accumulator).to(device)
     return Inputs(logits.to(device), indices.to(torch.int32).to(device), weights.to(accumulator).to(device), mass)
+
+
+def make_dense_rows(inputs: Inputs, num_values: int, num_mixed: int, *, seed: int = 11) -> DenseRows:
+    """Return random distributions, and slots that repeat, are empty, or lie beyond the distributions."""
+    generator = torch.Generator().manual_seed(seed)
+    rows, classes = inputs.logits.shape
+    values = torch.randn(num_values, classes, generator=generator, dtype=torch.float64).mul(2).softmax(-1)
+    places = torch.randint(num_values, (rows, num_mixed), generator=generator)
+    places[torch.rand(places.shape, generator=generator) < 0.2] = -1
+    places[torch.rand(places.shape, generator=generator) < 0.1] = num_values
+    weights = torch.rand(rows, num_mixed, generator=generator, dtype=torch.float64)
+    like = inputs.weights
+    return DenseRows(values.to(like), places.int().to(like.device), weights.to(like))
+
+
+def mixed_target(inputs: Inputs, dense: DenseRows) -> Tensor:
+    """Return entries, uniform mass and dense rows together as a dense float64 matrix, ``(N, V)``."""
+    target = dense_target(inputs.indices, inputs.weights, inputs.uniform, inputs.logits.shape[1])
+    for row, (places, weights) in enumerate(zip(dense.rows.tolist(), dense.weights.double(), strict=True)):
+        for place, weight in zip(places, weights, strict=True):
+            if 0 <= place < len(dense.values):
+                target[row] += weight * dense.values[place].double()
+    return target
 
 
 def make_table(num_tokens: int, *, k: int = 7, tail: TailMode = "uniform") -> SimilarityTable:
