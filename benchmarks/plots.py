@@ -59,7 +59,7 @@ def draw(rows: list[Row], device: str, path: Path) -> None:
     axis.set_xlabel("ms")
     axis.tick_params(labelsize=8)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.set_title(_title(rows[0], device), fontsize=9, loc="left")
+    figure.suptitle(_title(rows[0], device), fontsize=9, x=0.01, ha="left")
     if floors:
         axis.legend(
             fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.35, -0.5 / figure.get_figheight()), ncols=2
