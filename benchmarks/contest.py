@@ -75,11 +75,12 @@ class Run:
         self.suite, self.shape, self.dtype, self.settings = suite, shape, dtype, settings
         self.device = settings.device
         self.vocabulary = Vocabulary(shape.classes, self.device)
-        count = 1
-        if shape.rnn:  # the others are larger than any cache
-            first = self._problem(shape)
-            count = measure.input_sets(sum(tensor.nbytes for tensor in first.inputs))
-        self.problems = [self._problem(shape, seed) for seed in range(count)]
+        first = self._problem(shape)
+        # The logits count for the linear op too: it makes them.
+        nbytes = sum(tensor.nbytes for tensor in first.inputs)
+        nbytes += shape.rows * shape.classes * dtype.itemsize if suite.kind == "linear" else 0
+        others = range(1, measure.input_sets(nbytes))
+        self.problems = [first, *(self._problem(shape, seed) for seed in others)]
         self.steps: dict[str, list[Step]] = {}
         self.failures: dict[str, str] = {}
 
@@ -108,15 +109,15 @@ class Run:
 
     def _prepare(self, contender: Contender) -> None:
         steps = [contender.prepare(problem) for problem in self.problems]
-        for one in steps:
-            one()  # compiles what compiles, and fails here if it fails
+        steps[0]()  # compiles what compiles, and fails here if it fails
         self.steps[contender.what] = steps
 
     def _timings(self, steps: dict[str, list[Step]], ahead: measure.Function | None) -> dict[str, Row]:
         functions = {what: measure.rotating(sets, first) for first, (what, sets) in enumerate(steps.items())}
         most, least = self.settings.rounds
+        warmup = 3 if self.device.type == "cuda" else 1
         return measure.interleaved(
-            functions, self.device, most, warmup=1, least=least, seconds=self._seconds(), ahead=ahead
+            functions, self.device, most, warmup, least=least, seconds=self._seconds(), ahead=ahead
         )
 
     def _seconds(self) -> float:

@@ -2,7 +2,7 @@
 # Everything that needs an NVIDIA GPU, in one call of at most nine minutes: build, gpu-marked tests, compute-sanitizer on
 # the CUDA kernels, benchmarks, and the table of targets. Works with the packages that the machine has (torch, triton,
 # pytest, a build environment for _C and _C_cuda if it is there) and without a network; peers that are missing are rows
-# that say so. Logs and results are left in $OUT, or build/gpu_check; the JSON files come back as one archive too.
+# that say so. $OUT, or build/gpu_check, is left with a report, the results of each suite and an archive of the logs.
 #
 #   bash benchmarks/gpu_check.sh
 #
@@ -10,7 +10,8 @@
 #   PEERS    folder with wheels of peers (liger_kernel, cut_cross_entropy, ...), installed beside the package
 #   COMMIT   what the results are recorded under where git is not at hand
 #   STEPS    the steps to run, default: "tests sanitizer logits linear exact lazy"
-# shellcheck disable=SC2329  # the steps are functions that `step` calls through bash -c
+# The steps are functions that `step` calls through bash -c, where their arguments expand:
+# shellcheck disable=SC2329,SC2016
 set -u
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -20,9 +21,10 @@ steps=${STEPS:-tests sanitizer logits linear exact lazy}
 peers=${PEERS:-}
 total=535 # seconds for everything
 site=$(mktemp -d)
+logs=$out/logs
 table=()
 failed=0
-mkdir -p "$out"
+mkdir -p "$logs"
 if ! "$python" -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; then
     echo "gpu_check: torch sees no CUDA device" >&2
     exit 2
@@ -39,13 +41,13 @@ step() {
         table+=("$(printf '%-12s %-14s' "$name" "no time left")")
         return 1
     fi
-    timeout --kill-after=5 "$limit" "$@" >"$out/$name.log" 2>&1 || status=$?
+    timeout --kill-after=5 "$limit" "$@" >"$logs/$name.log" 2>&1 || status=$?
     if ((status == 124 || status == 137)); then
         result="over ${limit} s"
     elif ((status != 0)); then
         result="failed ($status)"
     fi
-    table+=("$(printf '%-12s %-14s %4d s   %s' "$name" "$result" $((SECONDS - begin)) "$(tail -n 1 "$out/$name.log" | cut -c1-90)")")
+    table+=("$(printf '%-12s %-14s %4d s   %s' "$name" "$result" $((SECONDS - begin)) "$(tail -n 1 "$logs/$name.log" | cut -c1-90)")")
     return "$status"
 }
 
@@ -85,12 +87,27 @@ sanitize() {
         "$python" -m benchmarks.sanitize_cuda
 }
 
-# run_benchmark SUITE SECONDS ARGUMENTS...: into a folder of its own, so that a suite can be run in parts.
 run_benchmark() {
     "$python" -m benchmarks --suite "$1" --device cuda --seconds "$2" --out "$out/$3" "${@:4}"
 }
 
-export -f build install_peers describe run_tests sanitize run_benchmark
+# bench NAME SUITE SECONDS ARGUMENTS...: a suite, or a part of one, into a folder of that name. The budget keeps it from
+# starting a shape too late; the limit around it is for one that hangs.
+bench() {
+    local name=$1 suite=$2 budget=$3 left=$((total - SECONDS - 40))
+    ((budget > left)) && budget=$left
+    if ((budget < 5)); then
+        table+=("$(printf '%-12s %-14s' "$name" "no time left")")
+        return 1
+    fi
+    step "$name" $((budget + 40)) bash -c 'run_benchmark "$@"' run_benchmark "$suite" "$budget" "$name" "${@:4}"
+}
+
+judge() {
+    "$python" -m benchmarks.targets "$out"/*/*.json
+}
+
+export -f build install_peers describe run_tests sanitize run_benchmark judge
 export root out python site peers
 
 if step build 150 bash -c build; then
@@ -114,34 +131,36 @@ if wanted sanitizer; then
     step memcheck 50 bash -c "sanitize memcheck" || failed=1
     step racecheck 50 bash -c "sanitize racecheck" || failed=1
 fi
-# What the targets are about comes first: the budgets inside stop a suite in time, the limits around are for a hang.
+# What the targets are about comes first.
 if wanted linear; then
-    step linear 75 bash -c "run_benchmark linear 45 linear --shapes llama3 coco wmt gemma2" || failed=1
+    bench linear linear 80 --shapes llama3 coco wmt gemma2 || failed=1
 fi
 if wanted logits; then
-    step logits 90 bash -c "run_benchmark logits 60 logits --dtype bfloat16" || failed=1
-    step logits32 40 bash -c "run_benchmark logits 20 logits32 --dtype float32 --shapes coco wmt 32k llama3" || failed=1
+    bench logits logits 75 --dtype bfloat16 --shapes coco wmt llama3 32k 64k gemma2 || failed=1
+    bench logits32 logits 20 --dtype float32 --shapes coco wmt 32k llama3 || failed=1
 fi
 if wanted exact; then
-    step exact 40 bash -c "run_benchmark exact 20 exact" || failed=1
+    bench exact exact 20 || failed=1
 fi
 if wanted lazy; then
-    step lazy 40 bash -c "run_benchmark lazy 20 lazy" || failed=1
+    bench lazy lazy 20 || failed=1
 fi
-step targets 20 bash -c '"$python" -m benchmarks.targets "$out"/*/*.json' || failed=1
-tar -C "$out" -czf "$out/results.tar.gz" --exclude=results.tar.gz .
+step targets 20 bash -c judge || failed=1
 
-cat "$out/describe.log"
-if [[ -f $out/tests.log ]]; then
-    grep -E '^(FAILED|ERROR)' "$out/tests.log" | head -n 40
-fi
-for tool in memcheck racecheck; do
-    [[ -f $out/$tool.log ]] && grep -E '^=+ (ERROR|RACECHECK|Invalid|Error|Warning)' "$out/$tool.log" | head -n 10
-done
-for suite in linear logits exact lazy; do
-    [[ -f $out/$suite.log ]] && grep -E '^\|' "$out/$suite.log"
-done
-printf '%s\n' "${table[@]}"
-echo
-cat "$out/targets.log"
+report() {
+    cat "$logs/describe.log"
+    [[ -f $logs/tests.log ]] && grep -E '^(FAILED|ERROR)' "$logs/tests.log" | head -n 40
+    for tool in memcheck racecheck; do
+        [[ -f $logs/$tool.log ]] && grep -E '^=+ (ERROR|RACECHECK|Invalid|Error|Warning)' "$logs/$tool.log" | head -n 10
+    done
+    for suite in linear logits logits32 exact lazy; do
+        [[ -f $logs/$suite.log ]] && grep -E '^\|' "$logs/$suite.log"
+    done
+    echo
+    printf '%s\n' "${table[@]}"
+    echo
+    cat "$logs/targets.log"
+}
+report | tee "$out/report.txt"
+tar -C "$out" -czf "$out/logs.tar.gz" logs && rm -r "$logs"
 exit "$failed"

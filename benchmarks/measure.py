@@ -169,7 +169,7 @@ def _status_kib(status: Path, key: str) -> int:
 
 
 def launches(function: Function, device: torch.device) -> int | None:
-    """Return how many kernels, copies and fills one call puts on a GPU; None elsewhere."""
+    """Return how many kernels, copies and fills one call puts on a GPU; None where that is not seen."""
     if device.type != "cuda":
         return None
     torch.cuda.synchronize(device)
@@ -180,7 +180,7 @@ def launches(function: Function, device: torch.device) -> int | None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
         profiler.export_chrome_trace(str(path))
-        return count_launches(json.loads(path.read_text())["traceEvents"])
+        return count_launches(json.loads(path.read_text())["traceEvents"]) or None  # none: nothing was recorded
 
 
 def count_launches(events: Sequence[Mapping[str, Any]]) -> int:

@@ -90,8 +90,8 @@ def torch_linear_best(problem: Problem) -> Step:
         def loss(options: Any = options) -> Tensor:
             return function(*problem.inputs, problem.target, options=options)
 
-        candidates[f"{chunks} chunks"] = step(loss, problem.inputs)
-    return fastest(candidates, problem)
+        candidates[f"{chunks} chunk{'s' * (chunks > 1)}"] = step(loss, problem.inputs)
+    return fastest("torch", candidates, problem)
 
 
 def _torch_linear_cross_entropy() -> Loss:
@@ -183,7 +183,8 @@ def liger_linear_best(problem: Problem) -> Step:
 
     most = math.ceil(problem.shape.classes / problem.shape.hidden)
     factors = [factor for factor in (2, 4, 8, 16, 32, 64) if factor < 2 * most]
-    return fastest({f"chunk_mem_const {n}": step(lambda n=n: loss(n), problem.inputs) for n in factors}, problem)
+    candidates = {f"chunk_mem_const {n}": step(lambda n=n: loss(n), problem.inputs) for n in factors}
+    return fastest("liger", candidates, problem)
 
 
 # Cut Cross-Entropy and QuACK
@@ -235,13 +236,19 @@ def _need_hopper(problem: Problem) -> None:
         raise NotRunnableError("its kernels need Hopper or later")
 
 
-def fastest(candidates: dict[str, Step], problem: Problem) -> Step:
-    """Return the fastest of some steps, by a few runs of each; its attribute `setting` tells which one it is."""
-    runs = 3 if problem.device.type == "cuda" else 1
-    times = {}
-    for name, candidate in candidates.items():
-        candidate()
-        times[name] = statistics.median(time_once(candidate, problem.device) for _ in range(runs))
-    name = min(times, key=times.__getitem__)
-    candidates[name].setting = name  # type: ignore[attr-defined]
-    return candidates[name]
+def fastest(peer: str, candidates: dict[str, Step], problem: Problem) -> Step:
+    """Return the fastest of some steps by a few runs of each, tried on the first batch for all of its shape.
+
+    Its attribute `setting` tells which one it is.
+    """
+    tuned = problem.vocabulary.tuned
+    if peer not in tuned:
+        runs = 3 if problem.device.type == "cuda" else 1
+        times = {}
+        for name, candidate in candidates.items():
+            candidate()
+            times[name] = statistics.median(time_once(candidate, problem.device) for _ in range(runs))
+        tuned[peer] = min(times, key=times.__getitem__)
+    chosen = candidates[tuned[peer]]
+    chosen.setting = tuned[peer]  # type: ignore[attr-defined]
+    return chosen

@@ -76,10 +76,15 @@ class NotRunnableError(Exception):
 
 
 class Vocabulary:
-    """What belongs to the V classes and not to a batch: word vectors, tables, the dense matrix of similarities."""
+    """What all batches share: word vectors, tables, the dense matrix of similarities, and settings that were tuned.
+
+    Attributes:
+        tuned: the setting that was found fastest, by the name of the peer.
+    """
 
     def __init__(self, classes: int, device: torch.device) -> None:
         self.classes, self.device = classes, device
+        self.tuned: dict[str, str] = {}
         self._tables: dict[str, SimilarityTable] = {}
 
     @functools.cached_property

@@ -200,9 +200,11 @@ def test_fastest_takes_the_fastest() -> None:
     def quick() -> tuple[torch.Tensor, ...]:
         return (busy,)
 
-    chosen = peers.fastest({"slow": slow, "quick": quick}, problem)
+    chosen = peers.fastest("peer", {"slow": slow, "quick": quick}, problem)
     assert chosen is quick
     assert chosen.setting == "quick"
+    again = peers.fastest("peer", {"quick": slow, "slow": quick}, problem)
+    assert again is slow, "the choice of the first batch holds for the others"
 
 
 def _row(suite: str, shape: str, what: str, mode: str = "eager", **values: Any) -> dict[str, Any]:
