@@ -75,13 +75,21 @@ MORE_COLUMNS = {
 }
 
 
+def shape(text: str) -> Shape:
+    """Return a shape, for argparse, which shows this error's message and no other's."""
+    try:
+        return parse_shape(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Return the options."""
     parser = argparse.ArgumentParser(
         prog="benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--suite", nargs="+", default=list(SUITES), choices=list(SUITES))
-    parser.add_argument("--shapes", nargs="+", type=parse_shape, help="names, or NxVxD; default: by suite and device")
+    parser.add_argument("--shapes", nargs="+", type=shape, help="names, or NxVxD; default: by suite and device")
     parser.add_argument("--dtype", nargs="+", choices=["float32", "bfloat16", "float16", "float64"])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--repeats", type=int, help="default: 30 to 50 on CUDA, 3 to 30 on a CPU, by the time it takes")
@@ -105,7 +113,7 @@ def main(arguments: list[str] | None = None) -> int:
     kind = "cuda" if device.type == "cuda" else "cpu"
     measured: list[Row] = []
     for name in options.suite:
-        shapes = options.shapes or [parse_shape(shape) for shape in SHAPES[kind][name]]
+        shapes = options.shapes or [parse_shape(default) for default in SHAPES[kind][name]]
         dtypes = [getattr(torch, dtype) for dtype in options.dtype or DTYPES[kind][name]]
         if options.quick:
             shapes, dtypes = shapes[:1], dtypes[:1]

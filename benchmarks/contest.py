@@ -115,7 +115,8 @@ class Run:
     def _timings(self, steps: dict[str, list[Step]], ahead: measure.Function | None) -> dict[str, Row]:
         functions = {what: measure.rotating(sets, first) for first, (what, sets) in enumerate(steps.items())}
         most, least = self.settings.rounds
-        warmup = 3 if self.device.type == "cuda" else 1
+        # A CPU needs none beyond the trial of each step, and a round can take a minute.
+        warmup = 3 if self.device.type == "cuda" else int(len(self.problems) > 1)
         return measure.interleaved(
             functions, self.device, most, warmup, least=least, seconds=self._seconds(), ahead=ahead
         )

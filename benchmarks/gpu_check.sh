@@ -15,10 +15,10 @@
 set -u
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-out=${OUT:-$root/build/gpu_check}
+out=$(realpath -m "${OUT:-$root/build/gpu_check}")
 python=${PYTHON:-python3}
 steps=${STEPS:-tests sanitizer logits linear exact lazy}
-peers=${PEERS:-}
+peers=${PEERS:+$(realpath -m "$PEERS")}
 total=535 # seconds for everything
 site=$(mktemp -d)
 logs=$out/logs

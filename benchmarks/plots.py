@@ -56,6 +56,7 @@ def draw(rows: list[Row], device: str, path: Path) -> None:
             row["ms"], color=FLOOR_COLOUR, linewidth=1.0, linestyle=style, label=f"{row['what']}, {row['ms']:.3g} ms"
         )
     axis.set_xlim(0, 1.2 * max(row["ms_p80"] for row in rows))
+    axis.set_ylim(-0.6, len(bars) - 0.4)
     axis.set_xlabel("ms")
     axis.tick_params(labelsize=8)
     axis.spines[["top", "right"]].set_visible(False)

@@ -142,6 +142,36 @@ def test_a_peer_that_breaks_is_a_row_and_ours_counts_as_broken() -> None:
     assert [contest.broken(row) for row in rows] == [True, False, False, False]
 
 
+def test_graphs_are_rows_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails_once_captured(function: Any) -> Any:
+        if function() is failing:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return function
+
+    failing = (torch.zeros(()),)
+    monkeypatch.setattr(measure, "replay", fails_once_captured)
+    contenders = [
+        contest.Contender("a", contest.PEER, lambda problem: lambda: failing, graph=True),
+        contest.Contender("b", contest.PEER, peers.torch_eager),
+        contest.Contender(logits.COPY, contest.FLOOR, logits.copy, graph=True),
+    ]
+    suite = contest.Suite("logits", "logits", contenders, floor=logits.COPY)
+    run = contest.Run(suite, problems.parse_shape(SHAPE), torch.float32, contest.Settings(CPU, 1))
+    eager = run.rows()
+    assert [row["mode"] for row in eager] == ["eager"] * 3
+    rows = run._graph_rows(None)
+    assert [(row["what"], row["mode"]) for row in rows] == [("a", "graph"), (logits.COPY, "graph")]
+    assert rows[0]["not_run"].startswith("failed: RuntimeError: operation not permitted")
+    assert rows[1]["ms"] > 0
+
+
+def test_quick_takes_the_first_shape_and_three_runs(tmp_path: Path) -> None:
+    options = ["--suite", "exact", "--quick", "--shapes", SHAPE, "8x100x16", "--device", "cpu", "--out", str(tmp_path)]
+    assert main.main(options) == 0
+    rows = json.loads((tmp_path / "exact_cpu.json").read_text())["rows"]
+    assert {(row["shape"], row["runs"]) for row in rows} == {(SHAPE, 3)}
+
+
 def test_a_dense_matrix_that_is_too_large_is_not_built() -> None:
     with pytest.raises(problems.NotRunnableError, match="61 GiB"):
         _ = problems.Vocabulary(128256, CPU).matrix
