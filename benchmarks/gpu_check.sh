@@ -128,8 +128,8 @@ if wanted tests; then
     step tests 150 bash -c run_tests || failed=1
 fi
 if wanted sanitizer; then
-    step memcheck 50 bash -c "sanitize memcheck" || failed=1
-    step racecheck 50 bash -c "sanitize racecheck" || failed=1
+    step memcheck 60 bash -c "sanitize memcheck" || failed=1
+    step racecheck 60 bash -c "sanitize racecheck" || failed=1
 fi
 # What the targets are about comes first.
 if wanted linear; then
