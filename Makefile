@@ -1,4 +1,4 @@
-# make test | demo | lint | bench | sanitize      Variables: PYTHON=python3 VENV=.venv TESTS=ops/test_native.py PYTEST_ARGS=-x
+# make test | demo | lint | bench | plots | sanitize      Variables: PYTHON=python3 VENV=.venv TESTS=ops/test_native.py PYTEST_ARGS=-x
 # On a fresh machine this needs Python 3.10 or newer, a C++ compiler and a package index.
 PYTHON ?= python3
 VENV ?= .venv
@@ -14,7 +14,7 @@ STAMP := $(VENV)/.installed
 PACKAGE := $(shell find smoothloss csrc cmake -type f -not -name '*.so' -not -path '*/__pycache__/*') \
            pyproject.toml setup.py CMakeLists.txt constraints.txt README.md
 
-.PHONY: install test lint demo bench sanitize clean
+.PHONY: install test lint demo bench plots sanitize clean
 
 install: $(STAMP)
 
@@ -44,10 +44,16 @@ demo: $(STAMP)
 	@echo "report: $$(find $(abspath build/demo) -maxdepth 1 -name '*.html')"
 
 # `-m` puts the working folder on the path: one that holds the benchmarks alone, for the reason given above.
+# BENCH_ARGS="--suite logits --shapes coco", for example.
+BENCH_ARGS ?=
 bench: $(STAMP)
 	mkdir -p build/path && ln -sfn $(CURDIR)/benchmarks build/path/benchmarks
-	cd build/path && $(BIN)/python -m benchmarks.logits_op --out $(CURDIR)/build/benchmarks/logits_op.json
-	cd build/path && $(BIN)/python -m benchmarks.mle_vs_lazy --out $(CURDIR)/build/benchmarks/mle_vs_lazy
+	cd build/path && $(BIN)/python -m benchmarks --out $(CURDIR)/build/benchmarks $(BENCH_ARGS)
+
+# The figures of the results that are kept, as PNG files beside them.
+plots: $(STAMP)
+	mkdir -p build/path && ln -sfn $(CURDIR)/benchmarks build/path/benchmarks
+	cd build/path && $(BIN)/python -m benchmarks.plots $(CURDIR)/benchmarks/results
 
 # _C with AddressSanitizer and UndefinedBehaviorSanitizer, beside a copy of the Python sources. Leaks are not looked for:
 # the interpreter itself never frees everything. libstdc++ is preloaded because the sanitizer looks for it on startup.

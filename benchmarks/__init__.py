@@ -1,1 +1,1 @@
-"""One script per question; each prints a table and writes JSON with device, versions and commit."""
+"""One module per question, one command for all (``python -m benchmarks``): tables, and JSON with versions."""

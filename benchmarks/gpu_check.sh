@@ -1,42 +1,67 @@
 #!/usr/bin/env bash
-# Everything that needs an NVIDIA GPU, in one call of at most nine minutes: build, gpu-marked tests, benchmark.
-# Works with the packages that the machine has (torch, triton, pytest, and a build environment for _C and _C_cuda if it
-# is there) and without a network. Ends in a short table; logs and results are left in $OUT, or build/gpu_check.
+# Everything that needs an NVIDIA GPU, in one call of at most nine minutes: build, gpu-marked tests, compute-sanitizer on
+# the CUDA kernels, benchmarks, and the table of targets. Works with the packages that the machine has (torch, triton,
+# pytest, a build environment for _C and _C_cuda if it is there) and without a network; peers that are missing are rows
+# that say so. $OUT, or build/gpu_check, is left with a report, the results of each suite and an archive of the logs.
 #
 #   bash benchmarks/gpu_check.sh
-# shellcheck disable=SC2329  # the steps are functions that `step` calls through bash -c
+#
+# In the environment, all optional:
+#   PEERS    folder with wheels of peers (liger_kernel, cut_cross_entropy, ...), installed beside the package
+#   COMMIT   what the results are recorded under where git is not at hand
+#   STEPS    the steps to run, default: "tests sanitizer logits linear exact lazy"
+# The steps are functions that `step` calls through bash -c, where their arguments expand:
+# shellcheck disable=SC2329,SC2016
 set -u
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-out=${OUT:-$root/build/gpu_check}
+out=$(realpath -m "${OUT:-$root/build/gpu_check}")
 python=${PYTHON:-python3}
+steps=${STEPS:-tests sanitizer logits linear exact lazy}
+peers=${PEERS:+$(realpath -m "$PEERS")}
+total=535 # seconds for everything
 site=$(mktemp -d)
+logs=$out/logs
 table=()
 failed=0
-mkdir -p "$out"
+mkdir -p "$logs"
 if ! "$python" -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; then
     echo "gpu_check: torch sees no CUDA device" >&2
     exit 2
 fi
 trap 'rm -rf "$site"' EXIT
 
-# step NAME SECONDS COMMAND...: run with a limit, keep the log, note the result and the log's last line.
+# step NAME SECONDS COMMAND...: run with a limit, never beyond the total; keep the log, note the result and the log's
+# last line.
 step() {
-    local name=$1 limit=$2 begin=$SECONDS status=0 result=ok
+    local name=$1 limit=$2 begin=$SECONDS status=0 result=ok left=$((total - SECONDS))
     shift 2
-    timeout --kill-after=5 "$limit" "$@" >"$out/$name.log" 2>&1 || status=$?
+    ((limit > left)) && limit=$left
+    if ((limit < 5)); then
+        table+=("$(printf '%-12s %-14s' "$name" "no time left")")
+        return 1
+    fi
+    timeout --kill-after=5 "$limit" "$@" >"$logs/$name.log" 2>&1 || status=$?
     if ((status == 124 || status == 137)); then
         result="over ${limit} s"
     elif ((status != 0)); then
         result="failed ($status)"
     fi
-    table+=("$(printf '%-12s %-14s %4d s   %s' "$name" "$result" $((SECONDS - begin)) "$(tail -n 1 "$out/$name.log" | cut -c1-90)")")
+    table+=("$(printf '%-12s %-14s %4d s   %s' "$name" "$result" $((SECONDS - begin)) "$(tail -n 1 "$logs/$name.log" | cut -c1-90)")")
     return "$status"
+}
+
+wanted() {
+    [[ " $steps " == *" $1 "* ]]
 }
 
 build() {
     "$python" -m pip install --quiet --no-index --no-build-isolation --no-deps --target "$site" \
         --config-settings=cmake.define.CMAKE_CUDA_ARCHITECTURES=native "$root"
+}
+
+install_peers() {
+    "$python" -m pip install --quiet --no-index --no-deps --target "$site" "$peers"/*.whl
 }
 
 describe() {
@@ -51,13 +76,39 @@ run_tests() {
     cd "$root/tests" && "$python" -m pytest ops -m gpu --quiet -p no:cacheprovider "${workers[@]}"
 }
 
-run_benchmark() {
-    ln -s "$root/benchmarks" "$site/benchmarks" && cd "$site" &&
-        "$python" -m benchmarks.mle_vs_lazy --device cuda --out "$out/mle_vs_lazy"
+# One tool over the CUDA kernels. The allocator of torch is switched off, or it would hide what lies between tensors.
+sanitize() {
+    local tool
+    tool=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null) || {
+        echo "compute-sanitizer is not installed"
+        return 0
+    }
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 "$tool" --tool "$1" --error-exitcode 9 --print-limit 20 \
+        "$python" -m benchmarks.sanitize_cuda
 }
 
-export -f build describe run_tests run_benchmark
-export root out python site
+run_benchmark() {
+    "$python" -m benchmarks --suite "$1" --device cuda --seconds "$2" --out "$out/$3" "${@:4}"
+}
+
+# bench NAME SUITE SECONDS ARGUMENTS...: a suite, or a part of one, into a folder of that name. The budget keeps it from
+# starting a shape too late; the limit around it is for one that hangs.
+bench() {
+    local name=$1 suite=$2 budget=$3 left=$((total - SECONDS - 40))
+    ((budget > left)) && budget=$left
+    if ((budget < 5)); then
+        table+=("$(printf '%-12s %-14s' "$name" "no time left")")
+        return 1
+    fi
+    step "$name" $((budget + 40)) bash -c 'run_benchmark "$@"' run_benchmark "$suite" "$budget" "$name" "${@:4}"
+}
+
+judge() {
+    "$python" -m benchmarks.targets "$out"/*/*.json
+}
+
+export -f build install_peers describe run_tests sanitize run_benchmark judge
+export root out python site peers
 
 if step build 150 bash -c build; then
     export PYTHONPATH=$site
@@ -67,13 +118,49 @@ else
     cp -r "$root/smoothloss" "$site/smoothloss"
     export PYTHONPATH=$site
 fi
+ln -s "$root/benchmarks" "$site/benchmarks"
+if [[ -n $peers ]]; then
+    step peers 30 bash -c install_peers || failed=1
+fi
 cd "$site" || exit 1
 step describe 30 bash -c describe || failed=1
-step tests 240 bash -c run_tests || failed=1
-step benchmark 110 bash -c run_benchmark || failed=1
+if wanted tests; then
+    step tests 150 bash -c run_tests || failed=1
+fi
+if wanted sanitizer; then
+    step memcheck 60 bash -c "sanitize memcheck" || failed=1
+    step racecheck 60 bash -c "sanitize racecheck" || failed=1
+fi
+# What the targets are about comes first.
+if wanted linear; then
+    bench linear linear 80 --shapes llama3 coco wmt gemma2 || failed=1
+fi
+if wanted logits; then
+    bench logits logits 75 --dtype bfloat16 --shapes coco wmt llama3 32k 64k gemma2 || failed=1
+    bench logits32 logits 20 --dtype float32 --shapes coco wmt 32k llama3 || failed=1
+fi
+if wanted exact; then
+    bench exact exact 20 || failed=1
+fi
+if wanted lazy; then
+    bench lazy lazy 20 || failed=1
+fi
+step targets 20 bash -c judge || failed=1
 
-cat "$out/describe.log"
-grep -E '^(FAILED|ERROR)' "$out/tests.log" | head -n 40
-cat "$out/benchmark.log"
-printf '%s\n' "${table[@]}"
+report() {
+    cat "$logs/describe.log"
+    [[ -f $logs/tests.log ]] && grep -E '^(FAILED|ERROR)' "$logs/tests.log" | head -n 40
+    for tool in memcheck racecheck; do
+        [[ -f $logs/$tool.log ]] && grep -E '^=+ (ERROR|RACECHECK|Invalid|Error|Warning)' "$logs/$tool.log" | head -n 10
+    done
+    for suite in linear logits logits32 exact lazy; do
+        [[ -f $logs/$suite.log ]] && grep -E '^\|' "$logs/$suite.log"
+    done
+    echo
+    printf '%s\n' "${table[@]}"
+    echo
+    cat "$logs/targets.log"
+}
+report | tee "$out/report.txt"
+tar -C "$out" -czf "$out/logs.tar.gz" logs && rm -r "$logs"
 exit "$failed"

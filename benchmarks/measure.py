@@ -1,13 +1,23 @@
-"""How everything here is measured: interleaved runs, medians with percentiles, peak memory, and where it ran."""
+"""How everything here is measured: interleaved runs, medians with percentiles, memory, launches, and where it ran.
+
+On CUDA a run is timed by device events. Given work to run `ahead`, the host is ahead of the device when the clock
+starts, as it is in training, and the time is the device's; without it the time includes what the host needs to launch.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import importlib.metadata
+import itertools
 import json
+import os
 import platform
 import statistics
 import subprocess
+import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +26,34 @@ import torch
 import smoothloss
 
 Row = dict[str, Any]
+Function = Callable[[], object]
+
+_DISTRIBUTIONS = ("triton", "liger-kernel", "cut-cross-entropy", "quack-kernels")
+_SETS_BYTES = 256 * 2**20  # several times any second-level cache of today
+_AHEAD_BYTES = 512 * 2**20  # about 0.1 ms of reading, longer than the host needs for a launch
 
 
 def environment(device: torch.device) -> Row:
-    """Return device, versions and commit: what a figure means nothing without."""
+    """Return device, versions and commit: what a figure means nothing without. COMMIT stands in where git is not."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return {
         "device": name,
         "threads": torch.get_num_threads(),
+        "cuda": torch.version.cuda,
         "torch": torch.__version__,
         "smoothloss": smoothloss.__version__,
+        **{distribution: version(distribution) for distribution in _DISTRIBUTIONS},
         "commit": _commit(),
         "python": platform.python_version(),
     }
+
+
+def version(distribution: str) -> str | None:
+    """Return the installed version of a distribution, or None."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _processor() -> str:
@@ -39,34 +64,76 @@ def _processor() -> str:
 
 
 def _commit() -> str:
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    command = ["git", "-C", str(Path(__file__).resolve().parent), "describe", "--always", "--dirty"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
-    return result.stdout.strip() or "unknown"
+    return result.stdout.strip() or os.environ.get("COMMIT", "unknown")
+
+
+def input_sets(nbytes: int) -> int:
+    """Return over how many sets of inputs of `nbytes` to rotate so that a run does not find its own in the cache."""
+    return max(1, min(8, -(-_SETS_BYTES // max(nbytes, 1))))
+
+
+def rotating(functions: Sequence[Function], first: int) -> Function:
+    """Return a function that calls the given ones in turn, from number `first` on."""
+    first %= len(functions)
+    turns = itertools.cycle([*functions[first:], *functions[:first]])
+    return lambda: next(turns)()
+
+
+def work_ahead(device: torch.device) -> Function | None:
+    """Return work that keeps a GPU busy for a moment and leaves its cache clean; None on other devices."""
+    if device.type != "cuda":
+        return None
+    buffer = torch.randn(_AHEAD_BYTES // 4, device=device)
+    return lambda: buffer.sum()
 
 
 def interleaved(
-    functions: Mapping[str, Callable[[], object]], device: torch.device, repeats: int, warmup: int = 2
+    functions: Mapping[str, Function],
+    device: torch.device,
+    repeats: int,
+    warmup: int = 2,
+    *,
+    least: int | None = None,
+    seconds: float = float("inf"),
+    ahead: Function | None = None,
 ) -> dict[str, Row]:
     """Time each function once a round, round after round, so that drift of the machine hits all alike.
+
+    Args:
+        functions: what to time.
+        device: where they run.
+        repeats: rounds that are timed.
+        warmup: rounds before these.
+        least: how many rounds are timed even when `seconds` have passed; all by default.
+        seconds: when to stop early.
+        ahead: work to launch before each run (see the module).
 
     Returns:
         For each name the median and the 20th and 80th percentile in milliseconds, ``ms``, ``ms_p20``, ``ms_p80``.
     """
     times: dict[str, list[float]] = {name: [] for name in functions}
+    least, begin = repeats if least is None else least, time.perf_counter()
     for round_number in range(warmup + repeats):
+        if round_number >= warmup + least and time.perf_counter() - begin > seconds:
+            break
         for name, function in functions.items():
-            elapsed = _time_once(function, device)
+            elapsed = time_once(function, device, ahead)
             if round_number >= warmup:
                 times[name].append(elapsed)
     return {name: _summary(values) for name, values in times.items()}
 
 
-def _time_once(function: Callable[[], object], device: torch.device) -> float:
+def time_once(function: Function, device: torch.device, ahead: Function | None = None) -> float:
+    """Return the milliseconds that one call takes."""
     if device.type != "cuda":
         start = time.perf_counter()
         function()
         return 1e3 * (time.perf_counter() - start)
     begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    if ahead is not None:
+        ahead()
     begin.record()
     function()
     end.record()
@@ -79,7 +146,7 @@ def _summary(values: list[float]) -> Row:
     return {"ms": statistics.median(values), "ms_p20": deciles[1], "ms_p80": deciles[7], "runs": len(values)}
 
 
-def peak_memory(function: Callable[[], object], device: torch.device) -> float | None:
+def peak_memory(function: Function, device: torch.device) -> float | None:
     """Return the MiB that one call needs at its peak beyond what was there before; None where that cannot be seen."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -89,6 +156,8 @@ def peak_memory(function: Callable[[], object], device: torch.device) -> float |
     clear, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
     if not clear.exists():
         return None
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)  # glibc: what the heap holds free would otherwise be used unseen
     clear.write_text("5")  # Linux: the peak of the resident set starts again from here
     before = _status_kib(status, "VmRSS")
     function()
@@ -97,6 +166,40 @@ def peak_memory(function: Callable[[], object], device: torch.device) -> float |
 
 def _status_kib(status: Path, key: str) -> int:
     return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith(key + ":"))
+
+
+def launches(function: Function, device: torch.device) -> int | None:
+    """Return how many kernels, copies and fills one call puts on a GPU; None where that is not seen."""
+    if device.type != "cuda":
+        return None
+    torch.cuda.synchronize(device)
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profiler:
+        function()
+        torch.cuda.synchronize(device)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(path))
+        return count_launches(json.loads(path.read_text())["traceEvents"]) or None  # none: nothing was recorded
+
+
+def count_launches(events: Sequence[Mapping[str, Any]]) -> int:
+    """Return how many events of a profiler's trace ran on a GPU."""
+    return sum(event.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset") for event in events)
+
+
+def replay(function: Function) -> Function:
+    """Capture a CUDA graph of one call and return what replays it."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            function()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        function()
+    return graph.replay
 
 
 def markdown(rows: list[Row], columns: Mapping[str, str]) -> str:

@@ -3,26 +3,26 @@
 For each loss (a) the loss and its backward on given logits, target building included, and (b) a whole training step
 of an LSTM language model: sampling, forward, loss, backward, Adam. Exact Seq forwards its L samples too, lazy does not.
 
-    python -m benchmarks.mle_vs_lazy --device cpu --shapes coco --out benchmarks/results/mle_vs_lazy_cpu
+    python -m benchmarks --suite lazy --device cpu --shapes coco
 """
 
 from __future__ import annotations
 
-import argparse
 import functools
+import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 import smoothloss.functional as F
-from benchmarks.measure import Row, interleaved, markdown, peak_memory, write_json
+from benchmarks.contest import Settings, note, release
+from benchmarks.measure import Row, interleaved, peak_memory
+from benchmarks.problems import Shape
 from smoothloss import SimilarityTable
 from smoothloss.sampling import BatchPool, HammingSampler
 
-SHAPES = {"coco": (80, 16, 9800, 512), "wmt": (80, 32, 30000, 1024)}  # B, T, V, D
 NEIGHBOURS = 20
 SPECIAL_TOKENS = (0, 1, 2, 3)
 ALPHA, TOKEN_ALPHA = 0.4, 0.3
@@ -76,10 +76,10 @@ class LanguageModel(nn.Module):
 class Problem:
     """Random data at one shape, and everything the losses need."""
 
-    def __init__(self, shape: tuple[int, int, int, int], device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, shape: Shape, device: torch.device, dtype: torch.dtype) -> None:
         """Draw a batch, build a table, make a model."""
         torch.manual_seed(0)
-        batch, length, vocabulary, size = shape
+        batch, length, vocabulary = shape.rows // shape.length, shape.length, shape.classes
         self.device, self.dtype, self.vocabulary = device, dtype, vocabulary
         self.target = torch.randint(len(SPECIAL_TOKENS), vocabulary, (batch, length), device=device)
         self.lengths = torch.full((batch,), length, device=device)
@@ -88,7 +88,7 @@ class Problem:
         ).to(device)
         self.sampler = HammingSampler(0.15, pool=BatchPool(exclude=SPECIAL_TOKENS))
         self.generator = torch.Generator(device).manual_seed(0)
-        self.model = LanguageModel(vocabulary, size).to(device)
+        self.model = LanguageModel(vocabulary, shape.hidden).to(device)
         self.optimizer = torch.optim.Adam(self.model.parameters(), fused=device.type == "cuda")
 
     def draw(self, case: Case) -> Tensor | None:
@@ -125,78 +125,50 @@ class Problem:
         self.optimizer.zero_grad()
 
 
-def bench_losses(problem: Problem, repeats: int) -> list[Row]:
+def bench_losses(problem: Problem, settings: Settings) -> list[Row]:
     """Return a row of (a) for each case."""
     functions: dict[str, Callable[[], object]] = {}
     for case in CASES:
         shape = (*((case.forwards,) if not case.lazy else ()), *problem.target.shape, problem.vocabulary)
         logits = torch.randn(shape, device=problem.device, dtype=problem.dtype, requires_grad=True)
         functions[case.name] = functools.partial(problem.loss_and_backward, case, logits, problem.draw(case))
-    return collect("loss + backward", functions, problem.device, repeats)
+    return collect("loss + backward", functions, settings)
 
 
-def bench_steps(problem: Problem, repeats: int) -> list[Row]:
+def bench_steps(problem: Problem, settings: Settings) -> list[Row]:
     """Return a row of (b) for each case."""
     functions = {case.name: functools.partial(problem.step, case) for case in CASES}
-    return collect("training step", functions, problem.device, repeats)
+    return collect("training step", functions, settings)
 
 
-def collect(what: str, functions: dict[str, Callable[[], object]], device: torch.device, repeats: int) -> list[Row]:
+def collect(mode: str, functions: dict[str, Callable[[], object]], settings: Settings) -> list[Row]:
     """Time all functions interleaved, then measure the memory of each."""
-    timings = interleaved(functions, device, repeats)
+    most, least = settings.rounds
+    device = settings.device
+    timings = interleaved(functions, device, most, warmup=1, least=least, seconds=min(settings.seconds, 60.0))
     baseline = timings["MLE"]["ms"]
     return [
-        {"what": what, "loss": name, **timings[name], "relative_to_mle": timings[name]["ms"] / baseline}
-        | {"peak_mib": peak_memory(function, device)}
+        {"what": name, "kind": "smoothloss", "mode": mode, **timings[name]}
+        | {"relative_to_mle": timings[name]["ms"] / baseline, "peak_mib": peak_memory(function, device)}
         for name, function in functions.items()
     ]
 
 
-def plot(rows: list[Row], path: Path) -> None:
-    """Draw the time of every loss relative to MLE's."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    groups = list(dict.fromkeys((row["shape"], row["what"]) for row in rows))
-    figure, axes = plt.subplots(1, len(groups), figsize=(5 * len(groups), 3.6), squeeze=False, sharey=True)
-    for axis, (shape, what) in zip(axes[0], groups, strict=True):
-        chosen = [row for row in rows if (row["shape"], row["what"]) == (shape, what)][::-1]
-        bars = axis.barh([row["loss"] for row in chosen], [row["relative_to_mle"] for row in chosen], color="#4878a8")
-        axis.bar_label(bars, [f"{row['ms']:.1f} ms" for row in chosen], padding=3, fontsize=8)
-        axis.axvline(1.0, color="#888888", linewidth=0.8)
-        axis.margins(x=0.25)
-        axis.set_title(f"{shape}: {what}", fontsize=10)
-        axis.set_xlabel("time relative to MLE")
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-
-
-def main() -> None:
-    """Measure, print the table, write JSON and plot."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", default=None, choices=["float32", "bfloat16"], help="default: bfloat16 on CUDA")
-    parser.add_argument("--shapes", nargs="+", default=["coco", "wmt"], choices=list(SHAPES))
-    parser.add_argument("--repeats", type=int, default=None, help="default: 30 on CUDA; 15 (coco), 3 (wmt) on CPU")
-    parser.add_argument("--out", type=Path, default=Path("build/benchmarks/mle_vs_lazy"), help="path without ending")
-    arguments = parser.parse_args()
-    device = torch.device(arguments.device)
-    dtype = getattr(torch, arguments.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
+def run(shapes: list[Shape], dtypes: list[torch.dtype], settings: Settings) -> list[Row]:
+    """Return the rows of (a) and (b) at all shapes and dtypes; those that the budget leaves no time for say so."""
     rows: list[Row] = []
-    for name in arguments.shapes:
-        repeats = arguments.repeats or (30 if device.type == "cuda" else {"coco": 15, "wmt": 3}[name])
-        problem = Problem(SHAPES[name], device, dtype)
-        for bench in (bench_losses, bench_steps):
-            rows += [{"shape": name, "dtype": str(dtype)[6:]} | row for row in bench(problem, repeats)]
-    columns = {"shape": "shape", "what": "what", "loss": "loss", "ms": "ms", "ms_p20": "20 %", "ms_p80": "80 %"}
-    columns |= {"relative_to_mle": "relative to MLE", "peak_mib": "peak MiB"}
-    print(markdown(rows, columns))
-    write_json(arguments.out.with_suffix(".json"), device, rows)
-    plot(rows, arguments.out.with_suffix(".png"))
-
-
-if __name__ == "__main__":
-    main()
+    begin = time.perf_counter()
+    for shape in shapes:
+        for dtype in dtypes:
+            head = {"suite": "lazy", **shape.label, "dtype": str(dtype).removeprefix("torch.")}
+            left = settings.seconds - (time.perf_counter() - begin)
+            note(f"lazy, {shape.name}, {dtype}")
+            if left <= 0:
+                reason = f"the {settings.seconds:.0f} s for this suite were over"
+                rows += [head | {"what": c.name, "kind": "smoothloss", "not_run": reason} for c in CASES]
+                continue
+            problem = Problem(shape, settings.device, dtype)
+            for bench in (bench_losses, bench_steps):
+                rows += [head | row for row in bench(problem, settings._replace(seconds=left))]
+            release(settings.device)
+    return rows

@@ -1,0 +1,128 @@
+"""One command for all benchmarks, on whatever machine it is on.
+
+    python -m benchmarks                                    # everything, at the shapes of the device
+    python -m benchmarks --suite logits --shapes coco 64x501x32 --dtype bfloat16 --out build/benchmarks
+
+Suites:
+    logits  the loss on given logits        linear  the loss with the linear layer
+    lazy    what smoothing costs            exact   dense similarity rows with the linear layer
+
+Peers that are not installed, or cannot run here, are rows that say why. Every suite writes one JSON file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from benchmarks import exact, linear, logits, mle_vs_lazy
+from benchmarks.contest import Settings, broken, run_suite
+from benchmarks.measure import Row, markdown, write_json
+from benchmarks.problems import Shape, parse_shape
+
+SUITES: dict[str, Callable[[list[Shape], list[torch.dtype], Settings], list[Row]]] = {
+    "logits": functools.partial(run_suite, logits.suite),
+    "linear": functools.partial(run_suite, linear.suite),
+    "lazy": mle_vs_lazy.run,
+    "exact": functools.partial(run_suite, exact.suite),
+}
+SHAPES = {
+    "cpu": {"logits": ("coco", "30k"), "linear": ("coco", "wmt"), "lazy": ("coco", "wmt"), "exact": ("coco", "wmt")},
+    "cuda": {
+        "logits": ("coco", "wmt", "32k", "64k", "llama3", "gemma2"),
+        "linear": ("coco", "wmt", "llama3", "gemma2"),
+        "lazy": ("coco", "wmt"),
+        "exact": ("coco", "wmt"),
+    },
+}
+DTYPES = {
+    "cpu": {"logits": ("float32", "bfloat16"), "linear": ("float32",), "lazy": ("float32",), "exact": ("float32",)},
+    "cuda": {
+        "logits": ("bfloat16", "float32"),
+        "linear": ("bfloat16",),
+        "lazy": ("bfloat16",),
+        "exact": ("bfloat16",),
+    },
+}
+COLUMNS = {
+    "shape": "shape",
+    "dtype": "dtype",
+    "mode": "mode",
+    "what": "forward + backward",
+    "ms": "ms",
+    "ms_p20": "20 %",
+    "ms_p80": "80 %",
+}
+MORE_COLUMNS = {
+    "relative_to_mle": "relative to MLE",
+    "peak_mib": "peak MiB",
+    "of_floor": "of the floor",
+    "gb_per_s": "GB/s",
+    "tflops": "TFLOP/s",
+    "extra_mib": "extra MiB",
+    "launches": "launches",
+    "loss_error": "error of loss",
+    "d_logits_error": "of d logits",
+    "d_input_error": "of d input",
+    "d_weight_error": "of d weight",
+    "setting": "setting",
+    "not_run": "not run",
+    "not_inspected": "not inspected",
+}
+
+
+def shape(text: str) -> Shape:
+    """Return a shape, for argparse, which shows this error's message and no other's."""
+    try:
+        return parse_shape(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """Return the options."""
+    parser = argparse.ArgumentParser(
+        prog="benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--suite", nargs="+", default=list(SUITES), choices=list(SUITES))
+    parser.add_argument("--shapes", nargs="+", type=shape, help="names, or NxVxD; default: by suite and device")
+    parser.add_argument("--dtype", nargs="+", choices=["float32", "bfloat16", "float16", "float64"])
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--repeats", type=int, help="default: 30 to 50 on CUDA, 3 to 30 on a CPU, by the time it takes")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="budget of each suite")
+    parser.add_argument("--quick", action="store_true", help="the first shape and dtype of each suite, 3 runs")
+    parser.add_argument("--out", type=Path, default=Path("build/benchmarks"), help="folder for the JSON files")
+    return parser.parse_args(arguments)
+
+
+def table(rows: list[Row]) -> str:
+    """Return the rows as a table with the columns that any of them fills."""
+    used = {key: heading for key, heading in MORE_COLUMNS.items() if any(row.get(key) is not None for row in rows)}
+    return markdown(rows, COLUMNS | used)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure, print, write; return 1 when something of ours could not run, else 0."""
+    options = parse(arguments)
+    device = torch.device(options.device)
+    settings = Settings(device, 3 if options.quick and options.repeats is None else options.repeats, options.seconds)
+    kind = "cuda" if device.type == "cuda" else "cpu"
+    measured: list[Row] = []
+    for name in options.suite:
+        shapes = options.shapes or [parse_shape(default) for default in SHAPES[kind][name]]
+        dtypes = [getattr(torch, dtype) for dtype in options.dtype or DTYPES[kind][name]]
+        if options.quick:
+            shapes, dtypes = shapes[:1], dtypes[:1]
+        rows = SUITES[name](shapes, dtypes, settings)
+        print(f"\n## {name}\n\n{table(rows)}", flush=True)
+        write_json(options.out / f"{name}_{device.type}.json", device, rows)
+        measured += rows
+    return int(any(broken(row) for row in measured))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,75 @@
+"""Linear layer and loss together, forward + backward with both gradients, ours beside the peers.
+
+The floor is the three matrix products, logits, gradient of the hidden states and gradient of the weight, in the dtype
+that the op gives its operands, 6 N V D in all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+import smoothloss.functional as F
+from benchmarks import peers
+from benchmarks.contest import FLOOR, OURS, PEER, Contender, Suite
+from benchmarks.logits import name
+from benchmarks.peers import Step, step
+from benchmarks.problems import HARD, SIMILAR, Problem, soft
+
+MATMULS = "floor: three matrix products"
+LIGER, LIGER_BEST = "Liger, hard labels, default chunks", "Liger, hard labels, its best chunks"
+TOP_K = "plain PyTorch top-k, as trainers write it, S = 64"
+
+
+def hard(problem: Problem) -> Step:
+    """Return ours with hard labels."""
+    return step(lambda: F.linear_cross_entropy(*problem.inputs, problem.target), problem.inputs)
+
+
+def sparse(problem: Problem, entries: int) -> Step:
+    """Return ours with S entries a row."""
+    target = problem.sparse[entries]
+    return step(lambda: F.linear_sparse_cross_entropy(*problem.inputs, *target), problem.inputs)
+
+
+def matmuls(problem: Problem) -> Callable[[], object]:
+    """Return the three products; on CPUs in float32, as the op computes 16-bit inputs there."""
+    dtype = torch.float32 if problem.device.type == "cpu" else problem.dtype
+    hidden, weight = (tensor.detach().to(dtype) for tensor in problem.inputs)
+    logits = hidden.new_empty(problem.shape.rows, problem.shape.classes)
+    d_logits = torch.randn_like(logits)
+    d_hidden, d_weight = torch.empty_like(hidden), torch.empty_like(weight)
+
+    def run() -> None:
+        torch.mm(hidden, weight.T, out=logits)
+        torch.mm(d_logits, weight, out=d_hidden)
+        torch.mm(d_logits.T, hidden, out=d_weight)
+
+    return run
+
+
+def suite(device: torch.device) -> Suite:
+    """Return the contenders, the same on every device."""
+    del device
+    ours = [
+        Contender(name(HARD), OURS, hard, HARD, graph=True),
+        Contender(name(soft(64)), OURS, lambda p: sparse(p, 64), soft(64), graph=True),
+    ]
+    others = [
+        Contender("torch, hard labels", PEER, peers.torch_eager, HARD, graph=True),
+        Contender("torch.compile, hard labels", PEER, peers.torch_compiled),
+        Contender("torch linear_cross_entropy", PEER, peers.torch_linear, HARD),
+        Contender("torch linear_cross_entropy, default chunks", PEER, peers.torch_linear_chunked, HARD),
+        Contender("torch linear_cross_entropy, its best chunks", PEER, peers.torch_linear_best, HARD),
+        Contender(LIGER, PEER, peers.liger_linear, HARD),
+        Contender(LIGER_BEST, PEER, peers.liger_linear_best, HARD),
+        Contender("Cut Cross-Entropy, hard labels", PEER, peers.cut_cross_entropy, HARD),
+        Contender("Cut Cross-Entropy, torch.compile", PEER, peers.cut_cross_entropy_compiled),
+        Contender("QuACK, hard labels", PEER, peers.quack_linear, HARD),
+        Contender("torch, class probabilities", PEER, lambda p: peers.torch_probabilities(p, 64), soft(64)),
+        Contender(TOP_K, PEER, lambda p: peers.top_k(p, 64), soft(64)),
+        Contender("dense (V, V) matrix, as the authors compute Tok", PEER, peers.dense_matrix, SIMILAR),
+    ]
+    floors = [Contender(MATMULS, FLOOR, matmuls, graph=True)]
+    return Suite("linear", "linear", [*ours, *others, *floors], floor=MATMULS)

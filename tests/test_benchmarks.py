@@ -1,0 +1,332 @@
+"""The benchmarks run end to end at a tiny shape, say why a peer is missing, and judge targets from rows."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1] / "benchmarks"
+SHAPE = "24x101x16"
+
+
+def _load(name: str) -> ModuleType:
+    """Import a module of the benchmarks, which are no installed package, without putting the sources on the path."""
+    if "benchmarks" not in sys.modules:
+        spec = importlib.util.spec_from_file_location(
+            "benchmarks", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+        )
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules["benchmarks"] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules["benchmarks"])
+    return importlib.import_module(f"benchmarks.{name}")
+
+
+main = _load("__main__")
+contest, linear, logits, measure, peers, plots, problems, targets = map(
+    _load, ("contest", "linear", "logits", "measure", "peers", "plots", "problems", "targets")
+)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Return the files that one run of everything writes, by suite; compiled peers run uncompiled, for the time."""
+    folder = tmp_path_factory.mktemp("benchmarks")
+    with torch.compiler.set_stance("force_eager"):
+        options = ["--shapes", SHAPE, "--dtype", "float32", "--repeats", "2", "--device", "cpu", "--out", str(folder)]
+        assert main.main(options) == 0
+    assert not list(folder.glob("*.part"))
+    return {path.stem.removesuffix("_cpu"): json.loads(path.read_text()) for path in folder.glob("*.json")}
+
+
+@pytest.mark.parametrize("suite", ["logits", "linear", "lazy", "exact"])
+def test_every_contender_is_a_row_with_a_time_or_a_reason(results: dict[str, Any], suite: str) -> None:
+    rows = results[suite]["rows"]
+    assert rows
+    for row in rows:
+        assert row["suite"] == suite
+        assert (row["rows"], row["classes"], row["hidden"]) == (24, 101, 16)
+        assert "not_inspected" not in row
+        if "not_run" in row:
+            assert row["kind"] == "peer"
+            assert row["not_run"]
+        else:
+            assert 0 < row["ms_p20"] <= row["ms"] <= row["ms_p80"]
+            assert row["runs"] == 2
+    assert {"smoothloss", "floor"} <= {row["kind"] for row in rows if "ms" in row} or suite == "lazy"
+
+
+def test_the_environment_names_versions_and_no_date(results: dict[str, Any]) -> None:
+    environment = results["logits"]["environment"]
+    assert environment["torch"] == torch.__version__
+    assert {"device", "smoothloss", "triton", "liger-kernel", "cut-cross-entropy", "quack-kernels", "commit"} <= set(
+        environment
+    )
+
+
+@pytest.mark.parametrize("suite", ["logits", "linear", "exact"])
+def test_whoever_ran_is_right(results: dict[str, Any], suite: str) -> None:
+    seen = 0
+    for row in results[suite]["rows"]:
+        for key, value in row.items():
+            if key.endswith("_error"):
+                assert value < 1e-5, (row["what"], key)
+                seen += 1
+    assert seen >= 9
+
+
+def test_what_needs_a_gpu_says_so(results: dict[str, Any]) -> None:
+    reasons = {row["what"]: row.get("not_run") for row in results["linear"]["rows"]}
+    assert reasons[linear.LIGER] == reasons[linear.LIGER_BEST] == "its kernels need a GPU"
+
+
+def test_the_targets_ask_for_rows_that_the_suites_write(results: dict[str, Any]) -> None:
+    written = {(row["suite"], row["what"]) for suite in results.values() for row in suite["rows"]}
+    assert {("logits", what) for what in (*targets.FRESH, targets.COPY)} <= written
+    asked = (targets.OURS_HARD, targets.OURS_SOFT, targets.LIGER, targets.LIGER_BEST, targets.TOP_K, targets.MATMULS)
+    assert {("linear", what) for what in asked} <= written
+
+
+def test_plots_draw_every_suite(results: dict[str, Any], tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    for suite, content in results.items():
+        (tmp_path / f"{suite}_cpu.json").write_text(json.dumps(content))
+    (tmp_path / "other.json").write_text("[1]")
+    assert plots.main([str(tmp_path)]) == 0
+    names = {path.name for path in tmp_path.glob("*.png")}
+    assert names == {
+        f"logits_cpu_{SHAPE}_float32.png",
+        f"linear_cpu_{SHAPE}_float32.png",
+        f"exact_cpu_{SHAPE}_float32.png",
+        f"lazy_cpu_{SHAPE}_float32_loss_and_backward.png",
+        f"lazy_cpu_{SHAPE}_float32_training_step.png",
+    }
+
+
+def test_a_spent_budget_leaves_rows_that_say_so() -> None:
+    settings = contest.Settings(CPU, 2, seconds=0.0)
+    rows = contest.run_suite(logits.suite, [problems.parse_shape(SHAPE)], [torch.float32], settings)
+    assert {row["not_run"] for row in rows} == {"the 0 s for this suite were over"}
+
+
+def test_a_peer_that_breaks_is_a_row_and_ours_counts_as_broken() -> None:
+    def breaks(problem: object) -> None:
+        raise ValueError("first line\nsecond line")
+
+    def missing(problem: object) -> None:
+        importlib.import_module("no_such_package")
+
+    contenders = [
+        contest.Contender(contest.OURS, contest.OURS, breaks),
+        contest.Contender("broken peer", contest.PEER, breaks),
+        contest.Contender("missing peer", contest.PEER, missing),
+        contest.Contender(logits.COPY, contest.FLOOR, logits.copy),
+    ]
+    suite = contest.Suite("logits", "logits", contenders, floor=logits.COPY)
+    rows = contest.Run(suite, problems.parse_shape(SHAPE), torch.float32, contest.Settings(CPU, 1)).rows()
+    assert [row.get("not_run") for row in rows] == [
+        "failed: ValueError: first line",
+        "failed: ValueError: first line",
+        "no_such_package is not installed",
+        None,
+    ]
+    assert [contest.broken(row) for row in rows] == [True, False, False, False]
+
+
+def test_graphs_are_rows_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails_once_captured(function: Any) -> Any:
+        if function() is failing:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return function
+
+    failing = (torch.zeros(()),)
+    monkeypatch.setattr(measure, "replay", fails_once_captured)
+    contenders = [
+        contest.Contender("a", contest.PEER, lambda problem: lambda: failing, graph=True),
+        contest.Contender("b", contest.PEER, peers.torch_eager),
+        contest.Contender(logits.COPY, contest.FLOOR, logits.copy, graph=True),
+    ]
+    suite = contest.Suite("logits", "logits", contenders, floor=logits.COPY)
+    run = contest.Run(suite, problems.parse_shape(SHAPE), torch.float32, contest.Settings(CPU, 1))
+    eager = run.rows()
+    assert [row["mode"] for row in eager] == ["eager"] * 3
+    rows = run._graph_rows(None)
+    assert [(row["what"], row["mode"]) for row in rows] == [("a", "graph"), (logits.COPY, "graph")]
+    assert rows[0]["not_run"].startswith("failed: RuntimeError: operation not permitted")
+    assert rows[1]["ms"] > 0
+
+
+def test_quick_takes_the_first_shape_and_three_runs(tmp_path: Path) -> None:
+    options = ["--suite", "exact", "--quick", "--shapes", SHAPE, "8x100x16", "--device", "cpu", "--out", str(tmp_path)]
+    assert main.main(options) == 0
+    rows = json.loads((tmp_path / "exact_cpu.json").read_text())["rows"]
+    assert {(row["shape"], row["runs"]) for row in rows} == {(SHAPE, 3)}
+
+
+def test_a_dense_matrix_that_is_too_large_is_not_built() -> None:
+    with pytest.raises(problems.NotRunnableError, match="61 GiB"):
+        _ = problems.Vocabulary(128256, CPU).matrix
+
+
+def test_shapes() -> None:
+    assert problems.parse_shape("llama3").classes == 128256
+    assert problems.parse_shape("8x100x16")[:4] == ("8x100x16", 8, 100, 16)
+    for wrong in ("8x100", "0x1x1", "axbxc", "coc"):
+        with pytest.raises(ValueError, match="shape: got"):
+            problems.parse_shape(wrong)
+    shrunk = problems.small(problems.SHAPES["llama3"])
+    assert shrunk[1:4] == (1024, 16032, 512)
+
+
+def test_input_sets_rotate() -> None:
+    assert measure.input_sets(1) == 8
+    assert measure.input_sets(100 * 2**20) == 3
+    assert measure.input_sets(2**32) == 1
+    calls: list[int] = []
+    turn = measure.rotating([lambda i=i: calls.append(i) for i in range(3)], first=4)
+    for _ in range(4):
+        turn()
+    assert calls == [1, 2, 0, 1]
+
+
+def test_interleaved_stops_in_time_but_not_before_the_least() -> None:
+    calls: list[str] = []
+    functions = {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}
+    timings = measure.interleaved(functions, CPU, 50, warmup=1, least=3, seconds=0.0)
+    assert calls == ["a", "b"] * 4
+    assert timings["a"]["runs"] == timings["b"]["runs"] == 3
+
+
+def test_launches_are_counted_from_the_trace() -> None:
+    categories = ["kernel", "cpu_op", "gpu_memcpy", "cuda_runtime", "gpu_memset", "kernel", "gpu_user_annotation"]
+    assert measure.count_launches([{"cat": category} for category in categories] + [{"name": "metadata"}]) == 4
+
+
+def test_peak_memory_sees_what_the_heap_already_holds() -> None:
+    size = 12 * 2**20 // 4
+    torch.empty(size).fill_(1.0)  # may stay in the heap of the C library
+    peak = measure.peak_memory(lambda: torch.empty(size).fill_(1.0), CPU)
+    if peak is None:
+        pytest.skip("this system does not tell its peak memory")
+    assert peak == pytest.approx(12, abs=1)
+
+
+def test_fastest_takes_the_fastest() -> None:
+    problem = problems.Problem("logits", problems.parse_shape(SHAPE), torch.float32, problems.Vocabulary(101, CPU))
+    busy = torch.randn(400, 400)
+
+    def slow() -> tuple[torch.Tensor, ...]:
+        return (busy @ busy @ busy,)
+
+    def quick() -> tuple[torch.Tensor, ...]:
+        return (busy,)
+
+    chosen = peers.fastest("peer", {"slow": slow, "quick": quick}, problem)
+    assert chosen is quick
+    assert chosen.setting == "quick"
+    again = peers.fastest("peer", {"quick": slow, "slow": quick}, problem)
+    assert again is slow, "the choice of the first batch holds for the others"
+
+
+def _row(suite: str, shape: str, what: str, mode: str = "eager", **values: Any) -> dict[str, Any]:
+    return {"suite": suite, "shape": shape, "what": what, "mode": mode, "dtype": "bfloat16", **values}
+
+
+def _good_rows() -> list[dict[str, Any]]:
+    rows = [
+        _row("logits", shape, what, ms=1.0, of_floor=0.9, launches=3)
+        for shape in (*targets.LARGE, *targets.LAUNCH_BOUND)
+        for what in targets.FRESH
+    ]
+    for shape in targets.LAUNCH_BOUND:
+        rows.append(_row("logits", shape, targets.COPY, "graph", ms=0.002))
+        rows += [_row("logits", shape, what, "graph", ms=0.015) for what in targets.FRESH]
+    times = {
+        targets.OURS_HARD: 35.5,
+        targets.OURS_SOFT: 35.9,
+        targets.MATMULS: 32.7,
+        targets.LIGER: 53.0,
+        targets.LIGER_BEST: 35.1,
+        targets.TOP_K: 90.0,
+    }
+    dw = {targets.OURS_HARD: 2.3e-3, targets.LIGER: 1.6e-2}
+    rows += [_row("linear", "llama3", what, ms=ms, d_weight_error=dw.get(what)) for what, ms in times.items()]
+    return rows
+
+
+def _change(rows: list[dict[str, Any]], what: str, shape: str, mode: str = "eager", **values: Any) -> None:
+    changed = [row for row in rows if (row["what"], row["shape"], row["mode"]) == (what, shape, mode)]
+    assert len(changed) == 1
+    changed[0].update(values)
+
+
+def _verdicts(rows: list[dict[str, Any]]) -> list[str]:
+    return [result["verdict"] for result in targets.evaluate(rows)]
+
+
+def test_targets_pass_on_good_rows() -> None:
+    results = targets.evaluate(_good_rows())
+    assert [result["verdict"] for result in results] == ["pass"] * len(targets.TARGETS)
+    assert results[0]["measured"] == 0.9
+    assert results[2]["measured"] == pytest.approx(32.7 / 35.5)
+
+
+@pytest.mark.parametrize(
+    ("failing", "what", "shape", "mode", "values"),
+    [
+        ({0}, targets.OURS_SOFT, "logits 64k", "eager", {"of_floor": 0.84}),
+        ({1}, targets.OURS_SOFT, "logits llama3", "eager", {"ms": 1.04}),
+        ({2, 3}, targets.MATMULS, "linear llama3", "eager", {"ms": 30.0}),
+        ({5}, targets.LIGER, "linear llama3", "eager", {"ms": 35.0}),
+        ({6}, targets.LIGER_BEST, "linear llama3", "eager", {"ms": 33.0}),
+        ({7}, targets.TOP_K, "linear llama3", "eager", {"ms": 70.0}),
+        ({8}, targets.LIGER, "linear llama3", "eager", {"d_weight_error": 5e-3}),
+        ({9}, targets.OURS_HARD, "logits wmt", "eager", {"launches": 4}),
+        ({10}, targets.OURS_SOFT, "logits coco", "graph", {"ms": 0.021}),
+    ],
+)
+def test_a_missed_target_fails_alone(
+    failing: set[int], what: str, shape: str, mode: str, values: dict[str, Any]
+) -> None:
+    rows = _good_rows()
+    suite, shape = shape.split(" ")
+    _change([row for row in rows if row["suite"] == suite], what, shape, mode, **values)
+    assert {number for number, verdict in enumerate(_verdicts(rows)) if verdict == "FAIL"} == failing
+
+
+def test_a_replay_may_take_twice_the_floor_where_that_is_more_than_20_us() -> None:
+    rows = _good_rows()
+    _change(rows, targets.COPY, "wmt", "graph", ms=0.07)
+    _change(rows, targets.OURS_HARD, "wmt", "graph", ms=0.139)
+    assert _verdicts(rows)[10] == "pass"
+    _change(rows, targets.OURS_HARD, "wmt", "graph", ms=0.141)
+    assert _verdicts(rows)[10] == "FAIL"
+
+
+def test_what_was_not_measured_is_neither_passed_nor_failed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [row for row in _good_rows() if row["what"] != targets.LIGER]
+    rows.append(_row("linear", "llama3", targets.LIGER, not_run="liger_kernel is not installed"))
+    path = tmp_path / "linear.json"
+    path.write_text(json.dumps({"environment": {}, "rows": rows}))
+    assert targets.main([str(path), str(tmp_path / "absent.json")]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("not measured") == 2
+    assert "liger_kernel is not installed" in printed
+    _change(rows, targets.OURS_HARD, "coco", launches=9)
+    path.write_text(json.dumps({"environment": {}, "rows": rows}))
+    assert targets.main([str(path)]) == 1
+
+
+def test_other_dtypes_do_not_count() -> None:
+    rows = _good_rows()
+    rows += [row | {"dtype": "float32", "ms": 1000.0} for row in rows]
+    assert set(_verdicts(rows)) == {"pass"}
