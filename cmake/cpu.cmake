@@ -1,5 +1,6 @@
 # _C: the CPU kernels. The same source is compiled once per instruction set, each into a namespace of its own
 # (SMOOTHLOSS_ISA), and csrc/cpu/isa.cpp chooses at run time.
+include(CheckCXXCompilerFlag)
 set(_isas baseline)
 set(_flags_baseline "")
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
@@ -30,7 +31,19 @@ foreach(_isa IN LISTS _isas)
   string(TOUPPER ${_isa} _ISA)
   target_compile_definitions(_C PRIVATE SMOOTHLOSS_HAS_${_ISA})
 endforeach()
+
+# A matmul for machines with AVX512_BF16, asked for at run time.
+add_library(smoothloss_cpu_bfloat16 OBJECT csrc/cpu/bfloat16_matmul.cpp)
+target_link_libraries(smoothloss_cpu_bfloat16 PRIVATE smoothloss_flags)
+target_compile_options(smoothloss_cpu_bfloat16 PRIVATE ${_optimize} -Wno-psabi)
+check_cxx_compiler_flag(-mavx512bf16 SMOOTHLOSS_COMPILES_AVX512BF16)
+if("avx512" IN_LIST _isas AND SMOOTHLOSS_COMPILES_AVX512BF16)
+  target_compile_options(smoothloss_cpu_bfloat16 PRIVATE -mavx512f -mavx512bf16)
+  target_compile_definitions(smoothloss_cpu_bfloat16 PRIVATE SMOOTHLOSS_HAS_AVX512BF16)
+endif()
 if(OpenMP_CXX_FOUND)
+  target_link_libraries(smoothloss_cpu_bfloat16 PRIVATE OpenMP::OpenMP_CXX)
   target_link_libraries(_C PRIVATE OpenMP::OpenMP_CXX)
 endif()
+target_sources(_C PRIVATE $<TARGET_OBJECTS:smoothloss_cpu_bfloat16>)
 install(TARGETS _C LIBRARY DESTINATION .)

@@ -2,6 +2,7 @@
 #include <pybind11/stl.h>
 
 #include "bindings_common.h"
+#include "cpu/bfloat16_matmul.h"
 #include "cpu/isa.h"
 #include "cpu/smoothed_target.h"
 #include "cpu/sparse_cross_entropy.h"
@@ -107,6 +108,27 @@ void build_target(const CandidatesTuple& candidates, const TableTuple& table, ui
     smoothed_target(a, execution.threads);
 }
 
+// (a_ptr, rows, inner, row_stride), (b_ptr, columns, inner, row_stride), (out_ptr, row_stride)
+void matmul(const std::tuple<uintptr_t, int64_t, int64_t, int64_t>& a,
+            const std::tuple<uintptr_t, int64_t, int64_t, int64_t>& b, const std::tuple<uintptr_t, int64_t>& out,
+            int threads) {
+    require(has_bfloat16_matmul(), "bfloat16_matmul: this machine or this build does not have it");
+    require(std::get<2>(a) == std::get<2>(b) && std::get<1>(a) >= 0 && std::get<1>(b) >= 0 && std::get<2>(a) >= 0,
+            "bfloat16_matmul: got sizes that do not fit");
+    require(threads >= 1, "threads: got " + std::to_string(threads) + ", expected at least 1");
+    MatmulArguments m{static_cast<const uint16_t*>(pointer(std::get<0>(a))),
+                      static_cast<const uint16_t*>(pointer(std::get<0>(b))),
+                      static_cast<float*>(pointer(std::get<0>(out))),
+                      std::get<1>(a),
+                      std::get<1>(b),
+                      std::get<2>(a),
+                      std::get<3>(a),
+                      std::get<3>(b),
+                      std::get<1>(out)};
+    py::gil_scoped_release release;
+    bfloat16_matmul(m, threads);
+}
+
 void reduce_to_mean(uintptr_t losses, uintptr_t mass, int type, int64_t rows, uintptr_t loss, uintptr_t scale,
                     int threads, const std::string& isa) {
     make_execution(threads, isa);
@@ -126,6 +148,8 @@ PYBIND11_MODULE(_C, m) {
     m.def("logsumexp_and_select_forward", &s::select);
     m.def("smoothed_target", &s::build_target);
     m.def("mean", &s::reduce_to_mean);
+    m.def("has_bfloat16_matmul", &s::has_bfloat16_matmul);
+    m.def("bfloat16_matmul", &s::matmul);
 #ifdef _OPENMP
     m.attr("has_openmp") = true;
 #else

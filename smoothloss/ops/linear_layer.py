@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from smoothloss.ops import native
 from smoothloss.ops.reference import accumulator_dtype
 
 # Bytes of scratch: on the CPU a whole batch at the sizes of recurrent models; on CUDA logits of 1,024 rows and
@@ -50,17 +51,18 @@ class Layout(NamedTuple):
     grad_rows: int
 
     @classmethod
-    def of(cls, rows: int, classes: int, chunk_bytes: int, wide: int, narrow: int) -> Layout:
-        """Fit scratch of logits of `wide` bytes, and of gradients of `narrow` bytes beside it, to the budget."""
+    def of(cls, rows: int, classes: int, chunk_bytes: int, wide: int, narrow: int, most: int) -> Layout:
+        """Fit scratch of logits of `wide` bytes, and of gradients of `narrow` bytes beside it, to the budget.
+
+        At most `most` rows of logits where the gradients have a scratch of their own.
+        """
         if wide == narrow:  # the gradient overwrites the logits
             size = max(1, min(rows, chunk_bytes // (classes * wide)))
             return cls(size, size)
         ratio = 4
         part = chunk_bytes // (classes * (wide + ratio * narrow))
         part = part // 128 * 128 or max(1, part)  # whole tiles of the GEMMs
-        if rows <= part:
-            return cls(max(1, rows), max(1, rows))
-        return cls(part, min(ratio * part, rows))
+        return cls(max(1, min(part, most, rows)), max(1, min(ratio * part, rows)))
 
     def chunks(self, rows: int) -> Iterator[Chunk]:
         """Return the chunks of a batch."""
@@ -81,7 +83,7 @@ class LinearLayer:
         self.param_dtype, self.accumulator = inputs.dtype, accumulator_dtype(inputs.dtype)
         self.compute = inputs.dtype if _has_fast_gemm(inputs.device.type, inputs.dtype) else self.accumulator
         self.inputs = inputs.contiguous().to(self.compute)
-        self.weight = weight.to(self.compute)
+        self.weight = weight.contiguous().to(self.compute)
         self.bias = None if bias is None else bias.to(self.accumulator)
         self._wide_weight: Tensor | None = None
 
@@ -98,7 +100,9 @@ class LinearLayer:
     def layout(self, chunk_bytes: int, with_gradient: bool) -> Layout:
         """Return how the batch is cut; without gradients the logits have the whole budget."""
         narrow = self.compute.itemsize if with_gradient else self.accumulator.itemsize
-        return Layout.of(self.num_rows, self.num_classes, chunk_bytes, self.accumulator.itemsize, narrow)
+        # On CPUs the wide logits of a part stay in the cache, where the row kernel finds them.
+        most = 256 if self.inputs.device.type == "cpu" else self.num_rows
+        return Layout.of(self.num_rows, self.num_classes, chunk_bytes, self.accumulator.itemsize, narrow, most)
 
     def scratch(self, rows: int, classes: int, dtype: torch.dtype) -> Tensor:
         """Return uninitialised memory ``(rows, classes)``."""
@@ -108,9 +112,12 @@ class LinearLayer:
         """Return the logits of some rows and classes, in the accumulator dtype, in the scratch."""
         inputs, weight = self.inputs[rows], self.weight[classes]
         out = scratch.view(-1)[: inputs.shape[0] * weight.shape[0]].view(inputs.shape[0], weight.shape[0])
-        if self.compute != self.accumulator and not _can_widen(inputs.device.type):
-            weight, inputs = self._widened_weight()[classes], inputs.to(self.accumulator)
-        matmul(inputs, weight.t(), out)
+        if self.compute == self.accumulator or _can_widen(inputs.device.type):
+            matmul(inputs, weight.t(), out)
+        elif native.has_widening_matmul(inputs.device.type, self.compute):
+            native.widening_matmul(inputs, weight, out)
+        else:
+            matmul(inputs.to(self.accumulator), self._widened_weight()[classes].t(), out)
         if self.bias is not None:
             out += self.bias[classes]
         return out

@@ -254,6 +254,40 @@ def mean(losses: Tensor, mass: Tensor) -> tuple[Tensor, Tensor]:
     return loss, scale
 
 
+@functools.cache
+def has_widening_matmul(device_type: str, dtype: torch.dtype) -> bool:
+    """Return whether `widening_matmul` runs: bfloat16, on a CPU with AVX512_BF16."""
+    module, _ = _load("_C")
+    return device_type == "cpu" and dtype == torch.bfloat16 and module is not None and module.has_bfloat16_matmul()
+
+
+def widening_matmul(a: Tensor, b: Tensor, out: Tensor) -> None:
+    """Compute ``out = a @ b.T``, a ``(M, K)`` and b ``(N, K)`` bfloat16, out ``(M, N)`` float32, never rounded between.
+
+    Raises:
+        ValueError: on a tensor of the wrong shape, dtype or layout, or where it does not run.
+    """
+    for name, tensor, shape, dtype in (
+        ("a", a, (out.shape[0], a.shape[1]), torch.bfloat16),
+        ("b", b, (out.shape[1], a.shape[1]), torch.bfloat16),
+        ("out", out, (a.shape[0], b.shape[0]), torch.float32),
+    ):
+        if tensor.shape != shape or tensor.dtype != dtype or (tensor.stride(1) != 1 and tensor.shape[1] > 1):
+            raise ValueError(
+                f"{name}: got {tensor.dtype} of shape {tuple(tensor.shape)} and strides {tensor.stride()}, "
+                f"expected {dtype} of shape {shape} with stride 1 in the last dimension"
+            )
+    module, reason = _load("_C")
+    if module is None:
+        raise ValueError(reason)
+    module.bfloat16_matmul(
+        (a.data_ptr(), *a.shape, a.stride(0)),
+        (b.data_ptr(), *b.shape, b.stride(0)),
+        (out.data_ptr(), out.stride(0)),
+        torch.get_num_threads(),
+    )
+
+
 def _call(name: str, logits: Tensor, *arguments: object) -> None:
     """Run a kernel on the device of `logits`: with torch's number of threads, or on torch's current stream."""
     module, reason = _load("_C" if logits.device.type == "cpu" else "_C_cuda")
