@@ -53,7 +53,7 @@ class LinearSparseCrossEntropy(torch.autograd.Function):
 
 
 def _scaled(saved: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
-    if saved.dtype == dtype or torch.compiler.is_compiling():
+    if saved.dtype in (dtype, torch.bfloat16) or torch.compiler.is_compiling():
         return (saved * factor).to(dtype)
     return torch.mul(saved, factor, out=torch.empty_like(saved, dtype=dtype))
 

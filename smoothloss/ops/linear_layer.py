@@ -135,19 +135,16 @@ class GradientSums:
     gradients of the logits would underflow in half precision.
     """
 
-    def __init__(self, layer: LinearLayer, wanted: list[bool]) -> None:
+    def __init__(self, layer: LinearLayer, wanted: list[bool], num_chunks: int) -> None:
         """Make room for what is wanted."""
         self.layer = layer
-        dtype = layer.accumulator
+        # With one chunk there is nothing to add up, and the product is taken as the GEMM rounds it.
+        self.dtype = gradient_dtype(layer.inputs.device.type, layer.param_dtype)
+        dtype = self.dtype if num_chunks == 1 else layer.accumulator
         self.d_inputs = torch.empty_like(layer.inputs, dtype=dtype) if wanted[0] else None
         self.d_weight = torch.empty_like(layer.weight, dtype=dtype) if wanted[1] else None
-        self.d_bias = layer.inputs.new_zeros(layer.num_classes, dtype=dtype) if wanted[2] else None
+        self.d_bias = layer.inputs.new_zeros(layer.num_classes, dtype=layer.accumulator) if wanted[2] else None
         self._is_first = True
-
-    @property
-    def is_wanted(self) -> bool:
-        """Whether any gradient is."""
-        return any(grad is not None for grad in (self.d_inputs, self.d_weight, self.d_bias))
 
     def add_part(self, rows: slice, d_logits: Tensor) -> None:
         """Add what comes of the gradient of some rows' logits, but for the weight's gradient."""
@@ -170,7 +167,8 @@ class GradientSums:
         """Return the three gradients, an empty tensor for each that was not wanted."""
         if self.d_weight is not None and self._is_first:  # no rows at all
             self.d_weight.zero_()
-        return _present(self.layer, self.d_inputs, self.d_weight, self.d_bias)
+        wide = _present(self.layer, self.d_inputs, self.d_weight, self.d_bias)
+        return wide[0].to(self.dtype), wide[1].to(self.dtype), wide[2].to(self.dtype)
 
 
 class ClassSums:
@@ -234,6 +232,12 @@ def addmm(total: Tensor, a: Tensor, b: Tensor) -> None:
         torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
     else:
         total += torch.mm(a, b)
+
+
+def gradient_dtype(device_type: str, dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype of unscaled gradients of a layer of `dtype`: wide, but where the GEMMs round to bfloat16."""
+    rounds = dtype == torch.bfloat16 and _has_fast_gemm(device_type, dtype) and not _can_widen(device_type)
+    return dtype if rounds else accumulator_dtype(dtype)
 
 
 def _can_widen(device_type: str) -> bool:

@@ -17,7 +17,7 @@ from torch import Tensor
 from smoothloss.ops._checks import as_int32
 from smoothloss.ops._register import OPTIONS_SCHEMA, TARGET_SCHEMA, define
 from smoothloss.ops.dispatch import implementation
-from smoothloss.ops.linear_layer import ClassSums, GradientSums, LinearLayer
+from smoothloss.ops.linear_layer import ClassSums, GradientSums, LinearLayer, gradient_dtype
 from smoothloss.ops.options import RowOptions
 from smoothloss.ops.reference import accumulator_dtype, target_mass
 from smoothloss.ops.rows import DenseRows
@@ -78,8 +78,8 @@ def _fused(
     options = RowOptions(label_smoothing, entropy, z_loss, logit_scale, softcap)
     layer = LinearLayer(inputs, weight, bias)
     target = _prepare(layer, indices, weights, uniform, similarity, temperature)
-    sums, kernels = GradientSums(layer, wanted), implementation(impl)
-    layout = layer.layout(_budget(layer, target, chunk_bytes), with_gradient=True)
+    layout, kernels = layer.layout(_budget(layer, target, chunk_bytes), with_gradient=True), implementation(impl)
+    sums = GradientSums(layer, wanted, -(-layer.num_rows // layout.grad_rows))
     scratch = layer.scratch(layout.logits_rows, layer.num_classes, layer.accumulator)
     narrow = layer.compute != layer.accumulator
     grad_scratch = layer.scratch(layout.grad_rows, layer.num_classes, layer.compute) if narrow else scratch
@@ -105,7 +105,11 @@ def _fused_fake(
     del bias, indices, weights, uniform, similarity, temperature
     del label_smoothing, entropy, z_loss, logit_scale, softcap, chunk_bytes, impl
     scale = inputs.new_empty(() if reduction == "mean" else 0, dtype=accumulator_dtype(inputs.dtype))
-    return scale.new_empty(()), scale, *_fake_gradients(inputs, weight, wanted, scale.dtype)
+    return (
+        scale.new_empty(()),
+        scale,
+        *_fake_gradients(inputs, weight, wanted, gradient_dtype(inputs.device.type, inputs.dtype)),
+    )
 
 
 def _fake_gradients(
@@ -238,8 +242,8 @@ def _backward_by_rows(
     chunk_bytes: int, wanted: list[bool], impl: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Cut the batch into chunks of rows, since dense rows are computed whole."""
-    sums = GradientSums(layer, wanted)
     layout = layer.layout(_budget(layer, target, chunk_bytes), with_gradient=False)
+    sums = GradientSums(layer, wanted, -(-layer.num_rows // layout.grad_rows))
     scratch = layer.scratch(layout.logits_rows, layer.num_classes, layer.accumulator)
     for part in (part for chunk in layout.chunks(layer.num_rows) for part, _ in chunk.parts):
         logits = layer.logits(part, scratch)
