@@ -57,6 +57,14 @@ CALLS = {
     "forward_backward_dense_row_loop": (*SAME, (F32, BF16), (F32, F16)),
     "logsumexp_and_select": SAME,
 }
+# The options that each is compiled with, where these are not both: loops over rows where they need the most registers.
+ALL_OPTIONS = {
+    "backward_with_mass": (PLAIN,),
+    "backward_with_scale": (PLAIN,),
+    "forward_backward_row_loop": (ALL,),
+    "forward_backward_dense_row_loop": (ALL,),
+    "logsumexp_and_select": (PLAIN,),
+}
 # One width for each configuration, in units of 8 and not; numbers of entries for each block, and beyond the largest.
 WIDTHS = {F32: (1000, 1003, 9800, 9801, 128256, 50257), F64: (9800, 9801)}
 ENTRIES = (1, 21, 126, 200)
@@ -214,7 +222,7 @@ def test_everything_that_ships_compiles_without_stack(
     for dtype, out_dtype in CALLS[name]:
         for v in WIDTHS[F64 if dtype == F64 else F32]:
             for s in ENTRIES:
-                for options in (PLAIN,) if name in ("backward_with_mass", "logsumexp_and_select") else (PLAIN, ALL):
+                for options in ALL_OPTIONS.get(name, (PLAIN, ALL)):
                     call(name, dtype, out_dtype, v, s, options)
     unique = {repr((source(launch)[0].hash(), launch.keywords["num_warps"])): launch for launch in launches}
     compile_all(list(unique.values()), architecture, tmp_path)
