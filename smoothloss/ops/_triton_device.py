@@ -1,19 +1,13 @@
-"""Device functions of the row kernels in Triton: what one program does to one row.
+"""Device functions of the row kernels in Triton: reading a row and its target, and pass 1.
 
-* `statistics`, pass 1: a lane-wise online softmax. Every lane keeps its own maximum and normaliser, and the lanes are
-  combined once at the end of the row. The logsumexp stays in two parts, ``peak + log(norm)``, and is stored in float64:
-  in float32 it has the rounding error of a number of the size of the logits, and that would be a relative error of
-  every probability.
-* `backward_row`, pass 2 and what follows: the gradient of every class without the sparse entries; then, after a
-  barrier, the classes that an entry names get their value again, entries included. All repeats of an index compute the
-  same number, so it does not matter which of them is stored last: no atomics, and bitwise repeatable.
-
-In place, pass 2 destroys the logits. Whoever needs one later must have loaded it before the barrier that precedes
-pass 2. Where the entries are too many for that (`HAS_MANY_ENTRIES`), they read the copy of theirs in `selected`, which
-the launcher made.
+`statistics` is a lane-wise online softmax. Every lane keeps its own maximum and normaliser, and the lanes are combined
+once at the end of the row. The logsumexp stays in two parts, ``peak + log(norm)``, and is stored in float64: in float32
+it has the rounding error of a number of the size of the logits, and that would be a relative error of every
+probability.
 
 `readable` is the number of classes of the row that may be read: all, or none in a row without mass, whose logits may
-be NaN.
+be NaN. A mixture of dense rows (`HAS_DENSE`) and the mass that lies evenly on all classes are one thing to the kernels,
+the part of the target that every class has a share of: `mixture`. Without dense rows that share is a scalar.
 """
 # mypy: ignore-errors
 
@@ -52,14 +46,7 @@ def load_logits(pointer, mask, scale, softcap, ACCUMULATOR: tl.constexpr, HAS_SO
 
 
 @triton.jit
-def _store(pointer, value, mask):
-    if pointer.dtype.element_ty != tl.float64:
-        value = value.to(tl.float32)  # not every version converts float64 to bfloat16 directly
-    tl.store(pointer, value.to(pointer.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def _load_entries(indices, weights, start, num_entries, num_classes, BLOCK_S: tl.constexpr):
+def load_entries(indices, weights, start, num_entries, num_classes, BLOCK_S: tl.constexpr):
     slot = start + tl.arange(0, BLOCK_S)
     index = tl.load(indices + slot, mask=slot < num_entries, other=-1)
     filled = (index >= 0) & (index < num_classes)
@@ -72,7 +59,7 @@ def target_mass(indices, weights, num_entries, num_classes, ACCUMULATOR: tl.cons
     """Return ``sum_s w_s`` over the filled slots."""
     mass = tl.zeros((BLOCK_S,), ACCUMULATOR)
     for start in range(0, num_entries, BLOCK_S):
-        _index, weight, _filled = _load_entries(indices, weights, start, num_entries, num_classes, BLOCK_S)
+        _index, weight, _filled = load_entries(indices, weights, start, num_entries, num_classes, BLOCK_S)
         mass += weight
     return tl.sum(mass, 0)
 
@@ -90,9 +77,43 @@ def spread(mass, uniform, row, smoothing, HAS_UNIFORM: tl.constexpr):
 
 
 @triton.jit
+def mixture(
+    dense_values,  # (U, V)
+    dense_rows,  # (J,)
+    dense_weights,  # (J,)
+    num_values,
+    num_mixed,
+    num_classes,
+    column,  # (WIDTH,)
+    inside,  # (WIDTH,)
+    kept,
+    even,
+    ACCUMULATOR: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
+    """Return ``kept sum_j weights[j] values[rows[j], column] + even``, ``(WIDTH,)``."""
+    total = tl.zeros((WIDTH,), ACCUMULATOR)
+    for slot in range(0, num_mixed):
+        row = tl.load(dense_rows + slot)
+        weight = tl.load(dense_weights + slot, mask=(row >= 0) & (row < num_values), other=0.0)
+        weight = tl.broadcast_to(weight, (WIDTH,))
+        values = dense_values + row.to(tl.int64) * num_classes
+        total += weight * tl.load(values + column, mask=inside & (weight != 0), other=0.0)
+    return kept * total + even
+
+
+@triton.jit
 def statistics(
     logits,  # (V,)
+    dense_values,  # (U, V)
+    dense_rows,  # (J,)
+    dense_weights,  # (J,)
+    num_values,
+    num_mixed,
+    num_classes,
     readable,
+    kept,
+    even,
     scale,
     softcap,
     ACCUMULATOR: tl.constexpr,
@@ -100,13 +121,19 @@ def statistics(
     HAS_SOFTCAP: tl.constexpr,
     HAS_SPREAD: tl.constexpr,
     HAS_ENTROPY: tl.constexpr,
+    HAS_DENSE: tl.constexpr,
 ):
-    """Return maximum, ``norm = sum_v e^(z_v - max)``, and sum and entropy of the row where asked for."""
+    """Return maximum, ``norm = sum_v e^(z_v - max)``, and what is asked for of the row: sum, entropy, gap, reach.
+
+    With q the mixture, ``gap = sum_v q_v (max - z_v)`` and ``reach = sum_v q_v``; `even` is there the share of a class.
+    """
     lane = tl.arange(0, BLOCK)
     top = tl.full((BLOCK,), _LOWEST, ACCUMULATOR)
     norm = tl.zeros((BLOCK,), ACCUMULATOR)  # sum of e^(z - top)
     moment = tl.zeros((BLOCK,), ACCUMULATOR)  # sum of e^(z - top) (z - top)
     total = tl.zeros((BLOCK,), ACCUMULATOR)
+    gap = tl.zeros((BLOCK,), ACCUMULATOR)  # sum of q (top - z)
+    reach = tl.zeros((BLOCK,), ACCUMULATOR)  # sum of q
     for start in range(0, readable, BLOCK):
         column = start + lane
         inside = column < readable
@@ -121,7 +148,18 @@ def statistics(
             step = tl.where(shrink > 0, step, 0.0)  # 0 * inf
             moment = tl.where(rises, shrink * (moment - step * norm), moment + shrink * step)
         norm = tl.where(rises, shrink * norm + 1.0, norm + shrink)
-        top = tl.maximum(top, z)
+        if HAS_DENSE:
+            gap += tl.where(rises & (reach != 0), reach * (z - top), 0.0)
+            top = tl.maximum(top, z)
+            q = mixture(
+                dense_values, dense_rows, dense_weights, num_values, num_mixed, num_classes, column, inside,
+                kept, even, ACCUMULATOR, BLOCK,
+            )  # fmt: skip
+            q = tl.where(inside, q, 0.0)
+            gap += tl.where(q != 0, q * (top - z), 0.0)
+            reach += q
+        else:
+            top = tl.maximum(top, z)
     peak = tl.max(top, 0)
     shrink = tl.exp(top - peak)
     norm_row = tl.sum(shrink * norm, 0)
@@ -129,7 +167,9 @@ def statistics(
     if HAS_ENTROPY:
         step = tl.where(norm > 0, top - peak, 0.0)
         entropy = tl.log(norm_row) - tl.sum(shrink * (moment + step * norm), 0) / norm_row
-    return peak, norm_row, tl.sum(total, 0), entropy
+    if HAS_DENSE:
+        gap += tl.where(reach != 0, reach * (peak - top), 0.0)
+    return peak, norm_row, tl.sum(total, 0), entropy, tl.sum(gap, 0), tl.sum(reach, 0)
 
 
 @triton.jit
@@ -165,7 +205,7 @@ def row_loss(
     """Return the loss of the row; `even` is the mass that lies evenly on all classes."""
     terms = tl.zeros((BLOCK_S,), ACCUMULATOR)
     for start in range(0, num_entries, BLOCK_S):
-        index, weight, filled = _load_entries(indices, weights, start, num_entries, num_classes, BLOCK_S)
+        index, weight, filled = load_entries(indices, weights, start, num_entries, num_classes, BLOCK_S)
         z = load_logits(logits + index, filled & (index < readable), scale, softcap, ACCUMULATOR, HAS_SOFTCAP)
         # An entry without weight has no influence, not even where its logit is -inf.
         terms += tl.where(weight != 0, weight * (peak - z + log_norm), 0.0)
@@ -176,152 +216,3 @@ def row_loss(
     if HAS_ENTROPY:
         loss -= gamma * entropy
     return tl.where(readable > 0, loss, 0.0)
-
-
-@triton.jit
-def _gradient(
-    z,
-    removed,
-    peak,
-    inverse,
-    entropy,
-    coefficient,
-    outer,
-    gamma,
-    softcap,
-    HAS_SOFTCAP: tl.constexpr,
-    HAS_ENTROPY: tl.constexpr,
-):
-    """Return ``outer dz/dlogit (coefficient p + gamma p (log p + H) - removed)``, ``p = e^(z - peak) inverse``."""
-    p = tl.exp(z - peak) * inverse
-    gradient = coefficient * p
-    if HAS_ENTROPY:
-        log_p = z - peak + tl.log(inverse)
-        gradient += gamma * tl.where(p > 0, p * (log_p + entropy), 0.0)
-    gradient -= removed
-    if HAS_SOFTCAP:
-        ratio = z / softcap
-        gradient *= 1.0 - ratio * ratio
-    return outer * gradient
-
-
-@triton.jit
-def _write_gradient(
-    logits,  # (V,)
-    out,  # (V,)
-    num_classes,
-    readable,
-    even,
-    peak,
-    inverse,
-    entropy,
-    coefficient,
-    outer,
-    gamma,
-    scale,
-    softcap,
-    ACCUMULATOR: tl.constexpr,
-    BLOCK: tl.constexpr,
-    HAS_SOFTCAP: tl.constexpr,
-    HAS_ENTROPY: tl.constexpr,
-):
-    lane = tl.arange(0, BLOCK)
-    for start in range(0, num_classes, BLOCK):
-        column = start + lane
-        inside = column < num_classes
-        z = load_logits(logits + column, column < readable, scale, softcap, ACCUMULATOR, HAS_SOFTCAP)
-        gradient = _gradient(
-            z, even, peak, inverse, entropy, coefficient, outer, gamma, softcap, HAS_SOFTCAP, HAS_ENTROPY
-        )
-        _store(out + column, gradient, inside)
-
-
-@triton.jit
-def _overwrite_entries(
-    z,  # (BLOCK_S,)
-    selected,  # (S,)
-    out,  # (V,)
-    indices,  # (S,)
-    weights,  # (S,)
-    num_entries,
-    num_classes,
-    readable,
-    kept,
-    even,
-    peak,
-    inverse,
-    entropy,
-    coefficient,
-    outer,
-    gamma,
-    scale,
-    softcap,
-    ACCUMULATOR: tl.constexpr,
-    BLOCK_S: tl.constexpr,
-    HAS_SOFTCAP: tl.constexpr,
-    HAS_ENTROPY: tl.constexpr,
-    HAS_MANY_ENTRIES: tl.constexpr,
-):
-    # The tile of comparisons stays small enough not to spill.
-    BLOCK_OTHER: tl.constexpr = 32 if BLOCK_S > 32 else BLOCK_S
-    for start in range(0, num_entries, BLOCK_S):
-        index, _weight, filled = _load_entries(indices, weights, start, num_entries, num_classes, BLOCK_S)
-        if HAS_MANY_ENTRIES:
-            slot = start + tl.arange(0, BLOCK_S)
-            z = load_logits(selected + slot, filled & (index < readable), scale, softcap, ACCUMULATOR, HAS_SOFTCAP)
-        shared = tl.zeros((BLOCK_S,), ACCUMULATOR)  # the weight of all entries of this index
-        for other in range(0, num_entries, BLOCK_OTHER):
-            index_other, weight_other, _filled = _load_entries(
-                indices, weights, other, num_entries, num_classes, BLOCK_OTHER
-            )
-            same = index[:, None] == index_other[None, :]
-            shared += tl.sum(tl.where(same, weight_other[None, :], 0.0), 1)
-        gradient = _gradient(
-            z, even + kept * shared, peak, inverse, entropy, coefficient, outer, gamma, softcap,
-            HAS_SOFTCAP, HAS_ENTROPY,
-        )  # fmt: skip
-        _store(out + index, gradient, filled)
-
-
-@triton.jit
-def backward_row(
-    logits,  # (V,)
-    selected,  # (S,)
-    out,  # (V,)
-    indices,  # (S,)
-    weights,  # (S,)
-    num_entries,
-    num_classes,
-    readable,
-    kept,
-    even,
-    peak,
-    inverse,
-    entropy,
-    coefficient,
-    outer,
-    gamma,
-    scale,
-    softcap,
-    ACCUMULATOR: tl.constexpr,
-    BLOCK: tl.constexpr,
-    BLOCK_S: tl.constexpr,
-    HAS_SOFTCAP: tl.constexpr,
-    HAS_ENTROPY: tl.constexpr,
-    HAS_MANY_ENTRIES: tl.constexpr,
-):
-    """Write the gradient of the row to `out`, which may be `logits`; the weights are scaled by `kept`."""
-    even = even / num_classes.to(ACCUMULATOR)
-    index, _weight, filled = _load_entries(indices, weights, 0, num_entries, num_classes, BLOCK_S)
-    z = load_logits(logits + index, filled & (index < readable), scale, softcap, ACCUMULATOR, HAS_SOFTCAP)
-    tl.debug_barrier()  # in place, no thread may write before all have loaded what they will need
-    _write_gradient(
-        logits, out, num_classes, readable, even, peak, inverse, entropy, coefficient, outer, gamma, scale, softcap,
-        ACCUMULATOR, BLOCK, HAS_SOFTCAP, HAS_ENTROPY,
-    )  # fmt: skip
-    tl.debug_barrier()  # the entries' classes were just written, by other threads than write them now
-    _overwrite_entries(
-        z, selected, out, indices, weights, num_entries, num_classes, readable, kept,
-        even, peak, inverse, entropy, coefficient, outer, gamma, scale, softcap,
-        ACCUMULATOR, BLOCK_S, HAS_SOFTCAP, HAS_ENTROPY, HAS_MANY_ENTRIES,
-    )  # fmt: skip

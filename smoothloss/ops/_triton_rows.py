@@ -1,4 +1,4 @@
-"""The row kernels in Triton: one program per row of the logits, launched by `triton_kernels`.
+"""The row kernels in Triton: one program per row of the logits, or where that is better one for several rows.
 
 Triton passes Python floats as float32. What that cuts off comes in a second argument, `*_low`, so that float64 kernels
 see the options to about 48 bits. `units` and the strides count `UNIT` elements.
@@ -9,7 +9,6 @@ import triton
 import triton.language as tl
 
 from smoothloss.ops._triton_device import (
-    backward_row,
     load_logits,
     row_loss,
     scalar,
@@ -18,11 +17,15 @@ from smoothloss.ops._triton_device import (
     target_mass,
     wide_lse,
 )
+from smoothloss.ops._triton_gradient import backward_row
 
+# Slots of dense rows whose weights are added up at a time.
+_BLOCK_J: tl.constexpr = tl.constexpr(32)
 # Whatever is listed here changes from call to call and must not lead to another compilation.
 _OPTIONS = ["smoothing", "gamma", "z_loss", "scale", "softcap"]
-_SIZES = ["units", "logits_stride", "out_stride", "grad_stride", "num_entries"]
-_RUN_TIME = [*_SIZES, *_OPTIONS, *(f"{name}_low" for name in _OPTIONS)]
+_STRIDES = ["units", "logits_stride", "out_stride", "grad_stride"]
+_SIZES = ["num_rows", "num_entries", "num_values", "num_mixed"]
+_RUN_TIME = [*_STRIDES, *_SIZES, *_OPTIONS, *(f"{name}_low" for name in _OPTIONS)]
 
 
 @triton.jit(do_not_specialize=_RUN_TIME)
@@ -30,8 +33,11 @@ def _sparse_cross_entropy_forward_kernel(
     logits,  # (N, V)
     indices,  # (N, S)
     weights,  # (N, S)
-    selected,  # (N, S), read where HAS_MANY_ENTRIES
     uniform,  # (N,), read where HAS_UNIFORM
+    dense_values,  # (U, V), this and the next two read where HAS_DENSE
+    dense_rows,  # (N, J)
+    dense_weights,  # (N, J)
+    selected,  # (N, S), scratch where HAS_MANY_ENTRIES
     loss_out,  # (N,)
     mass_out,  # (N,)
     lse_out,  # (N,) float64, written unless HAS_GRADIENT
@@ -40,7 +46,10 @@ def _sparse_cross_entropy_forward_kernel(
     units,
     logits_stride,
     out_stride,
+    num_rows,
     num_entries,
+    num_values,
+    num_mixed,
     smoothing,
     gamma,
     z_loss,
@@ -57,64 +66,84 @@ def _sparse_cross_entropy_forward_kernel(
     BLOCK_S: tl.constexpr,
     HAS_UNIFORM: tl.constexpr,
     HAS_SPREAD: tl.constexpr,
+    HAS_DENSE: tl.constexpr,
     HAS_ENTROPY: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
     HAS_GRADIENT: tl.constexpr,
     HAS_MANY_ENTRIES: tl.constexpr,
+    HAS_ROW_LOOP: tl.constexpr,
 ):
-    row = tl.program_id(0).to(tl.int64)
+    first = tl.program_id(0).to(tl.int64)
     smoothing = scalar(smoothing, smoothing_low, ACCUMULATOR)
     gamma = scalar(gamma, gamma_low, ACCUMULATOR)
     z_loss = scalar(z_loss, z_loss_low, ACCUMULATOR)
     scale = scalar(scale, scale_low, ACCUMULATOR)
     softcap = scalar(softcap, softcap_low, ACCUMULATOR)
     num_classes = units * UNIT
-    logits += row * logits_stride * UNIT
-    indices += row * num_entries
-    weights += row * num_entries
+    if HAS_ROW_LOOP:
+        remaining, programs = num_rows - first, tl.num_programs(0)
+    else:  # the compiler sees that there is no loop
+        remaining, programs = 1, 1
 
-    mass = target_mass(indices, weights, num_entries, num_classes, ACCUMULATOR, BLOCK_S)
-    mass, even = spread(mass, uniform, row, smoothing, HAS_UNIFORM)
-    live = mass != 0
-    readable = tl.where(live, num_classes, 0)  # a row without mass is not read at all: it may hold NaN
-    peak, norm, total, entropy = statistics(
-        logits, readable, scale, softcap, ACCUMULATOR, BLOCK, HAS_SOFTCAP, HAS_SPREAD, HAS_ENTROPY
-    )
-    peak = tl.where(live, peak, 0.0)
-    norm = tl.where(live, norm, 1.0)
-    entropy = tl.where(live, entropy, 0.0)
-    log_norm = tl.log(norm)
-    lse = peak + log_norm
-    loss = row_loss(
-        logits, indices, weights, num_entries, num_classes, peak, log_norm, total / num_classes.to(ACCUMULATOR),
-        entropy, even, readable, smoothing, gamma, z_loss, scale, softcap,
-        ACCUMULATOR, BLOCK_S, HAS_SOFTCAP, HAS_SPREAD, HAS_ENTROPY,
-    )  # fmt: skip
-    tl.store(loss_out + row, loss)
-    tl.store(mass_out + row, mass)
-    if HAS_GRADIENT:
-        backward_row(
-            logits, selected + row * num_entries, grad_out + row * out_stride * UNIT, indices, weights,
-            num_entries, num_classes, readable, 1.0 - smoothing, even, peak, 1.0 / norm, entropy,
-            mass + 2.0 * z_loss * lse, tl.where(live, scale, 0.0), gamma, scale, softcap,
-            ACCUMULATOR, BLOCK, BLOCK_S, HAS_SOFTCAP, HAS_ENTROPY, HAS_MANY_ENTRIES,
+    for skipped in range(0, remaining, programs):
+        row = first + skipped
+        row_logits = logits + row * logits_stride * UNIT
+        row_indices, row_weights = indices + row * num_entries, weights + row * num_entries
+        mix_rows, mix_weights = dense_rows + row * num_mixed, dense_weights + row * num_mixed
+        mass = target_mass(row_indices, row_weights, num_entries, num_classes, ACCUMULATOR, BLOCK_S)
+        if HAS_DENSE:
+            mass += target_mass(mix_rows, mix_weights, num_mixed, num_values, ACCUMULATOR, _BLOCK_J)
+        mass, even = spread(mass, uniform, row, smoothing, HAS_UNIFORM)
+        share = even / num_classes.to(ACCUMULATOR)
+        live = mass != 0
+        readable = tl.where(live, num_classes, 0)  # a row without mass is not read at all: it may hold NaN
+        peak, norm, total, entropy, gap, reach = statistics(
+            row_logits, dense_values, mix_rows, mix_weights, num_values, num_mixed, num_classes, readable,
+            1.0 - smoothing, share, scale, softcap,
+            ACCUMULATOR, BLOCK, HAS_SOFTCAP, HAS_SPREAD, HAS_ENTROPY, HAS_DENSE,
         )  # fmt: skip
-    else:
-        tl.store(lse_out + row, wide_lse(peak, norm))
-        if HAS_ENTROPY:
-            tl.store(entropy_out + row, entropy)
+        peak = tl.where(live, peak, 0.0)
+        norm = tl.where(live, norm, 1.0)
+        entropy = tl.where(live, entropy, 0.0)
+        log_norm = tl.log(norm)
+        lse = peak + log_norm
+        loss = row_loss(
+            row_logits, row_indices, row_weights, num_entries, num_classes, peak, log_norm,
+            total / num_classes.to(ACCUMULATOR), entropy, even, readable, smoothing, gamma, z_loss, scale, softcap,
+            ACCUMULATOR, BLOCK_S, HAS_SOFTCAP, HAS_SPREAD, HAS_ENTROPY,
+        )  # fmt: skip
+        if HAS_DENSE:
+            loss += gap + reach * log_norm
+        tl.store(loss_out + row, loss)
+        tl.store(mass_out + row, mass)
+        if HAS_GRADIENT:
+            backward_row(
+                row_logits, selected + row * num_entries, grad_out + row * out_stride * UNIT, row_indices, row_weights,
+                dense_values, mix_rows, mix_weights, num_values, num_mixed, num_entries, num_classes, readable,
+                1.0 - smoothing, share, peak, 1.0 / norm, entropy,
+                mass + 2.0 * z_loss * lse, tl.where(live, scale, 0.0), gamma, scale, softcap,
+                ACCUMULATOR, BLOCK, BLOCK_S, HAS_SOFTCAP, HAS_ENTROPY, HAS_DENSE, HAS_MANY_ENTRIES,
+            )  # fmt: skip
+        else:
+            tl.store(lse_out + row, wide_lse(peak, norm))
+            if HAS_ENTROPY:
+                tl.store(entropy_out + row, entropy)
 
 
 @triton.jit(do_not_specialize=_RUN_TIME)
 def _sparse_cross_entropy_backward_kernel(
     grad,  # (N,), or (1,) with grad_stride 0
+    grad_scale,  # (1,), read where HAS_SCALE
     logits,  # (N, V)
     lse_in,  # (N,) float64
     entropy_in,  # (N,), read where HAS_ENTROPY
     indices,  # (N, S)
     weights,  # (N, S)
-    selected,  # (N, S), read where HAS_MANY_ENTRIES
     uniform,  # (N,), read where HAS_UNIFORM
+    dense_values,  # (U, V), this and the next two read where HAS_DENSE
+    dense_rows,  # (N, J)
+    dense_weights,  # (N, J)
+    selected,  # (N, S), scratch where HAS_MANY_ENTRIES
     mass_in,  # (N,), read where HAS_MASS
     grad_out,  # (N, V)
     units,
@@ -122,6 +151,8 @@ def _sparse_cross_entropy_backward_kernel(
     out_stride,
     grad_stride,
     num_entries,
+    num_values,
+    num_mixed,
     smoothing,
     gamma,
     z_loss,
@@ -137,9 +168,11 @@ def _sparse_cross_entropy_backward_kernel(
     BLOCK: tl.constexpr,
     BLOCK_S: tl.constexpr,
     HAS_UNIFORM: tl.constexpr,
+    HAS_DENSE: tl.constexpr,
     HAS_ENTROPY: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
     HAS_MASS: tl.constexpr,
+    HAS_SCALE: tl.constexpr,
     HAS_MANY_ENTRIES: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
@@ -151,10 +184,17 @@ def _sparse_cross_entropy_backward_kernel(
     num_classes = units * UNIT
     indices += row * num_entries
     weights += row * num_entries
+    dense_rows += row * num_mixed
+    dense_weights += row * num_mixed
 
     mass = target_mass(indices, weights, num_entries, num_classes, ACCUMULATOR, BLOCK_S)
+    if HAS_DENSE:
+        mass += target_mass(dense_rows, dense_weights, num_mixed, num_values, ACCUMULATOR, _BLOCK_J)
     mass, even = spread(mass, uniform, row, smoothing, HAS_UNIFORM)
-    outer = scale * tl.load(grad + row * grad_stride)
+    outer = tl.load(grad + row * grad_stride)
+    if HAS_SCALE:
+        outer *= tl.load(grad_scale)
+    outer *= scale
     if HAS_MASS:  # a row without mass still has its entries
         mass = tl.load(mass_in + row)
     else:
@@ -169,10 +209,11 @@ def _sparse_cross_entropy_backward_kernel(
         entropy = tl.where(live, tl.load(entropy_in + row), 0.0)
     logits += row * logits_stride * UNIT
     backward_row(
-        logits, selected + row * num_entries, grad_out + row * out_stride * UNIT,
-        indices, weights, num_entries, num_classes, readable, 1.0 - smoothing, even, lse, inverse, entropy,
+        logits, selected + row * num_entries, grad_out + row * out_stride * UNIT, indices, weights,
+        dense_values, dense_rows, dense_weights, num_values, num_mixed, num_entries, num_classes, readable,
+        1.0 - smoothing, even / num_classes.to(ACCUMULATOR), lse, inverse, entropy,
         mass + 2.0 * z_loss * lse, outer, gamma, scale, softcap,
-        ACCUMULATOR, BLOCK, BLOCK_S, HAS_SOFTCAP, HAS_ENTROPY, HAS_MANY_ENTRIES,
+        ACCUMULATOR, BLOCK, BLOCK_S, HAS_SOFTCAP, HAS_ENTROPY, HAS_DENSE, HAS_MANY_ENTRIES,
     )  # fmt: skip
 
 
@@ -195,7 +236,10 @@ def _logsumexp_and_select_forward_kernel(
     logits += row * logits_stride * UNIT
     indices += row * num_entries
     selected_out += row * num_entries
-    peak, norm, _total, _entropy = statistics(logits, num_classes, 1.0, 0.0, ACCUMULATOR, BLOCK, False, False, False)
+    peak, norm, _total, _entropy, _gap, _reach = statistics(
+        logits, logits, indices, logits, 0, 0, num_classes, num_classes, 1.0, 0.0, 1.0, 0.0,
+        ACCUMULATOR, BLOCK, False, False, False, False,
+    )  # fmt: skip
     tl.store(lse_out + row, wide_lse(peak, norm))
     for start in range(0, num_entries, BLOCK_S):
         slot = start + tl.arange(0, BLOCK_S)

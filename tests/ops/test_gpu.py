@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -23,19 +23,9 @@ ALL = RowOptions(label_smoothing=0.1, entropy=0.3, z_loss=0.01, logit_scale=1.7,
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 
 
-@pytest.fixture(params=["triton", "native"])
-def impl(request: pytest.FixtureRequest) -> str:
-    reason = unavailable(request.param, "cuda", torch.bfloat16)
-    if reason is not None:
-        pytest.skip(reason)
-    return str(request.param)
-
-
 @pytest.fixture
-def no_host_sync() -> Iterator[Callable[[], None]]:
-    """Return the function from whose call on a host sync raises, until the end of the test."""
-    yield lambda: torch.cuda.set_sync_debug_mode("error")
-    torch.cuda.set_sync_debug_mode("default")
+def impl(gpu_impl: str) -> str:
+    return gpu_impl
 
 
 def loss_of(
