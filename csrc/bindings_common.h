@@ -15,11 +15,16 @@ namespace smoothloss {
 namespace py = pybind11;
 
 // (data_ptr, dtype, rows, classes, row_stride); (indices_ptr, weights_ptr, uniform_ptr or 0, slots);
-// (label_smoothing, entropy, z_loss, logit_scale, softcap); (data_ptr, dtype, row_stride)
+// (values_ptr or 0, rows_ptr, weights_ptr, num_rows, slots); (label_smoothing, entropy, z_loss, logit_scale, softcap);
+// (data_ptr, dtype, row_stride); (candidates_ptr, are_int64, num_candidates, batch, length, weights_ptr or 0,
+// token_alpha, ignore_index); (indices_ptr or 0, weights_ptr, tail_ptr or 0, num_tokens, num_neighbours)
 using LogitsTuple = std::tuple<uintptr_t, int, int64_t, int64_t, int64_t>;
 using TargetsTuple = std::tuple<uintptr_t, uintptr_t, uintptr_t, int64_t>;
+using DenseTuple = std::tuple<uintptr_t, uintptr_t, uintptr_t, int64_t, int64_t>;
 using OptionsTuple = std::tuple<double, double, double, double, double>;
 using OutputTuple = std::tuple<uintptr_t, int, int64_t>;
+using CandidatesTuple = std::tuple<uintptr_t, bool, int64_t, int64_t, int64_t, uintptr_t, double, int64_t>;
+using TableTuple = std::tuple<uintptr_t, uintptr_t, uintptr_t, int64_t, int64_t>;
 
 inline void* pointer(uintptr_t address) {
     return reinterpret_cast<void*>(address);
@@ -51,6 +56,45 @@ inline Targets make_targets(const TargetsTuple& t, const Logits& logits, bool ne
     require(empty || indices != 0, "indices: got a null pointer");
     require(empty || !needs_weights || weights != 0, "weights: got a null pointer");
     return {static_cast<const int32_t*>(pointer(indices)), pointer(weights), pointer(uniform), slots};
+}
+
+inline DenseTargets make_dense_targets(const DenseTuple& t, const Logits& logits) {
+    auto [values, rows, weights, num_rows, slots] = t;
+    require(slots >= 0 && slots <= INT32_MAX, "dense: got " + std::to_string(slots) + " slots a row");
+    require(num_rows >= 0 && num_rows <= INT32_MAX, "dense: got " + std::to_string(num_rows) + " rows");
+    bool empty = slots == 0 || num_rows == 0 || logits.rows == 0;
+    require(empty || (values != 0 && rows != 0 && weights != 0), "dense: got a null pointer");
+    return {pointer(values), static_cast<const int32_t*>(pointer(rows)), pointer(weights), num_rows, empty ? 0 : slots};
+}
+
+inline SmoothedTargetArguments make_smoothed_target(const CandidatesTuple& candidates_tuple, const TableTuple& table,
+                                                    uintptr_t out_indices, uintptr_t out_weights,
+                                                    uintptr_t out_uniform) {
+    auto [candidates, are_int64, num_candidates, batch, length, weights, token_alpha, ignore_index] = candidates_tuple;
+    auto [table_indices, table_weights, table_tail, num_tokens, num_neighbours] = table;
+    require(num_candidates >= 0 && batch >= 0 && length >= 0, "candidates: got a negative size");
+    require(num_neighbours >= 0 && num_candidates * (num_neighbours + 1) <= INT32_MAX,
+            "candidates: got " + std::to_string(num_candidates) + " x " + std::to_string(num_neighbours) + " entries");
+    bool empty = num_candidates * batch * length == 0;
+    require(empty || (candidates != 0 && out_indices != 0 && out_weights != 0), "candidates: got a null pointer");
+    require(num_neighbours == 0 || num_tokens == 0 || (table_indices != 0 && table_weights != 0),
+            "table: got a null pointer");
+    return {pointer(candidates),
+            are_int64,
+            num_candidates,
+            batch,
+            length,
+            static_cast<const float*>(pointer(weights)),
+            static_cast<const int32_t*>(pointer(table_indices)),
+            static_cast<const float*>(pointer(table_weights)),
+            static_cast<const float*>(pointer(table_tail)),
+            num_tokens,
+            num_neighbours,
+            token_alpha,
+            ignore_index,
+            static_cast<int32_t*>(pointer(out_indices)),
+            static_cast<float*>(pointer(out_weights)),
+            static_cast<float*>(pointer(out_uniform))};
 }
 
 inline RowOptions make_options(const OptionsTuple& t) {

@@ -35,6 +35,15 @@ struct Targets {
     int64_t slots;
 };
 
+// Distributions over all classes, of which row n of the logits mixes q_n = sum_j weights[n, j] values[rows[n, j]].
+struct DenseTargets {
+    const void* values;   // (num_rows, classes), accumulator type
+    const int32_t* rows;  // (rows, slots); outside 0 .. num_rows - 1: an empty slot
+    const void* weights;  // (rows, slots), accumulator type
+    int64_t num_rows;
+    int64_t slots;  // 0: there are none
+};
+
 struct Output {
     void* data;  // (rows, classes), last stride 1; may be the storage of the logits
     DataType type;
@@ -46,6 +55,7 @@ struct Output {
 struct ForwardArguments {
     Logits logits;
     Targets targets;
+    DenseTargets dense;
     RowOptions options;
     void* loss;
     double* lse;
@@ -56,9 +66,11 @@ struct ForwardArguments {
 struct BackwardArguments {
     Logits logits;
     Targets targets;
+    DenseTargets dense;
     RowOptions options;
     const void* grad;  // (rows,) or one element
     bool grad_is_scalar;
+    const void* scale;  // one element that multiplies grad, or null
     const double* lse;
     const void* entropy;  // null unless options.entropy is used
     const void* mass;     // null: the mass of the targets, and rows without any are ignored
@@ -68,6 +80,7 @@ struct BackwardArguments {
 struct ForwardBackwardArguments {
     Logits logits;
     Targets targets;
+    DenseTargets dense;
     RowOptions options;
     void* loss;
     void* mass;
@@ -79,6 +92,37 @@ struct SelectArguments {
     Targets targets;  // only the indices
     double* lse;
     void* selected;  // (rows, slots)
+};
+
+// For each of batch x length positions: the candidates' tokens, equal ones merged into the first, each followed by its
+// row of the table. See smoothed_target in ops/reference.py.
+struct SmoothedTargetArguments {
+    const void* candidates;  // (num_candidates, batch, length)
+    bool candidates_are_int64;
+    int64_t num_candidates;
+    int64_t batch;
+    int64_t length;
+    const float* weights;          // (num_candidates, batch), or null: all 1
+    const int32_t* table_indices;  // (num_tokens, num_neighbours), or null: no table
+    const float* table_weights;    // (num_tokens, num_neighbours)
+    const float* table_tail;       // (num_tokens,), or null
+    int64_t num_tokens;
+    int64_t num_neighbours;  // 0 without a table
+    double token_alpha;
+    int64_t ignore_index;
+    int32_t* out_indices;  // (batch * length, num_candidates * (num_neighbours + 1))
+    float* out_weights;    // the same
+    float* out_uniform;    // (batch * length,), or null where there is no tail
+};
+
+// loss = sum of `losses` / count, scale = 1 / max(count, 1), count the number of masses that are not 0.
+struct MeanArguments {
+    const void* losses;  // (rows,) of the accumulator type
+    const void* mass;    // (rows,)
+    DataType type;       // float32 or float64
+    int64_t rows;
+    void* loss;   // one element
+    void* scale;  // one element
 };
 
 }  // namespace smoothloss
