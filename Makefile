@@ -31,7 +31,7 @@ $(STAMP): $(BIN)/python $(PACKAGE)
 # Triton's interpreter is chosen by the environment when triton is imported, so its tests have a process of their own.
 test: $(STAMP)
 	cd tests && $(BIN)/python -m pytest $(TESTS) $(PYTEST_ARGS)
-	cd tests && TRITON_INTERPRET=1 $(BIN)/python -m pytest ops/test_triton_interpreter.py $(PYTEST_ARGS)
+	cd tests && TRITON_INTERPRET=1 $(BIN)/python -m pytest ops/test_triton_interpreter.py ops/test_triton_targets.py $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

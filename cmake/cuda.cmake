@@ -8,8 +8,8 @@ set(_reason "")
 if(NOT SMOOTHLOSS_NVCC)
   set(_reason "nvcc was not found")
 else()
-  # Compiling an empty kernel tells in a second whether nvcc accepts this host compiler.
-  file(WRITE ${CMAKE_CURRENT_BINARY_DIR}/probe.cu "__global__ void probe() {}\n")
+  # Compiling an empty kernel tells in a second whether nvcc accepts this host compiler, and is CUDA 11.8 or newer.
+  file(WRITE ${CMAKE_CURRENT_BINARY_DIR}/probe.cu "__global__ void probe(cudaLaunchConfig_t) {}\n")
   execute_process(COMMAND ${SMOOTHLOSS_NVCC} -ccbin ${CMAKE_CXX_COMPILER} -cubin -o ${CMAKE_CURRENT_BINARY_DIR}/probe.cubin
                           ${CMAKE_CURRENT_BINARY_DIR}/probe.cu
                   RESULT_VARIABLE _status OUTPUT_QUIET ERROR_VARIABLE _error)
@@ -44,8 +44,31 @@ set(CMAKE_CUDA_STANDARD_REQUIRED ON)
 set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
 enable_language(CUDA)
 
-pybind11_add_module(_C_cuda MODULE csrc/bindings_cuda.cpp csrc/cuda/sparse_cross_entropy.cu)
-target_link_libraries(_C_cuda PRIVATE smoothloss_flags)
-target_compile_options(_C_cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:--threads=2 -Xfatbin=-compress-all -Xcompiler=-fvisibility=hidden -Wno-deprecated-gpu-targets>)
-set_target_properties(_C_cuda PROPERTIES CUDA_VISIBILITY_PRESET hidden CUDA_RUNTIME_LIBRARY Static INTERPROCEDURAL_OPTIMIZATION OFF)
+# Thread-block clusters exist from sm_90 on: their kernels are compiled for no other architecture.
+set(_cluster_architectures "")
+foreach(_arch IN LISTS CMAKE_CUDA_ARCHITECTURES)
+  string(REGEX MATCH "^[0-9]+" _number "${_arch}")
+  if(_number GREATER_EQUAL 90)
+    list(APPEND _cluster_architectures ${_arch})
+  endif()
+endforeach()
+
+set(_flags --threads=2 -Xfatbin=-compress-all -Xcompiler=-fvisibility=hidden -Wno-deprecated-gpu-targets)
+set(_sources csrc/cuda/forward.cu csrc/cuda/backward.cu csrc/cuda/forward_backward.cu csrc/cuda/mean.cu
+             csrc/cuda/smoothed_target.cu)
+pybind11_add_module(_C_cuda MODULE csrc/bindings_cuda.cpp ${_sources})
+set(_targets _C_cuda)
+if(_cluster_architectures)
+  add_library(smoothloss_cuda_clusters OBJECT csrc/cuda/forward_backward_cluster.cu)
+  target_sources(_C_cuda PRIVATE $<TARGET_OBJECTS:smoothloss_cuda_clusters>)
+  set_target_properties(smoothloss_cuda_clusters PROPERTIES CUDA_ARCHITECTURES "${_cluster_architectures}")
+  list(APPEND _targets smoothloss_cuda_clusters)
+endif()
+foreach(_target IN LISTS _targets)
+  target_link_libraries(${_target} PRIVATE smoothloss_flags)
+  target_compile_options(${_target} PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:${_flags}>)
+  target_compile_definitions(${_target} PRIVATE $<$<BOOL:${_cluster_architectures}>:SMOOTHLOSS_HAS_CLUSTERS>)
+  set_target_properties(${_target} PROPERTIES CUDA_VISIBILITY_PRESET hidden CUDA_RUNTIME_LIBRARY Static
+                                              INTERPROCEDURAL_OPTIMIZATION OFF)
+endforeach()
 install(TARGETS _C_cuda LIBRARY DESTINATION .)

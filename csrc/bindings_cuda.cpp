@@ -10,44 +10,41 @@ void check(int error, const char* what) {
     if (error != 0) throw std::runtime_error(std::string(what) + ": " + cuda::error_string(error));
 }
 
-void require_slots(const Targets& targets, const Logits& logits) {
-    int64_t most = cuda::max_slots(logits.type);
-    require(targets.slots <= most, "indices: got " + std::to_string(targets.slots) +
-                                       " entries a row, expected at most " + std::to_string(most) +
-                                       "; merge equal indices first");
-}
-
-Targets make_weighted_targets(const TargetsTuple& t, const Logits& logits) {
-    Targets targets = make_targets(t, logits, true);
-    require_slots(targets, logits);
-    return targets;
-}
-
-void forward(const LogitsTuple& logits_tuple, const TargetsTuple& targets_tuple, const OptionsTuple& options_tuple,
-             uintptr_t loss, uintptr_t lse, uintptr_t entropy, uintptr_t mass, int device, uintptr_t stream) {
+void forward(const LogitsTuple& logits_tuple, const TargetsTuple& targets, const DenseTuple& dense,
+             const OptionsTuple& options_tuple, uintptr_t loss, uintptr_t lse, uintptr_t entropy, uintptr_t mass,
+             int device, uintptr_t stream) {
     Logits logits = make_logits(logits_tuple);
     RowOptions options = make_options(options_tuple);
     require(options.entropy == 0 || entropy != 0 || logits.rows == 0, "entropy: got a null pointer");
-    ForwardArguments a{logits,        make_weighted_targets(targets_tuple, logits), options,
-                       pointer(loss), static_cast<double*>(pointer(lse)),           pointer(entropy),
+    ForwardArguments a{logits,
+                       make_targets(targets, logits, true),
+                       make_dense_targets(dense, logits),
+                       options,
+                       pointer(loss),
+                       static_cast<double*>(pointer(lse)),
+                       pointer(entropy),
                        pointer(mass)};
     py::gil_scoped_release release;
     check(cuda::sparse_cross_entropy_forward(a, device, pointer(stream)), "sparse_cross_entropy_forward");
 }
 
-void backward(const LogitsTuple& logits_tuple, const TargetsTuple& targets_tuple, const OptionsTuple& options_tuple,
-              uintptr_t grad, bool grad_is_scalar, uintptr_t lse, uintptr_t entropy, uintptr_t mass,
-              const OutputTuple& out, int device, uintptr_t stream) {
+void backward(const LogitsTuple& logits_tuple, const TargetsTuple& targets, const DenseTuple& dense_tuple,
+              const OptionsTuple& options_tuple, uintptr_t grad, bool grad_is_scalar, uintptr_t scale, uintptr_t lse,
+              uintptr_t entropy, uintptr_t mass, const OutputTuple& out, int device, uintptr_t stream) {
     Logits logits = make_logits(logits_tuple);
+    DenseTargets dense = make_dense_targets(dense_tuple, logits);
     RowOptions options = make_options(options_tuple);
     if (mass) require_plain(options);
+    require(mass == 0 || dense.slots == 0, "mass: got one together with dense rows");
     require(logits.rows == 0 || (grad != 0 && lse != 0), "grad, lse: got a null pointer");
     require(options.entropy == 0 || entropy != 0 || logits.rows == 0, "entropy: got a null pointer");
     BackwardArguments a{logits,
-                        make_weighted_targets(targets_tuple, logits),
+                        make_targets(targets, logits, true),
+                        dense,
                         options,
                         pointer(grad),
                         grad_is_scalar,
+                        pointer(scale),
                         static_cast<const double*>(pointer(lse)),
                         pointer(entropy),
                         pointer(mass),
@@ -56,13 +53,14 @@ void backward(const LogitsTuple& logits_tuple, const TargetsTuple& targets_tuple
     check(cuda::sparse_cross_entropy_backward(a, device, pointer(stream)), "sparse_cross_entropy_backward");
 }
 
-void forward_backward(const LogitsTuple& logits_tuple, const TargetsTuple& targets_tuple,
-                      const OptionsTuple& options_tuple, uintptr_t loss, uintptr_t mass, const OutputTuple& out,
-                      int device, uintptr_t stream) {
+void forward_backward(const LogitsTuple& logits_tuple, const TargetsTuple& targets, const DenseTuple& dense,
+                      const OptionsTuple& options, uintptr_t loss, uintptr_t mass, const OutputTuple& out, int device,
+                      uintptr_t stream) {
     Logits logits = make_logits(logits_tuple);
     ForwardBackwardArguments a{logits,
-                               make_weighted_targets(targets_tuple, logits),
-                               make_options(options_tuple),
+                               make_targets(targets, logits, true),
+                               make_dense_targets(dense, logits),
+                               make_options(options),
                                pointer(loss),
                                pointer(mass),
                                make_output(out, logits)};
@@ -78,6 +76,20 @@ void select(const LogitsTuple& logits_tuple, const TargetsTuple& targets_tuple, 
                       pointer(selected)};
     py::gil_scoped_release release;
     check(cuda::logsumexp_and_select_forward(a, device, pointer(stream)), "logsumexp_and_select_forward");
+}
+
+void smoothed_target(const CandidatesTuple& candidates, const TableTuple& table, uintptr_t out_indices,
+                     uintptr_t out_weights, uintptr_t out_uniform, int device, uintptr_t stream) {
+    SmoothedTargetArguments a = make_smoothed_target(candidates, table, out_indices, out_weights, out_uniform);
+    py::gil_scoped_release release;
+    check(cuda::smoothed_target(a, device, pointer(stream)), "smoothed_target");
+}
+
+void mean(uintptr_t losses, uintptr_t mass, int type, int64_t rows, uintptr_t loss, uintptr_t scale, int device,
+          uintptr_t stream) {
+    MeanArguments a = make_mean(losses, mass, type, rows, loss, scale);
+    py::gil_scoped_release release;
+    check(cuda::mean(a, device, pointer(stream)), "mean");
 }
 
 std::string status(int device) {
@@ -96,4 +108,6 @@ PYBIND11_MODULE(_C_cuda, m) {
     m.def("sparse_cross_entropy_backward", &s::backward);
     m.def("sparse_cross_entropy_forward_backward", &s::forward_backward);
     m.def("logsumexp_and_select_forward", &s::select);
+    m.def("smoothed_target", &s::smoothed_target);
+    m.def("mean", &s::mean);
 }

@@ -42,6 +42,20 @@ SMOOTHLOSS_HD RowTarget<T> make_row_target(T weight_sum, T uniform, T label_smoo
     return {keep, keep * uniform + label_smoothing * mass, mass};
 }
 
+// e^x. On a GPU in one instruction instead of seven, to 2^-22; results below 2^-126 are 0.
+SMOOTHLOSS_HD float exponential(float x) {
+#ifdef __CUDA_ARCH__
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x * 1.44269504f));
+    return y;
+#else
+    return ::expf(x);
+#endif
+}
+SMOOTHLOSS_HD double exponential(double x) {
+    return ::exp(x);
+}
+
 // What an online softmax knows of the logits seen so far. `dot` serves the entropy, `total` the uniform mass.
 template <class T>
 struct SoftmaxState {
@@ -67,7 +81,7 @@ template <class T>
 SMOOTHLOSS_HD SoftmaxState<T> rebase(SoftmaxState<T> state, T max) {
     if (state.sum == 0 || state.max == max) return {max, state.sum, state.dot, state.total};
     T shift = center_of(state.max) - center_of(max);
-    T factor = exp(shift);
+    T factor = exponential(shift);
     // exp(shift) = 0 times shift = -inf would be NaN.
     T dot = factor == 0 ? T(0) : factor * (state.dot + shift * state.sum);
     return {max, factor * state.sum, dot, state.total};
@@ -116,17 +130,6 @@ SMOOTHLOSS_HD T entry_loss(T weight, T z, const RowSoftmax<T>& softmax) {
     return weight == 0 ? T(0) : weight * ((softmax.center - z) + softmax.log_sum);
 }
 
-// Of a dense target q: sum_v q_v (center - z_v) and sum_v q_v.
-struct DenseSums {
-    double distance;
-    double mass;
-};
-
-template <class T>
-SMOOTHLOSS_HD T dense_target_loss(const DenseSums& sums, const RowSoftmax<T>& softmax) {
-    return static_cast<T>(sums.distance + sums.mass * static_cast<double>(softmax.log_sum));
-}
-
 // Everything in the loss of a row but its entries and its dense target.
 template <class T>
 SMOOTHLOSS_HD T dense_loss(const RowTarget<T>& target, const RowSoftmax<T>& softmax, T z_loss, T entropy_weight) {
@@ -146,7 +149,7 @@ struct GradientTerms {
     T gamma;
     T offset;
     T shift;
-    T entry_scale;  // an entry of weight w subtracts entry_scale w
+    T entry_scale;  // an entry of weight w, or a dense probability w, subtracts entry_scale w
 };
 
 template <class T>
@@ -159,11 +162,12 @@ struct GradientInputs {
     T classes;
 };
 
+// `inverse_sum` = exp(-log_sum), for those who know it better than through the rounded logarithm.
 template <class T>
 SMOOTHLOSS_HD GradientTerms<T> make_gradient_terms(const GradientInputs<T>& in, const RowTarget<T>& target,
-                                                   const RowSoftmax<T>& softmax) {
+                                                   const RowSoftmax<T>& softmax, T inverse_sum) {
     T scale = in.grad * in.logit_scale;
-    T p_scale = scale * exp(-softmax.log_sum);
+    T p_scale = scale * inverse_sum;
     T lse_term = in.z_loss != 0 ? 2 * in.z_loss * softmax.lse() : T(0);
     return {softmax.center,
             p_scale * (in.mass + lse_term),
@@ -171,6 +175,12 @@ SMOOTHLOSS_HD GradientTerms<T> make_gradient_terms(const GradientInputs<T>& in, 
             softmax.entropy - softmax.log_sum,
             scale * target.uniform / in.classes,
             scale * target.keep};
+}
+
+template <class T>
+SMOOTHLOSS_HD GradientTerms<T> make_gradient_terms(const GradientInputs<T>& in, const RowTarget<T>& target,
+                                                   const RowSoftmax<T>& softmax) {
+    return make_gradient_terms(in, target, softmax, static_cast<T>(exp(-softmax.log_sum)));
 }
 
 // `Value` is T or a vector of T: exponential = exp(distance), distance = z - center (clamped where the former is 0).

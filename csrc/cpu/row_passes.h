@@ -1,6 +1,7 @@
 // The two passes over a row: the statistics of its softmax, and its gradient.
 #pragma once
 
+#include "common/dense_terms.h"
 #include "cpu/vector_math.h"
 
 namespace smoothloss {
@@ -185,11 +186,11 @@ constexpr int64_t kDenseBuffer = kBlock + 16;  // a whole vector more than a blo
 
 // sum_v q_v (center - z_v) and sum_v q_v. What has no probability has no influence, not even a logit of -inf.
 template <Transform TRANSFORM, class T, class Storage>
-SMOOTHLOSS_NOINLINE DenseSums dense_sums(const Storage* row, const DenseMixture<T>& mixture, T center,
-                                         const TransformTerms<T>& terms) {
+SMOOTHLOSS_NOINLINE DenseState<double> dense_state(const Storage* row, const DenseMixture<T>& mixture, T center,
+                                                   const TransformTerms<T>& terms) {
     constexpr int width = Lanes<T>::width;
     T q[kDenseBuffer];
-    DenseSums sums{0, 0};
+    DenseState<double> sums{0, 0};
     for (int64_t begin = 0; begin < mixture.classes; begin += kBlock) {
         int count = static_cast<int>(mixture.classes - begin < kBlock ? mixture.classes - begin : kBlock);
         mixture.block(begin, count, q);

@@ -104,8 +104,8 @@ SMOOTHLOSS_HD double row_loss(const Storage* row, const RowEntries<T>& entries, 
     }
     double loss = sum.value();
     if (mixture.slots) {
-        DenseSums sums = dense_sums<TRANSFORM, T>(row, mixture, static_cast<T>(softmax.center), terms);
-        loss += target.keep * dense_target_loss(sums, softmax);
+        DenseState<double> state = dense_state<TRANSFORM, T>(row, mixture, static_cast<T>(softmax.center), terms);
+        loss += target.keep * dense_rows_loss(state, softmax);
     }
     return loss + dense_loss(target, softmax, options.z_loss, options.entropy);
 }

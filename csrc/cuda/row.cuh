@@ -1,73 +1,24 @@
-// A thread block on one row: loads, stores, reductions and the two passes.
+// The two passes of a thread block over its part of a row: the statistics of the softmax, and the gradient.
 #pragma once
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
-#include <cstdint>
-
-#include "common/arguments.h"
-#include "common/row_terms.h"
+#include "common/row_layout.h"
+#include "cuda/block.cuh"
 
 namespace smoothloss {
 namespace cuda {
-
-using namespace portable;
-
-template <class Storage>
-struct Accumulator {
-    using Type = float;
-};
-template <>
-struct Accumulator<double> {
-    using Type = double;
-};
-
-__device__ __forceinline__ float to_accumulator(float x) {
-    return x;
-}
-__device__ __forceinline__ double to_accumulator(double x) {
-    return x;
-}
-__device__ __forceinline__ float to_accumulator(__half x) {
-    return __half2float(x);
-}
-__device__ __forceinline__ float to_accumulator(__nv_bfloat16 x) {
-    return __bfloat162float(x);
-}
-
-template <class Storage>
-struct Rounded;
-template <>
-struct Rounded<float> {
-    static __device__ __forceinline__ float from(float x) { return x; }
-};
-template <>
-struct Rounded<double> {
-    static __device__ __forceinline__ double from(double x) { return x; }
-};
-template <>
-struct Rounded<__half> {
-    static __device__ __forceinline__ __half from(float x) { return __float2half_rn(x); }
-};
-template <>
-struct Rounded<__nv_bfloat16> {
-    static __device__ __forceinline__ __nv_bfloat16 from(float x) { return __float2bfloat16_rn(x); }
-};
-
-// Products that are never contracted into a fused multiply-add: the same logit is the same number wherever it is used.
-__device__ __forceinline__ float rounded_product(float a, float b) {
-    return __fmul_rn(a, b);
-}
-__device__ __forceinline__ double rounded_product(double a, double b) {
-    return __dmul_rn(a, b);
-}
 
 template <class T>
 struct TransformTerms {
     T scale;
     T softcap;
+    T inverse_softcap;
 };
+
+template <class T>
+__device__ __forceinline__ TransformTerms<T> transform_terms(const RowOptions& options) {
+    T inverse = static_cast<T>(options.softcap != 0 ? 1 / options.softcap : 0);
+    return {static_cast<T>(options.logit_scale), static_cast<T>(options.softcap), inverse};
+}
 
 template <class T>
 struct Transformed {
@@ -75,221 +26,274 @@ struct Transformed {
     T chain;  // dz / d(logit_scale x)
 };
 
-// GENERAL = false: no scale, no softcap, no entropy, no uniform mass.
-template <bool GENERAL, class T>
+template <Mode MODE, class T>
 __device__ __forceinline__ Transformed<T> transform(T x, const TransformTerms<T>& terms) {
-    if (!GENERAL) return {x, T(1)};
+    if (MODE == Mode::plain) return {x, T(1)};
     x = rounded_product(x, terms.scale);
-    if (terms.softcap == 0) return {x, T(1)};
-    T t = tanh(x / terms.softcap);
+    if (MODE == Mode::general || terms.softcap == 0) return {x, T(1)};
+    T t = tanh(rounded_product(x, terms.inverse_softcap));
     return {rounded_product(t, terms.softcap), 1 - t * t};
 }
 
-template <class Storage, int COUNT>
-struct alignas(sizeof(Storage) * COUNT) Pack {
-    Storage values[COUNT];
+// The dense rows that one row of logits mixes: q = sum_j weights[j] values[rows[j]].
+template <class T>
+struct Mixture {
+    const T* values;  // (num_rows, classes)
+    const int32_t* rows;
+    const T* weights;
+    int slots;
+    uint32_t num_rows;
+    uint32_t classes;
+
+    // q of the COUNT classes from `first` on.
+    template <int COUNT>
+    __device__ __forceinline__ void load(uint32_t first, T (&q)[COUNT]) const {
+#pragma unroll
+        for (int i = 0; i < COUNT; ++i) q[i] = 0;
+#pragma unroll 1
+        for (int j = 0; j < slots; ++j) {
+            T weight = weights[j];
+            if (static_cast<uint32_t>(rows[j]) >= num_rows || weight == 0) continue;
+            add(values + static_cast<int64_t>(rows[j]) * classes + first, weight, q);
+        }
+    }
+
+    // Rows of the values start wherever the number of classes puts them.
+    template <int COUNT>
+    static __device__ __forceinline__ void add(const T* p, T weight, T (&q)[COUNT]) {
+        constexpr int width = COUNT * sizeof(T) > 16 ? 16 / static_cast<int>(sizeof(T)) : COUNT;
+        if (misalignment<width>(p) == 0) {
+#pragma unroll
+            for (int i = 0; i < COUNT; i += width) {
+                Pack<T, width> pack = *reinterpret_cast<const Pack<T, width>*>(p + i);
+#pragma unroll
+                for (int k = 0; k < width; ++k) q[i + k] += weight * pack.values[k];
+            }
+        } else {
+#pragma unroll
+            for (int i = 0; i < COUNT; ++i) q[i] += weight * p[i];
+        }
+    }
 };
 
-template <int COUNT, class Storage>
-__device__ __forceinline__ bool is_aligned(const Storage* p) {
-    return reinterpret_cast<uintptr_t>(p) % (sizeof(Storage) * COUNT) == 0;
+template <Mode MODE, class T>
+__device__ __forceinline__ Mixture<T> mixture_of(const DenseTargets& dense, int64_t n, uint32_t classes) {
+    if (MODE != Mode::dense) return {nullptr, nullptr, nullptr, 0, 0, classes};
+    return {static_cast<const T*>(dense.values),
+            dense.rows + n * dense.slots,
+            static_cast<const T*>(dense.weights) + n * dense.slots,
+            static_cast<int>(dense.slots),
+            static_cast<uint32_t>(dense.num_rows),
+            classes};
 }
 
-// ---- reductions over the block; every thread gets the result, the order is always the same
-
+// All about a row that both passes need.
 template <class T>
-__device__ __forceinline__ SoftmaxState<T> warp_merge(SoftmaxState<T> state) {
-    for (int offset = 16; offset > 0; offset /= 2) {
-        SoftmaxState<T> other{
-            __shfl_xor_sync(0xffffffffu, state.max, offset), __shfl_xor_sync(0xffffffffu, state.sum, offset),
-            __shfl_xor_sync(0xffffffffu, state.dot, offset), __shfl_xor_sync(0xffffffffu, state.total, offset)};
-        state = merge(state, other);
+struct RowContext {
+    TransformTerms<T> transform;
+    bool has_entropy;
+    Mixture<T> mixture;
+};
+
+// The packs that a thread has in flight at a time: 64 bytes, or 8 logits where each takes long anyway.
+template <Mode MODE, int COUNT>
+constexpr int packs_in_flight = MODE == Mode::plain || MODE == Mode::general ? 4 : (COUNT < 8 ? 8 / COUNT : 1);
+
+// In the second pass, where the results take registers too.
+template <Mode MODE, int COUNT>
+constexpr int packs_in_second_flight = MODE == Mode::general && COUNT == 8 ? 3 : packs_in_flight<MODE, COUNT>;
+
+// The packs that are added to a softmax together: 16 logits, in as many registers.
+template <Mode MODE, int COUNT>
+constexpr int packs_at_once = packs_in_flight<MODE, COUNT> * COUNT > 16 ? 16 / COUNT : packs_in_flight<MODE, COUNT>;
+
+// This thread's next packs: `pack` and those that follow by blockDim.x, as far as they are below `end`.
+template <int PACKS, int COUNT, class Storage>
+__device__ __forceinline__ void load_packs(Pack<Storage, COUNT> (&raw)[PACKS], const Pack<Storage, COUNT>* packs,
+                                           uint32_t pack, uint32_t end) {
+#pragma unroll
+    for (int i = 0; i < PACKS; ++i) {
+        if (pack + i * blockDim.x < end) raw[i] = packs[pack + i * blockDim.x];
     }
-    return state;
 }
 
-template <class T>
-__device__ __forceinline__ SoftmaxState<T> block_merge(SoftmaxState<T> state) {
-    __shared__ SoftmaxState<T> partial[32];
-    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
-    state = warp_merge(state);
-    if (lane == 0) partial[warp] = state;
-    __syncthreads();
-    if (warp == 0) {
-        state = warp_merge(lane < warps ? partial[lane] : empty_softmax_state<T>());
-        if (lane == 0) partial[0] = state;
+template <int PACKS, int COUNT, class Storage>
+__device__ __forceinline__ void keep_packs(const Pack<Storage, COUNT> (&raw)[PACKS], Pack<Storage, COUNT>* kept,
+                                           uint32_t pack, uint32_t end) {
+#pragma unroll
+    for (int i = 0; i < PACKS; ++i) {
+        if (pack + i * blockDim.x < end) kept[pack + i * blockDim.x] = raw[i];
     }
-    __syncthreads();
-    return partial[0];
-}
-
-template <class T>
-__device__ __forceinline__ T warp_sum(T value) {
-    for (int offset = 16; offset > 0; offset /= 2) value += __shfl_xor_sync(0xffffffffu, value, offset);
-    return value;
-}
-
-template <class T>
-__device__ __forceinline__ T block_sum(T value) {
-    __shared__ T partial[32];
-    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
-    value = warp_sum(value);
-    __syncthreads();  // of an earlier sum, everyone has read the result
-    if (lane == 0) partial[warp] = value;
-    __syncthreads();
-    if (warp == 0) {
-        value = warp_sum(lane < warps ? partial[lane] : T(0));
-        if (lane == 0) partial[0] = value;
-    }
-    __syncthreads();
-    return partial[0];
 }
 
 // ---- pass 1
 
-// Adds COUNT logits to the state of a thread: one rescaling for all of them, and only where the maximum grows.
-template <bool GENERAL, int COUNT, class T>
-__device__ __forceinline__ void accumulate(SoftmaxState<T>& state, const T (&z)[COUNT], bool has_entropy) {
-    T max = state.max;
-#pragma unroll
-    for (int j = 0; j < COUNT; ++j) max = z[j] > max ? z[j] : max;
-    if (max > state.max) state = rebase(state, max);
-    T center = center_of(max);
+// Makes room for logits as large as `max`: one rescaling for many logits, and only where the maximum grows.
+template <Mode MODE, class T>
+__device__ __forceinline__ void raise_max(RowState<T>& state, T max) {
+    if (!(max > state.softmax.max)) return;
+    if (MODE == Mode::dense) {
+        state = rebase(state, max);
+    } else {
+        state.softmax = rebase(state.softmax, max);
+    }
+}
+
+// Adds COUNT logits, none of them above the state's maximum.
+template <Mode MODE, int COUNT, class T>
+__device__ __forceinline__ void accumulate(RowState<T>& state, const T (&z)[COUNT], uint32_t first,
+                                           const RowContext<T>& row) {
+    T center = center_of(state.softmax.max);
+    T q[COUNT];
+    if (MODE == Mode::dense) row.mixture.load(first, q);
 #pragma unroll
     for (int j = 0; j < COUNT; ++j) {
         T distance = z[j] - center;
-        T e = exp(distance);
-        state.sum += e;
-        if (GENERAL && has_entropy && e != 0) state.dot += e * distance;
-        if (GENERAL) state.total += z[j];
+        T e = exponential(distance);
+        state.softmax.sum += e;
+        if (MODE != Mode::plain) {
+            if (row.has_entropy && e != 0) state.softmax.dot += e * distance;
+            state.softmax.total += z[j];
+        }
+        if (MODE == Mode::dense) accumulate(state.dense, q[j], z[j], center);
     }
 }
 
-template <bool GENERAL, int COUNT, class Storage, class T>
-__device__ __forceinline__ void accumulate_pack(SoftmaxState<T>& state, const Storage* p,
-                                                const TransformTerms<T>& terms, bool has_entropy) {
-    Pack<Storage, COUNT> pack = *reinterpret_cast<const Pack<Storage, COUNT>*>(p);
-    T z[COUNT];
+// Adds those of PACKS packs, `pack` and those that follow by blockDim.x, that are below `end`.
+template <Mode MODE, int PACKS, int COUNT, class Storage, class T>
+__device__ __forceinline__ void accumulate_packs(RowState<T>& state, const Pack<Storage, COUNT>* raw, uint32_t pack,
+                                                 const RowLayout& layout, const RowContext<T>& row) {
+    T z[PACKS][COUNT];
+    T max = state.softmax.max;
 #pragma unroll
-    for (int j = 0; j < COUNT; ++j) z[j] = transform<GENERAL>(to_accumulator(pack.values[j]), terms).z;
-    accumulate<GENERAL>(state, z, has_entropy);
-}
-
-template <bool GENERAL, class Storage, class T>
-__device__ __forceinline__ SoftmaxState<T> softmax_state(const Storage* row, uint32_t classes,
-                                                         const TransformTerms<T>& terms, bool has_entropy) {
-    constexpr int count = 16 / sizeof(Storage);
-    SoftmaxState<T> state = empty_softmax_state<T>();
-    uint32_t begin = 0;
-    if (is_aligned<count>(row)) {
-        begin = classes / count * count;
-        for (uint32_t i = threadIdx.x * count; i < begin; i += blockDim.x * count) {
-            accumulate_pack<GENERAL, count>(state, row + i, terms, has_entropy);
+    for (int i = 0; i < PACKS; ++i) {
+        if (pack + i * blockDim.x >= layout.end_pack) continue;
+#pragma unroll
+        for (int j = 0; j < COUNT; ++j) {
+            z[i][j] = transform<MODE>(to_accumulator(raw[i].values[j]), row.transform).z;
+            max = z[i][j] > max ? z[i][j] : max;
         }
     }
-    for (uint32_t i = begin + threadIdx.x; i < classes; i += blockDim.x) {
-        accumulate_pack<GENERAL, 1>(state, row + i, terms, has_entropy);
+    raise_max<MODE>(state, max);
+#pragma unroll
+    for (int i = 0; i < PACKS; ++i) {
+        uint32_t at = pack + i * blockDim.x;
+        if (at < layout.end_pack) accumulate<MODE>(state, z[i], layout.class_of_pack(at), row);
     }
-    return block_merge(state);
+}
+
+// Of this thread's classes. `kept`, if KEEP, gets the packs of the block, for the second pass.
+template <Mode MODE, bool KEEP, int COUNT, class Storage, class T>
+__device__ __forceinline__ RowState<T> thread_state(const Storage* logits, const RowLayout& layout,
+                                                    const RowContext<T>& row,
+                                                    typename Given<Pack<Storage, COUNT>*>::As kept) {
+    constexpr int flight = packs_in_flight<MODE, COUNT>, group = packs_at_once<MODE, COUNT>;
+    const auto* packs = reinterpret_cast<const Pack<Storage, COUNT>*>(logits + layout.head);
+    RowState<T> state = empty_row_state<T>();
+#pragma unroll 1
+    for (uint32_t edge = threadIdx.x; edge < layout.edges; edge += blockDim.x) {
+        uint32_t index = layout.class_of_edge(edge);
+        T z[1] = {transform<MODE>(to_accumulator(logits[index]), row.transform).z};
+        raise_max<MODE>(state, z[0]);
+        accumulate<MODE>(state, z, index, row);
+    }
+#pragma unroll 1
+    for (uint32_t k = layout.first_pack + threadIdx.x; k < layout.end_pack; k += flight * blockDim.x) {
+        Pack<Storage, COUNT> raw[flight];
+        load_packs(raw, packs, k, layout.end_pack);
+        if (KEEP) keep_packs(raw, kept, k - layout.first_pack, layout.end_pack - layout.first_pack);
+#pragma unroll
+        for (int i = 0; i < flight; i += group) {
+            accumulate_packs<MODE, group>(state, raw + i, k + i * blockDim.x, layout, row);
+        }
+    }
+    return state;
 }
 
 // ---- pass 2
 
-template <bool GENERAL, class T>
+// `entries`: what the target wants of this class, times terms.entry_scale.
+template <Mode MODE, class T>
 __device__ __forceinline__ T gradient_of(T x, const GradientTerms<T>& terms, const TransformTerms<T>& options,
                                          T entries) {
-    Transformed<T> logit = transform<GENERAL>(x, options);
+    Transformed<T> logit = transform<MODE>(x, options);
     T distance = logit.z - terms.center;
-    T e = exp(distance);
-    if (!GENERAL) return gradient_value<false>(e, distance, terms) - entries;
+    T e = exponential(distance);
+    if (MODE == Mode::plain) return gradient_value<false>(e, distance, terms) - entries;
     return logit.chain * (gradient_value<true>(e, e == 0 ? T(0) : distance, terms) - entries);
 }
 
-template <bool GENERAL, int COUNT, class Storage, class Out, class T>
-__device__ __forceinline__ void write_pack(const Storage* p, Out* out, const GradientTerms<T>& terms,
-                                           const TransformTerms<T>& options) {
-    Pack<Storage, COUNT> in = *reinterpret_cast<const Pack<Storage, COUNT>*>(p);
+template <Mode MODE, class Out, int COUNT, class Storage, class T>
+__device__ __forceinline__ Pack<Out, COUNT> gradient_of_pack(const Pack<Storage, COUNT>& raw, uint32_t first,
+                                                             const GradientTerms<T>& terms, const RowContext<T>& row) {
+    T q[COUNT];
+    if (MODE == Mode::dense) row.mixture.load(first, q);
     Pack<Out, COUNT> result;
 #pragma unroll
     for (int j = 0; j < COUNT; ++j) {
-        result.values[j] = Rounded<Out>::from(gradient_of<GENERAL>(to_accumulator(in.values[j]), terms, options, T(0)));
+        T dense = MODE == Mode::dense ? terms.entry_scale * q[j] : T(0);
+        T x = to_accumulator(raw.values[j]);
+        result.values[j] = Rounded<Out>::from(gradient_of<MODE>(x, terms, row.transform, dense));
     }
-    *reinterpret_cast<Pack<Out, COUNT>*>(out) = result;
+    return result;
 }
 
-// The gradient without the entries. `out` may be `row`: each thread writes what it has just read.
-template <bool GENERAL, class Storage, class Out, class T>
-__device__ __forceinline__ void write_gradient(const Storage* row, Out* out, uint32_t classes,
-                                               const GradientTerms<T>& terms, const TransformTerms<T>& options) {
-    constexpr int count = 16 / (sizeof(Storage) > sizeof(Out) ? sizeof(Storage) : sizeof(Out));
-    uint32_t begin = 0;
-    if (is_aligned<count>(row) && is_aligned<count>(out)) {
-        begin = classes / count * count;
-        for (uint32_t i = threadIdx.x * count; i < begin; i += blockDim.x * count) {
-            write_pack<GENERAL, count>(row + i, out + i, terms, options);
+// The gradient without the entries, from the logits or from packs that were kept. `out` may be `logits`: each thread
+// writes what it has just read.
+template <Mode MODE, bool KEPT, int COUNT, class Storage, class Out, class T>
+__device__ __forceinline__ void write_gradient(const Storage* logits, Out* out, const RowLayout& layout,
+                                               const GradientTerms<T>& terms, const RowContext<T>& row,
+                                               typename Given<const Pack<Storage, COUNT>*>::As kept) {
+    constexpr int flight = packs_in_second_flight<MODE, COUNT>;
+    const auto* packs =
+        KEPT ? kept - layout.first_pack : reinterpret_cast<const Pack<Storage, COUNT>*>(logits + layout.head);
+    auto* results = reinterpret_cast<Pack<Out, COUNT>*>(out + layout.head);
+#pragma unroll 1
+    for (uint32_t edge = threadIdx.x; edge < layout.edges; edge += blockDim.x) {
+        uint32_t index = layout.class_of_edge(edge);
+        Pack<Storage, 1> raw{{logits[index]}};
+        out[index] = gradient_of_pack<MODE, Out>(raw, index, terms, row).values[0];
+    }
+#pragma unroll 1
+    for (uint32_t k = layout.first_pack + threadIdx.x; k < layout.end_pack; k += flight * blockDim.x) {
+        Pack<Storage, COUNT> raw[flight];
+        load_packs(raw, packs, k, layout.end_pack);
+#pragma unroll
+        for (int i = 0; i < flight; ++i) {
+            uint32_t pack = k + i * blockDim.x;
+            if (pack < layout.end_pack) {
+                results[pack] = gradient_of_pack<MODE, Out>(raw[i], layout.class_of_pack(pack), terms, row);
+            }
         }
     }
-    for (uint32_t i = begin + threadIdx.x; i < classes; i += blockDim.x) {
-        write_pack<GENERAL, 1>(row + i, out + i, terms, options);
-    }
 }
 
-template <class Out, class T>
-__device__ __forceinline__ void fill(Out* out, uint32_t classes, T value) {
+template <int COUNT, class Out, class T>
+__device__ __forceinline__ void fill(Out* out, const RowLayout& layout, T value) {
     Out rounded = Rounded<Out>::from(value);
-    for (uint32_t i = threadIdx.x; i < classes; i += blockDim.x) out[i] = rounded;
+    Pack<Out, COUNT> pack;
+#pragma unroll
+    for (int j = 0; j < COUNT; ++j) pack.values[j] = rounded;
+    auto* packs = reinterpret_cast<Pack<Out, COUNT>*>(out + layout.head);
+#pragma unroll 1
+    for (uint32_t e = threadIdx.x; e < layout.edges; e += blockDim.x) out[layout.class_of_edge(e)] = rounded;
+#pragma unroll 1
+    for (uint32_t k = layout.first_pack + threadIdx.x; k < layout.end_pack; k += blockDim.x) packs[k] = pack;
 }
 
-// ---- the entries of a row
+// ---- layouts
 
-// In dynamic shared memory: an entry's weight, its logit (read before it may be overwritten) and its index, -1 if
-// empty.
-template <class T>
-struct SharedEntries {
-    T* weights;
-    T* logits;
-    int32_t* indices;
-    int slots;
-};
-
-template <class T>
-__device__ __forceinline__ SharedEntries<T> shared_entries(int slots) {
-    extern __shared__ __align__(16) unsigned char memory[];
-    T* weights = reinterpret_cast<T*>(memory);
-    return {weights, weights + slots, reinterpret_cast<int32_t*>(weights + 2 * slots), slots};
+// For reading alone.
+template <int COUNT, class Storage>
+__device__ __forceinline__ RowLayout layout_of(const Storage* logits, uint32_t classes) {
+    return row_layout(classes, COUNT, misalignment<COUNT>(logits));
 }
 
-// Returns the sum of the weights, to every thread; all entries are in shared memory then.
-template <class T, class Storage>
-__device__ __forceinline__ T load_entries(const SharedEntries<T>& entries, const Targets& targets, const Storage* row,
-                                          int64_t n, uint32_t classes) {
-    const int32_t* indices = targets.indices + n * targets.slots;
-    const T* weights = static_cast<const T*>(targets.weights) + n * targets.slots;
-    T sum = 0;
-    for (int s = threadIdx.x; s < entries.slots; s += blockDim.x) {
-        int32_t index = indices[s];
-        bool filled = static_cast<uint32_t>(index) < classes;  // a negative index is a very large one here
-        entries.indices[s] = filled ? index : -1;
-        entries.weights[s] = filled ? weights[s] : T(0);
-        entries.logits[s] = filled ? to_accumulator(row[index]) : T(0);
-        sum += entries.weights[s];
-    }
-    return block_sum(sum);
-}
-
-// Equal indices all store the same number: no atomics, and every run gives the same bits.
-template <bool GENERAL, class Out, class T>
-__device__ __forceinline__ void write_entries(Out* out, const SharedEntries<T>& entries, const GradientTerms<T>& terms,
-                                              const TransformTerms<T>& options, bool has_softmax) {
-    for (int s = threadIdx.x; s < entries.slots; s += blockDim.x) {
-        int32_t index = entries.indices[s];
-        if (index < 0) continue;
-        T weight = 0;
-        for (int k = 0; k < entries.slots; ++k) weight += entries.indices[k] == index ? entries.weights[k] : T(0);
-        T entry = terms.entry_scale * weight;
-        T value = has_softmax ? gradient_of<GENERAL>(entries.logits[s], terms, options, entry) : -terms.shift - entry;
-        out[index] = Rounded<Out>::from(value);
-    }
+// For reading and writing: without packs where the two rows are not aligned alike.
+template <int COUNT, class Storage, class Out>
+__device__ __forceinline__ RowLayout layout_of(const Storage* logits, const Out* out, uint32_t classes) {
+    uint32_t offset = misalignment<COUNT>(logits);
+    return offset == misalignment<COUNT>(out) ? row_layout(classes, COUNT, offset) : scalar_layout(classes, COUNT);
 }
 
 }  // namespace cuda

@@ -8,13 +8,12 @@
 namespace smoothloss {
 namespace cuda {
 
-// Entries a row at most: they are kept in shared memory while a row is overwritten.
-int64_t max_slots(DataType type);
-
 int sparse_cross_entropy_forward(const ForwardArguments& arguments, int device, void* stream);
 int sparse_cross_entropy_backward(const BackwardArguments& arguments, int device, void* stream);
 int sparse_cross_entropy_forward_backward(const ForwardBackwardArguments& arguments, int device, void* stream);
 int logsumexp_and_select_forward(const SelectArguments& arguments, int device, void* stream);
+int smoothed_target(const SmoothedTargetArguments& arguments, int device, void* stream);
+int mean(const MeanArguments& arguments, int device, void* stream);
 
 // Whether there is code for this device that its driver can run.
 int status(int device);

@@ -1,0 +1,78 @@
+// Reductions over a thread block. The order is always the same, and every thread gets the same bits.
+#pragma once
+
+#include "common/dense_terms.h"
+#include "cuda/types.cuh"
+
+namespace smoothloss {
+namespace cuda {
+
+using namespace portable;
+
+// What a kernel is compiled for, each mode includes those before it. Plain: no options, uniform mass or dense rows, and
+// entries that fit into shared memory. General: all but a softcap and dense rows.
+enum class Mode { plain, general, softcap, dense };
+
+constexpr unsigned kAllLanes = 0xffffffffu;
+
+__device__ __forceinline__ int lane_id() {
+    return static_cast<int>(threadIdx.x % 32);
+}
+
+__device__ __forceinline__ int warp_id() {
+    return static_cast<int>(threadIdx.x / 32);
+}
+
+template <class T>
+__device__ __forceinline__ T warp_sum(T value) {
+    for (int offset = 16; offset > 0; offset /= 2) value += __shfl_xor_sync(kAllLanes, value, offset);
+    return value;
+}
+
+// Only what the mode uses is exchanged.
+template <Mode MODE, class T, class Exchange>
+__device__ __forceinline__ RowState<T> exchanged(const RowState<T>& state, Exchange exchange) {
+    RowState<T> other = empty_row_state<T>();
+    other.softmax.max = exchange(state.softmax.max);
+    other.softmax.sum = exchange(state.softmax.sum);
+    if (MODE != Mode::plain) {
+        other.softmax.dot = exchange(state.softmax.dot);
+        other.softmax.total = exchange(state.softmax.total);
+    }
+    if (MODE == Mode::dense) {
+        other.dense.distance = exchange(state.dense.distance);
+        other.dense.mass = exchange(state.dense.mass);
+    }
+    return other;
+}
+
+// The lanes merge in different orders, and contraction makes that visible: the first lane's result is everyone's.
+template <Mode MODE, class T>
+__device__ __forceinline__ RowState<T> warp_merge(RowState<T> state) {
+    for (int offset = 16; offset > 0; offset /= 2) {
+        state =
+            merge(state, exchanged<MODE>(state, [&](T value) { return __shfl_xor_sync(kAllLanes, value, offset); }));
+    }
+    return exchanged<MODE>(state, [](T value) { return __shfl_sync(kAllLanes, value, 0); });
+}
+
+// One barrier: every warp merges the results of all warps itself. Once a kernel.
+template <Mode MODE, class T>
+__device__ __forceinline__ RowState<T> block_merge(RowState<T> state) {
+    __shared__ RowState<T> of_warps[32];
+    state = warp_merge<MODE>(state);
+    if (lane_id() == 0) of_warps[warp_id()] = state;
+    __syncthreads();
+    bool exists = lane_id() < static_cast<int>(blockDim.x / 32);
+    return warp_merge<MODE>(exists ? of_warps[lane_id()] : empty_row_state<T>());
+}
+
+// The block's dynamic shared memory, aligned to 16 bytes.
+template <class T>
+__device__ __forceinline__ T* shared_memory() {
+    extern __shared__ __align__(16) unsigned char memory[];
+    return reinterpret_cast<T*>(memory);
+}
+
+}  // namespace cuda
+}  // namespace smoothloss

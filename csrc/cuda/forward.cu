@@ -1,0 +1,94 @@
+// One thread block per row: the loss and what the backward needs of it, or the logsumexp and some logits.
+#include "cuda/launch.cuh"
+#include "cuda/sparse_cross_entropy.h"
+
+namespace smoothloss {
+namespace cuda {
+namespace {
+
+template <Mode MODE, class Storage>
+__global__ void __launch_bounds__(kMaxThreads, kMinBlocks<Storage>) forward_kernel(ForwardArguments a) {
+    using T = typename Accumulator<Storage>::Type;
+    constexpr int count = pack_count<Storage, Storage>;
+    RowProblem<T> problem = row_problem<MODE, T>(a, blockIdx.x);
+    const Storage* logits = logits_of<Storage>(a.logits, problem.n);
+    RowSoftmax<T> softmax{0, 0, 0, 0};
+    T loss = 0;
+    double lse = 0;
+    if (problem.target.mass != 0) {
+        RowLayout layout = layout_of<count>(logits, problem.classes);
+        RowState<T> state = block_merge<MODE>(thread_state<MODE, false, count>(logits, layout, problem.row, nullptr));
+        if (warp_id() != 0) return;
+        softmax = finish(state.softmax, static_cast<T>(problem.classes));
+        loss = warp_loss<MODE>(problem, softmax, state.dense, a.options,
+                               [&](int s) { return to_accumulator(logits[problem.entries.indices[s]]); });
+        // A logarithm in double is slow on small GPUs: one thread's is enough.
+        if (lane_id() == 0) lse = lse_of(state.softmax);
+    }
+    if (threadIdx.x != 0) return;
+    put(a.loss, problem.n, loss);
+    put(a.lse, problem.n, lse);
+    put(a.mass, problem.n, problem.target.mass);
+    if (MODE != Mode::plain) put(a.entropy, problem.n, softmax.entropy);
+}
+
+template <class Storage>
+__global__ void __launch_bounds__(kMaxThreads, kMinBlocks<Storage>) select_kernel(SelectArguments a) {
+    using T = typename Accumulator<Storage>::Type;
+    constexpr int count = pack_count<Storage, Storage>;
+    int64_t n = blockIdx.x;
+    uint32_t classes = static_cast<uint32_t>(a.logits.classes);
+    const Storage* logits = logits_of<Storage>(a.logits, n);
+    RowContext<T> row{{1, 0, 0}, false, {nullptr, nullptr, nullptr, 0, 0, classes}};
+    RowState<T> state = block_merge<Mode::plain>(
+        thread_state<Mode::plain, false, count>(logits, layout_of<count>(logits, classes), row, nullptr));
+    if (threadIdx.x == 0) a.lse[n] = lse_of(state.softmax);
+    for (int64_t s = threadIdx.x; s < a.targets.slots; s += blockDim.x) {
+        int32_t index = a.targets.indices[n * a.targets.slots + s];
+        bool filled = static_cast<uint32_t>(index) < classes;
+        put(a.selected, n * a.targets.slots + s, filled ? to_accumulator(logits[index]) : T(0));
+    }
+}
+
+Geometry geometry_of(const Logits& logits) {
+    return {logits.rows, threads_of_block(logits), 0, 0};
+}
+
+}  // namespace
+
+int sparse_cross_entropy_forward(const ForwardArguments& a, int device, void* stream) {
+    int error = cudaSetDevice(device);
+    if (error != cudaSuccess) return error;
+    with_type(a.logits.type, [&](auto in) {
+        using Storage = typename decltype(in)::Storage;
+        error = with_mode(mode_of(a), [&](auto mode) {
+            return launch(forward_kernel<decltype(mode)::value, Storage>, a, geometry_of(a.logits), stream);
+        });
+    });
+    return error;
+}
+
+int logsumexp_and_select_forward(const SelectArguments& a, int device, void* stream) {
+    int error = cudaSetDevice(device);
+    if (error != cudaSuccess) return error;
+    with_type(a.logits.type, [&](auto in) {
+        using Storage = typename decltype(in)::Storage;
+        error = launch(select_kernel<Storage>, a, geometry_of(a.logits), stream);
+    });
+    return error;
+}
+
+int status(int device) {
+    cudaFuncAttributes attributes;
+    cudaError_t error = cudaSetDevice(device);
+    if (error == cudaSuccess) error = cudaFuncGetAttributes(&attributes, select_kernel<float>);
+    if (error != cudaSuccess) cudaGetLastError();  // clears what is no business of the next call
+    return error;
+}
+
+const char* error_string(int error) {
+    return cudaGetErrorString(static_cast<cudaError_t>(error));
+}
+
+}  // namespace cuda
+}  // namespace smoothloss
