@@ -68,7 +68,25 @@ def _reference(rows: Tensor, target: SparseTarget, linear: Linear | None, call: 
     return reduce(loss, mass, call.reduction, reference.mean)[0]
 
 
+def _fold_label_smoothing(target: SparseTarget, num_classes: int, call: Call) -> tuple[SparseTarget, Call]:
+    """Put label smoothing into the target.
+
+    A number that is an operator's argument is a constant of compiled code, and another one compiles it again; as a
+    factor it is not.
+    """
+    eps = call.options.label_smoothing
+    uniform = target.mass(num_classes) * eps
+    if target.uniform is not None:
+        uniform = uniform + target.uniform * (1 - eps)
+    rows = target.rows and target.rows._replace(weights=target.rows.weights * (1 - eps))
+    folded = SparseTarget(target.indices, target.weights * (1 - eps), uniform, rows)
+    return folded, call._replace(options=call.options._replace(label_smoothing=0.0))
+
+
 def _kernels(rows: Tensor, target: SparseTarget, linear: Linear | None, call: Call, kind: str) -> Tensor:
+    if torch.compiler.is_compiling() and call.options.label_smoothing:
+        num_classes = rows.shape[-1] if linear is None else linear.num_classes
+        target, call = _fold_label_smoothing(target, num_classes, call)
     similarity = ([], []) if target.rows is None else target.rows.mixture().pack()
     entries = (target.indices, target.weights, target.uniform, *similarity)
     if linear is None:

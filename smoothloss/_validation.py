@@ -40,7 +40,8 @@ def check_number(
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name}: got {type(value).__name__}, expected a number")
     inside = (value > low if open_low else value >= low) and value <= high
-    if not inside or math.isinf(value):
+    # Comparisons, not math.isinf: torch.compile follows them with numbers that vary from call to call.
+    if not (inside and -math.inf < value < math.inf):
         bracket = "(" if open_low else "["
         raise ValueError(f"{name}: got {value}, expected a number in {bracket}{low}, {high}]")
     return float(value)

@@ -163,13 +163,11 @@ def sequence_target(
 def _candidate_weights(samples: Tensor, sample_weights: Tensor | None, alpha: float) -> Tensor:
     """Return ``(L + 1, B)``: ``1 - alpha`` for the ground truth, ``alpha omega_l`` for the samples."""
     count, batch = samples.shape[:2]
-    weights = torch.empty(count + 1, batch, device=samples.device)
-    weights[0] = 1 - alpha
     if sample_weights is None:
-        weights[1:] = alpha / max(count, 1)
+        omega = torch.full((count, batch), 1 / max(count, 1), device=samples.device)
     else:
-        torch.mul(sample_weights.detach().float(), alpha, out=weights[1:])
-    return weights
+        omega = sample_weights.detach().float()
+    return torch.cat((omega.new_ones(1, batch) * (1 - alpha), omega * alpha))
 
 
 def _smoothed(
@@ -181,11 +179,29 @@ def _smoothed(
     if table is not None and table.tail_mode != "exact" and token_alpha:
         tail = table.tail if table.tail_mode == "uniform" else None
         rows = SparseRows(table.indices, table.weights, tail)
-    indices, entries, uniform = smoothed_target(candidates, weights, rows, token_alpha, ignore_index, impl)
+    if torch.compiler.is_compiling() and rows is not None:
+        half = smoothed_target(candidates, weights, rows, 0.5, ignore_index, impl)
+        indices, entries, uniform = _shared_out(*half, rows.indices.shape[1] + 1, token_alpha)
+    else:
+        indices, entries, uniform = smoothed_target(candidates, weights, rows, token_alpha, ignore_index, impl)
     if table is None or table.tail_mode != "exact" or not token_alpha:
         return SparseTarget(indices, entries, uniform)
     dense = SimilarityRows(table, indices, entries * token_alpha)
     return SparseTarget(indices, entries * (1 - token_alpha), None, dense)
+
+
+def _shared_out(
+    indices: Tensor, entries: Tensor, uniform: Tensor | None, width: int, token_alpha: float
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return the target of another `token_alpha` than 1/2, with which this one was built.
+
+    A number that is an operator's argument is a constant of compiled code, and another one compiles it again; as a
+    factor it is not.
+    """
+    own = torch.arange(entries.shape[-1], device=entries.device) % width == 0
+    ones = torch.ones_like(entries[:1])
+    factor = torch.where(own, ones * (2 - 2 * token_alpha), ones * (2 * token_alpha))
+    return indices, entries * factor, None if uniform is None else uniform * (2 * token_alpha)
 
 
 def negative_entropy(target: SparseTarget, num_classes: int, label_smoothing: float = 0.0) -> Tensor:

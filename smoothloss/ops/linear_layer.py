@@ -64,12 +64,16 @@ class Layout(NamedTuple):
         part = part // 128 * 128 or max(1, part)  # whole tiles of the GEMMs
         return cls(max(1, min(part, most, rows)), max(1, min(ratio * part, rows)))
 
+    def parts(self, rows: int) -> list[slice]:
+        """Return the pieces of a batch whose logits are held at a time; one empty piece of an empty batch."""
+        return [part for chunk in self.chunks(rows) for part, _ in chunk.parts]
+
     def chunks(self, rows: int) -> Iterator[Chunk]:
-        """Return the chunks of a batch."""
-        for start in range(0, rows, self.grad_rows):
+        """Return the chunks of a batch; one empty chunk of an empty batch."""
+        for start in range(0, max(rows, 1), self.grad_rows):
             stop = min(start + self.grad_rows, rows)
             parts = []
-            for first in range(start, stop, self.logits_rows):
+            for first in range(start, max(stop, start + 1), self.logits_rows):
                 last = min(first + self.logits_rows, stop)
                 parts.append((slice(first, last), slice(first - start, last - start)))
             yield Chunk(slice(start, stop), parts)

@@ -22,7 +22,7 @@ from smoothloss.ops.options import RowOptions
 from smoothloss.ops.reference import accumulator_dtype, target_mass
 from smoothloss.ops.rows import DenseRows
 from smoothloss.ops.similarity_rows import SimilarityMixture
-from smoothloss.ops.sparse_cross_entropy import reduce
+from smoothloss.ops.sparse_cross_entropy import joined, reduce
 
 
 class LinearTarget(NamedTuple):
@@ -83,16 +83,19 @@ def _fused(
     scratch = layer.scratch(layout.logits_rows, layer.num_classes, layer.accumulator)
     narrow = layer.compute != layer.accumulator
     grad_scratch = layer.scratch(layout.grad_rows, layer.num_classes, layer.compute) if narrow else scratch
-    loss, mass = (inputs.new_empty(layer.num_rows, dtype=layer.accumulator) for _ in range(2))
+    results = []
     for chunk in layout.chunks(layer.num_rows):
         for part, place in chunk.parts:
             logits = layer.logits(part, scratch)
             d_logits = grad_scratch[place]
-            loss[part], mass[part] = kernels.sparse_cross_entropy_forward_backward(
-                logits, *target.rows(part), options, d_logits, target.dense(part)
+            results.append(
+                kernels.sparse_cross_entropy_forward_backward(
+                    logits, *target.rows(part), options, d_logits, target.dense(part)
+                )
             )
             sums.add_part(part, d_logits)
         sums.add_chunk(chunk.rows, grad_scratch[: chunk.rows.stop - chunk.rows.start])
+    loss, mass = joined(results)
     return *reduce(loss, mass, reduction, kernels.mean), *sums.results()
 
 
@@ -132,16 +135,15 @@ def _forward(
     target = _prepare(layer, indices, weights, uniform, similarity, temperature)
     layout = layer.layout(_budget(layer, target, chunk_bytes), with_gradient=False)
     scratch = layer.scratch(layout.logits_rows, layer.num_classes, layer.accumulator)
-    loss, mass = (inputs.new_empty(layer.num_rows, dtype=layer.accumulator) for _ in range(2))
-    lse = inputs.new_empty(layer.num_rows, dtype=torch.float64)
-    row_entropy = loss.new_empty(layer.num_rows if entropy else 0)
     kernels = implementation(impl)
-    for part in (part for chunk in layout.chunks(layer.num_rows) for part, _ in chunk.parts):
-        loss[part], lse[part], part_entropy, mass[part] = kernels.sparse_cross_entropy_forward(
-            layer.logits(part, scratch), *target.rows(part), options, target.dense(part)
-        )
-        if entropy:
-            row_entropy[part] = part_entropy
+    loss, lse, row_entropy, mass = joined(
+        [
+            kernels.sparse_cross_entropy_forward(
+                layer.logits(part, scratch), *target.rows(part), options, target.dense(part)
+            )
+            for part in layout.parts(layer.num_rows)
+        ]
+    )
     loss, scale = reduce(loss, mass, reduction, kernels.mean)
     return loss, lse, scale, row_entropy
 
@@ -245,7 +247,7 @@ def _backward_by_rows(
     layout = layer.layout(_budget(layer, target, chunk_bytes), with_gradient=False)
     sums = GradientSums(layer, wanted, -(-layer.num_rows // layout.grad_rows))
     scratch = layer.scratch(layout.logits_rows, layer.num_classes, layer.accumulator)
-    for part in (part for chunk in layout.chunks(layer.num_rows) for part, _ in chunk.parts):
+    for part in layout.parts(layer.num_rows):
         logits = layer.logits(part, scratch)
         implementation(impl).sparse_cross_entropy_backward(
             *saved.rows(part, logits), *target.rows(part), options, logits, None, target.dense(part)
@@ -270,11 +272,9 @@ def _select_forward(
     slots = as_int32(indices, layer.num_classes)
     layout = layer.layout(chunk_bytes, with_gradient=False)
     scratch = layer.scratch(layout.logits_rows, layer.num_classes, layer.accumulator)
-    lse = inputs.new_empty(layer.num_rows, dtype=torch.float64)
-    selected = inputs.new_empty(indices.shape, dtype=layer.accumulator)
-    for part in (part for chunk in layout.chunks(layer.num_rows) for part, _ in chunk.parts):
-        logits = layer.logits(part, scratch)
-        lse[part], selected[part] = implementation(impl).logsumexp_and_select_forward(logits, slots[part])
+    select = implementation(impl).logsumexp_and_select_forward
+    parts = layout.parts(layer.num_rows)
+    lse, selected = joined([select(layer.logits(part, scratch), slots[part]) for part in parts])
     return lse, selected
 
 

@@ -29,6 +29,11 @@ def reduce(loss: Tensor, mass: Tensor, reduction: str, mean: Mean) -> tuple[Tens
     return (loss.sum() if reduction == "sum" else loss), loss.new_empty(0)
 
 
+def joined(results: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    """Return what the kernels returned for several parts of the rows as one, without a copy where there is one part."""
+    return results[0] if len(results) == 1 else tuple(map(torch.cat, zip(*results, strict=True)))
+
+
 class _Problem:
     """Logits and target as the kernels take them, in parts whose dense rows fit the budget."""
 
@@ -48,7 +53,7 @@ class _Problem:
         if self.similarity is None:
             return [slice(None)]
         size = max(1, default_chunk_bytes(self.logits.device) // self.similarity.row_bytes)
-        return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
+        return [slice(start, min(start + size, rows)) for start in range(0, max(rows, 1), size)]
 
     def rows(self, part: slice) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Return logits and entries of some rows."""
@@ -69,8 +74,9 @@ def _forward(
     options = RowOptions(label_smoothing, entropy, z_loss, logit_scale, softcap)
     problem = _Problem(logits, indices, weights, uniform, similarity, temperature)
     forward = implementation(impl).sparse_cross_entropy_forward
-    results = [forward(*problem.rows(part), options, problem.dense(part)) for part in problem.parts()]
-    loss, lse, row_entropy, mass = results[0] if len(results) == 1 else map(torch.cat, zip(*results, strict=True))
+    loss, lse, row_entropy, mass = joined(
+        [forward(*problem.rows(part), options, problem.dense(part)) for part in problem.parts()]
+    )
     loss, scale = reduce(loss, mass, reduction, implementation(impl).mean)
     return loss, lse, row_entropy, scale
 
