@@ -50,6 +50,8 @@ DENSE_CONFIGS: dict[torch.dtype, tuple[RowConfig, ...]] = {
     ),
     torch.float64: (RowConfig(2**31, 512, 8, 255, 2),),
 }
+# A loop over rows keeps more values alive: with an entropy or a softcap, larger blocks than this would spill there.
+LOOP_BLOCK = 4096
 # Entries that a kernel keeps in registers. Beyond the largest it walks through them, block against block.
 ENTRY_BLOCKS: tuple[int, ...] = (1, 32, 128)
 # V and the strides are passed in units of 8 where they allow it: rows of 9800 classes are not multiples of 16, which is

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from smoothloss.ops._triton_config import (
     ENTRY_BLOCKS,
+    LOOP_BLOCK,
     MEAN_BLOCK,
     MEAN_WARPS,
     TARGET_BLOCKS,
@@ -273,6 +274,8 @@ def _launch_forward(
     programs = rows
     if out is not None:  # the only kernel that reads a row twice
         programs = row_programs(rows, bytes_between_reads(logits, out), config.resident, memory(logits.device))
+        if programs < rows and (constants["HAS_ENTROPY"] or constants["HAS_SOFTCAP"]):
+            constants["BLOCK"] = min(constants["BLOCK"], LOOP_BLOCK)
     mix, mix_sizes = _dense_arguments(dense, indices, weights)
     with _on_device(logits):
         _sparse_cross_entropy_forward_kernel[(programs,)](

@@ -166,35 +166,37 @@ def test_a_smoothed_target_is_one_launch(impl: str) -> None:
 
 
 @pytest.mark.parametrize("inplace", [False, True])
-@pytest.mark.parametrize("s", [21, 300])
-def test_programs_that_share_rows_give_the_same_bits(s: int, inplace: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("options", [PLAIN, ALL], ids=["plain", "all"])
+@pytest.mark.parametrize(("s", "j"), [(21, 0), (300, 0), (21, 2)])
+def test_programs_that_take_several_rows(
+    s: int, j: int, options: RowOptions, inplace: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if (reason := unavailable("triton", "cuda", torch.bfloat16)) is not None:
         pytest.skip(reason)
     from smoothloss.ops import triton_kernels
     from smoothloss.ops._triton_config import Memory, bytes_between_reads, memory
 
     inputs = make_inputs(600, 50264, s, dtype=torch.bfloat16, device="cuda", uniform=True)
-    dense = make_dense(inputs, 5, 2)
+    dense = make_dense(inputs, 5, j)
     device = memory(inputs.logits.device)
     assert device is not None
     assert device.multiprocessors > 0
     assert device.cache_bytes > 2**20
-
-    def step(given: DenseRows | None) -> tuple[Tensor, Tensor]:
+    other = inputs.logits if inplace else torch.empty_like(inputs.logits)
+    # As if the cache held the rows of two thirds of the multiprocessors; then as if all of them.
+    small = Memory(device.multiprocessors, device.multiprocessors * 2 // 3 * bytes_between_reads(inputs.logits, other))
+    results = []
+    for limits in (small, None):
+        monkeypatch.setattr(triton_kernels, "memory", lambda _, limits=limits: limits)
         logits = inputs.logits.clone()
         out = logits if inplace else torch.full_like(logits, torch.nan)
-        return triton_kernels.sparse_cross_entropy_forward_backward(logits, *inputs[1:], ALL, out, given)[0], out
-
-    for given in (None, dense):
-        monkeypatch.setattr(triton_kernels, "memory", lambda _: None)
-        expected = step(given)
-        out = inputs.logits if inplace else expected[1]
-        programs = device.multiprocessors * 2 // 3
-        small = Memory(device.multiprocessors, programs * bytes_between_reads(inputs.logits, out))
-        monkeypatch.setattr(triton_kernels, "memory", lambda _, small=small: small)
-        actual = step(given)
-        assert torch.equal(actual[0], expected[0])
-        assert torch.equal(actual[1], expected[1])
+        loss, _ = triton_kernels.sparse_cross_entropy_forward_backward(
+            logits, *inputs[1:], options, out, dense if j else None
+        )
+        results.append((loss, out))
+    expected = dense_expected(inputs, dense, options, torch.ones(600, device="cuda"), torch.float64)
+    for actual, yardstick, oracle in zip(*results, expected, strict=True):
+        assert_error_budget(actual, yardstick, oracle, factor=1.1)
 
 
 @pytest.mark.parametrize("tail", ["uniform", "exact"])
