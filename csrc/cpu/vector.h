@@ -7,6 +7,10 @@
 #include <cstddef>
 #include <cstdint>
 
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
 #include "common/row_terms.h"
 
 #if defined(__AVX512F__)
@@ -137,6 +141,18 @@ SMOOTHLOSS_HD void store_some(Storage* p, Vector<T> v, int count) {
     store(buffer, v);
     for (int i = 0; i < count; ++i) p[i] = buffer[i];
 }
+
+#if defined(__AVX512F__)
+template <>
+SMOOTHLOSS_HD Vector<float> load_some<float, float>(const float* p, int count) {
+    return (Vector<float>)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), p);
+}
+
+template <>
+SMOOTHLOSS_HD void store_some<float, float>(float* p, Vector<float> v, int count) {
+    _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << count) - 1), (__m512)v);
+}
+#endif
 
 // All ones in the lanes below `count`.
 template <class T>

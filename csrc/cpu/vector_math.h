@@ -1,10 +1,6 @@
 // exp and tanh of a vector, to about one unit in the last place.
 #pragma once
 
-#if defined(__AVX512F__)
-#include <immintrin.h>
-#endif
-
 #include "cpu/vector.h"
 
 namespace smoothloss {
