@@ -50,7 +50,8 @@ struct Slot {
 // Slot 0 of a candidate is its own token, slot k its k-th neighbour.
 SMOOTHLOSS_HD Slot candidate_slot(const SmoothedTargetArguments& a, const Candidate& candidate, int64_t k) {
     if (k == 0) {
-        float keep = a.table_indices ? static_cast<float>(1 - a.token_alpha) : 1.0f;
+        bool has_table = a.table_indices != nullptr || a.num_tokens != 0;  // one without neighbours has no indices
+        float keep = has_table ? static_cast<float>(1 - a.token_alpha) : 1.0f;
         // Beyond int32 is beyond any vocabulary: such an index must not wrap around into it.
         int64_t index = candidate.token < INT32_MAX ? candidate.token : INT32_MAX;
         return {static_cast<int32_t>(index), keep * candidate.weight};

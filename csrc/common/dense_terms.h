@@ -52,14 +52,5 @@ SMOOTHLOSS_HD RowState<T> rebase(const RowState<T>& state, T max) {
     return {rebase(state.softmax, max), dense};
 }
 
-template <class T>
-SMOOTHLOSS_HD RowState<T> merge(RowState<T> a, RowState<T> b) {
-    T max = a.softmax.max > b.softmax.max ? a.softmax.max : b.softmax.max;
-    a = rebase(a, max);
-    b = rebase(b, max);
-    return {{max, a.softmax.sum + b.softmax.sum, a.softmax.dot + b.softmax.dot, a.softmax.total + b.softmax.total},
-            {a.dense.distance + b.dense.distance, a.dense.mass + b.dense.mass}};
-}
-
 }  // namespace SMOOTHLOSS_ISA
 }  // namespace smoothloss

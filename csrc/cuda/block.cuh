@@ -29,31 +29,43 @@ __device__ __forceinline__ T warp_sum(T value) {
     return value;
 }
 
-// Only what the mode uses is exchanged.
-template <Mode MODE, class T, class Exchange>
-__device__ __forceinline__ RowState<T> exchanged(const RowState<T>& state, Exchange exchange) {
-    RowState<T> other = empty_row_state<T>();
-    other.softmax.max = exchange(state.softmax.max);
-    other.softmax.sum = exchange(state.softmax.sum);
-    if (MODE != Mode::plain) {
-        other.softmax.dot = exchange(state.softmax.dot);
-        other.softmax.total = exchange(state.softmax.total);
-    }
-    if (MODE == Mode::dense) {
-        other.dense.distance = exchange(state.dense.distance);
-        other.dense.mass = exchange(state.dense.mass);
-    }
-    return other;
+__device__ __forceinline__ float larger(float a, float b) {
+    return fmaxf(a, b);
+}
+__device__ __forceinline__ double larger(double a, double b) {
+    return fmax(a, b);
 }
 
-// The lanes merge in different orders, and contraction makes that visible: the first lane's result is everyone's.
+template <class T>
+__device__ __forceinline__ T warp_max(T value) {
+    for (int offset = 16; offset > 0; offset /= 2) value = larger(value, __shfl_xor_sync(kAllLanes, value, offset));
+    return value;
+}
+
+// Expresses a state relative to a maximum that is at least as large.
+template <Mode MODE, class T>
+__device__ __forceinline__ void raise_max(RowState<T>& state, T max) {
+    if (MODE == Mode::dense) {
+        state = rebase(state, max);
+    } else {
+        state.softmax = rebase(state.softmax, max);
+    }
+}
+
+// The states of all lanes, merged. Only what the mode uses is exchanged.
 template <Mode MODE, class T>
 __device__ __forceinline__ RowState<T> warp_merge(RowState<T> state) {
-    for (int offset = 16; offset > 0; offset /= 2) {
-        state =
-            merge(state, exchanged<MODE>(state, [&](T value) { return __shfl_xor_sync(kAllLanes, value, offset); }));
+    raise_max<MODE>(state, warp_max(state.softmax.max));
+    state.softmax.sum = warp_sum(state.softmax.sum);
+    if (MODE != Mode::plain) {
+        state.softmax.dot = warp_sum(state.softmax.dot);
+        state.softmax.total = warp_sum(state.softmax.total);
     }
-    return exchanged<MODE>(state, [](T value) { return __shfl_sync(kAllLanes, value, 0); });
+    if (MODE == Mode::dense) {
+        state.dense.distance = warp_sum(state.dense.distance);
+        state.dense.mass = warp_sum(state.dense.mass);
+    }
+    return state;
 }
 
 // One barrier: every warp merges the results of all warps itself. Once a kernel.

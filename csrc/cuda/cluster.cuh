@@ -11,6 +11,7 @@
 namespace smoothloss {
 namespace cuda {
 
+constexpr unsigned kPortableCluster = 8;  // every device with clusters grants it
 constexpr unsigned kMaxCluster = 16;
 
 // What block_merge returned in each block of the cluster, merged. __cluster_barrier_arrive() must have been called
@@ -75,8 +76,12 @@ bool runs_in_clusters(void (*kernel)(Arguments), const Geometry& geometry, int d
     int clusters = 0;
     bool runs = cudaFuncGetAttributes(&attributes, address) == cudaSuccess;
     int most = static_cast<int>(limits.shared_bytes_of_block - static_cast<int64_t>(attributes.sharedSizeBytes));
-    runs = runs && cudaFuncSetAttribute(address, cudaFuncAttributeMaxDynamicSharedMemorySize, most) == cudaSuccess &&
-           cudaFuncSetAttribute(address, cudaFuncAttributeNonPortableClusterSizeAllowed, 1) == cudaSuccess &&
+    auto set = [&](cudaFuncAttribute which, int value) {
+        return cudaFuncSetAttribute(address, which, value) == cudaSuccess;
+    };
+    runs = runs && set(cudaFuncAttributeMaxDynamicSharedMemorySize, most) &&
+           set(cudaFuncAttributePreferredSharedMemoryCarveout, 100) &&
+           (geometry.cluster <= kPortableCluster || set(cudaFuncAttributeNonPortableClusterSizeAllowed, 1)) &&
            cudaOccupancyMaxActiveClusters(&clusters, address, &config) == cudaSuccess && clusters > 0;
     if (!runs) cudaGetLastError();
     return known[key] = runs;

@@ -152,7 +152,8 @@ __device__ __forceinline__ void write_entries(Out* out, const RowLayout& layout,
 template <class T>
 constexpr uint32_t kTileClasses = kEntryBytes / sizeof(T);
 
-// The whole gradient of a row. Needs kEntryBytes of shared memory.
+// The whole gradient of a row. Needs kEntryBytes of shared memory. No barrier at the end of a tile: a thread empties
+// the places that it has read itself.
 template <Mode MODE, class Storage, class Out, class T>
 __device__ __forceinline__ void write_gradient_by_tiles(const Storage* logits, Out* out, const RowProblem<T>& problem,
                                                         const GradientTerms<T>& terms, bool has_softmax, T* tile) {
@@ -180,7 +181,6 @@ __device__ __forceinline__ void write_gradient_by_tiles(const Storage* logits, O
                           : -terms.shift - entry;
             out[begin + i] = Rounded<Out>::from(value);
         }
-        __syncthreads();
     }
 }
 

@@ -35,10 +35,8 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks<Storage>)
     }
     GradientTerms<T> terms = make_gradient_terms(gradient_inputs(a.options, T(1), problem.target.mass, problem.classes),
                                                  problem.target, softmax, T(1) / state.softmax.sum);
-    if (many) {
-        __syncthreads();  // the loss has read the logits of the entries
-        return write_gradient_by_tiles<MODE>(logits, out, problem, terms, true, shared_memory<T>());
-    }
+    // Its first barrier lies between the loss, which reads the logits of the entries, and what overwrites them.
+    if (many) return write_gradient_by_tiles<MODE>(logits, out, problem, terms, true, shared_memory<T>());
     write_gradient<MODE, false, count>(logits, out, layout, terms, problem.row, nullptr);
     __syncthreads();
     write_entries<MODE>(out, layout, entries, terms, problem.row, true);

@@ -78,7 +78,7 @@ int64_t shared_bytes(const ForwardBackwardArguments& a, unsigned cluster, int64_
 template <class Kernel>
 Geometry choose_geometry(Kernel kernel, const ForwardBackwardArguments& a, int64_t count, int device,
                          const DeviceLimits& limits) {
-    constexpr int64_t reserved = 2048;  // by the system and for the reductions, in each block
+    constexpr int64_t reserved = 2560;  // in each block: a KiB by the system, the rest for the reductions
     for (int blocks = kMinBlocks<float>; blocks > 0; --blocks) {
         int64_t room = limits.shared_bytes / blocks - reserved;
         if (room > limits.shared_bytes_of_block - reserved) room = limits.shared_bytes_of_block - reserved;

@@ -128,17 +128,6 @@ __device__ __forceinline__ void keep_packs(const Pack<Storage, COUNT> (&raw)[PAC
 
 // ---- pass 1
 
-// Makes room for logits as large as `max`: one rescaling for many logits, and only where the maximum grows.
-template <Mode MODE, class T>
-__device__ __forceinline__ void raise_max(RowState<T>& state, T max) {
-    if (!(max > state.softmax.max)) return;
-    if (MODE == Mode::dense) {
-        state = rebase(state, max);
-    } else {
-        state.softmax = rebase(state.softmax, max);
-    }
-}
-
 // Adds COUNT logits, none of them above the state's maximum.
 template <Mode MODE, int COUNT, class T>
 __device__ __forceinline__ void accumulate(RowState<T>& state, const T (&z)[COUNT], uint32_t first,
@@ -159,7 +148,8 @@ __device__ __forceinline__ void accumulate(RowState<T>& state, const T (&z)[COUN
     }
 }
 
-// Adds those of PACKS packs, `pack` and those that follow by blockDim.x, that are below `end`.
+// Adds those of PACKS packs, `pack` and those that follow by blockDim.x, that are below `end`: one rescaling for all of
+// them, and only where the maximum grows.
 template <Mode MODE, int PACKS, int COUNT, class Storage, class T>
 __device__ __forceinline__ void accumulate_packs(RowState<T>& state, const Pack<Storage, COUNT>* raw, uint32_t pack,
                                                  const RowLayout& layout, const RowContext<T>& row) {
@@ -171,10 +161,10 @@ __device__ __forceinline__ void accumulate_packs(RowState<T>& state, const Pack<
 #pragma unroll
         for (int j = 0; j < COUNT; ++j) {
             z[i][j] = transform<MODE>(to_accumulator(raw[i].values[j]), row.transform).z;
-            max = z[i][j] > max ? z[i][j] : max;
+            max = larger(max, z[i][j]);
         }
     }
-    raise_max<MODE>(state, max);
+    if (max > state.softmax.max) raise_max<MODE>(state, max);
 #pragma unroll
     for (int i = 0; i < PACKS; ++i) {
         uint32_t at = pack + i * blockDim.x;
@@ -194,7 +184,7 @@ __device__ __forceinline__ RowState<T> thread_state(const Storage* logits, const
     for (uint32_t edge = threadIdx.x; edge < layout.edges; edge += blockDim.x) {
         uint32_t index = layout.class_of_edge(edge);
         T z[1] = {transform<MODE>(to_accumulator(logits[index]), row.transform).z};
-        raise_max<MODE>(state, z[0]);
+        if (z[0] > state.softmax.max) raise_max<MODE>(state, z[0]);
         accumulate<MODE>(state, z, index, row);
     }
 #pragma unroll 1

@@ -10,7 +10,7 @@ namespace {
 constexpr unsigned kWarps = 8;  // a block
 
 // Each lane holds one of 32 candidates; all lanes write the slots of each.
-__global__ void __launch_bounds__(32 * kWarps) smoothed_target_kernel(SmoothedTargetArguments a) {
+__global__ void __launch_bounds__(32 * kWarps, 4) smoothed_target_kernel(SmoothedTargetArguments a) {
     int64_t position = static_cast<int64_t>(blockIdx.x) * kWarps + warp_id();
     if (position >= a.batch * a.length) return;
     // In 32 bits, to which the launcher holds it: a division in 64 is a call.

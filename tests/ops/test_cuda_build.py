@@ -372,7 +372,7 @@ def test_smoothed_target(kernels: ModuleType, dtype: torch.dtype, candidates: in
         table = SparseRows(
             indices, torch.rand(indices.shape, generator=generator), torch.rand(tokens, generator=generator)
         )
-        table_tuple = (pointer(indices) or 1, pointer(table.weights), pointer(table.tail), tokens, neighbours)
+        table_tuple = (pointer(indices), pointer(table.weights), pointer(table.tail), tokens, neighbours)
     slots = candidates * ((neighbours or 0) + 1)
     out_indices = torch.full((batch * length, slots), -7, dtype=torch.int32)
     out_weights, out_uniform = torch.full((batch * length, slots), torch.nan), poisoned(batch * length, torch.float32)
