@@ -156,9 +156,9 @@ SMOOTHLOSS_NOINLINE void write_entries(OutStorage* out, int64_t distinct, const 
         Vector<T> removed = load(static_cast<const T*>(scratch.weight) + i) * terms.entry_scale;
         Vector<T> x = load(static_cast<const T*>(scratch.logit) + i);
         Vector<T> value = gradient_vector<TRANSFORM, HAS_ENTROPY, T>(x, removed, terms, options);
-        for (int j = 0; j < width && i + j < distinct; ++j) {
-            write(out + scratch.index[i + j], static_cast<double>(value[j]));
-        }
+        OutStorage rounded_values[width];
+        store(rounded_values, value);
+        for (int j = 0; j < width && i + j < distinct; ++j) out[scratch.index[i + j]] = rounded_values[j];
     }
 }
 

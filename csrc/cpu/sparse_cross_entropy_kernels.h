@@ -31,5 +31,8 @@ extern const RowKernels row_kernels;
 namespace avx512 {
 extern const RowKernels row_kernels;
 }
+namespace avx512bf16 {
+extern const RowKernels row_kernels;
+}
 
 }  // namespace smoothloss

@@ -1,7 +1,7 @@
 """The primitive in C++: ``smoothloss._C`` for CPU tensors, ``smoothloss._C_cuda`` (CUDA C++) for CUDA tensors.
 
 Only ``data_ptr()``s of checked tensors cross the border, so that one build serves every version of torch.
-The environment variable ``SMOOTHLOSS_ISA`` forces an instruction set of the CPU kernels ("baseline", "avx2", "avx512").
+The environment variable ``SMOOTHLOSS_ISA`` forces an instruction set of the CPU kernels ("baseline", "avx2", "avx512", "avx512bf16").
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ OPTIONS = {
 }
 
 
-@pytest.fixture(params=["baseline", "avx2", "avx512"])
+@pytest.fixture(params=["baseline", "avx2", "avx512", "avx512bf16"])
 def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Force each instruction set that this machine can run."""
     if request.param not in native.instruction_sets():
