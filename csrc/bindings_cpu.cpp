@@ -3,6 +3,7 @@
 
 #include "bindings_common.h"
 #include "cpu/bfloat16_matmul.h"
+#include "cpu/huge_pages.h"
 #include "cpu/isa.h"
 #include "cpu/smoothed_target.h"
 #include "cpu/sparse_cross_entropy.h"
@@ -148,6 +149,7 @@ PYBIND11_MODULE(_C, m) {
     m.def("logsumexp_and_select_forward", &s::select);
     m.def("smoothed_target", &s::build_target);
     m.def("mean", &s::reduce_to_mean);
+    m.def("prefer_huge_pages", [](uintptr_t data, int64_t bytes) { s::prefer_huge_pages(s::pointer(data), bytes); });
     m.def("has_bfloat16_matmul", &s::has_bfloat16_matmul);
     m.def("bfloat16_matmul", &s::matmul);
 #ifdef _OPENMP

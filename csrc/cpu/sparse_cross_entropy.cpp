@@ -8,10 +8,7 @@
 #include <omp.h>
 #endif
 
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
-
+#include "cpu/huge_pages.h"
 #include "cpu/isa.h"
 
 namespace smoothloss {
@@ -77,21 +74,10 @@ int64_t element_size(DataType type) {
     return type == DataType::float32 ? 4 : 2;
 }
 
-// A fresh large buffer is mapped page by page while it is written, which takes longer than writing it. Huge pages,
-// where the system grants them on request, make that 512 times fewer faults. Advice only: any failure is harmless.
 void advise_huge_pages(const Output& out, const Logits& logits) {
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-    constexpr uintptr_t kHugePage = uintptr_t{1} << 21;
     if (out.data == logits.data || logits.rows == 0 || out.stride < 0) return;
-    uintptr_t begin = reinterpret_cast<uintptr_t>(out.data);
-    uintptr_t end = begin + ((logits.rows - 1) * out.stride + logits.classes) * element_size(out.type);
-    begin = (begin + kHugePage - 1) & ~(kHugePage - 1);
-    end &= ~(kHugePage - 1);
-    if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#else
-    (void)out;
-    (void)logits;
-#endif
+    int64_t elements = (logits.rows - 1) * out.stride + logits.classes;
+    prefer_huge_pages(out.data, elements * element_size(out.type));
 }
 
 }  // namespace

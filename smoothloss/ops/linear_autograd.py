@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from smoothloss.ops import native
 from smoothloss.ops._autograd import differentiable_once
 from smoothloss.ops.linear_sparse_cross_entropy import backward_op, forward_op, fused_op, select_op
 from smoothloss.ops.options import RowOptions
@@ -44,7 +45,6 @@ class LinearSparseCrossEntropy(torch.autograd.Function):
         scale, inputs, weight, bias, *grads = ctx.saved_tensors
         with torch.no_grad():
             factor = grad * scale if ctx.is_mean else grad
-            # In eager mode torch.mul rounds its wide product once, to the dtype of `out`: one pass, no temporary.
             scaled = [
                 _scaled(saved, factor, tensor.dtype) if use else None
                 for saved, tensor, use in zip(grads, (inputs, weight, bias), ctx.wanted, strict=True)
@@ -53,9 +53,10 @@ class LinearSparseCrossEntropy(torch.autograd.Function):
 
 
 def _scaled(saved: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
-    if saved.dtype in (dtype, torch.bfloat16) or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():
         return (saved * factor).to(dtype)
-    return torch.mul(saved, factor, out=torch.empty_like(saved, dtype=dtype))
+    # torch.mul computes in the wider of both dtypes and rounds once, to that of `out`: one pass, no temporary.
+    return torch.mul(saved, factor, out=native.empty(saved, saved.shape, dtype))
 
 
 class LinearSparseCrossEntropyRecompute(torch.autograd.Function):

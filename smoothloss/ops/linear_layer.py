@@ -110,7 +110,7 @@ class LinearLayer:
 
     def scratch(self, rows: int, classes: int, dtype: torch.dtype) -> Tensor:
         """Return uninitialised memory ``(rows, classes)``."""
-        return self.inputs.new_empty(rows, classes, dtype=dtype)
+        return native.empty(self.inputs, (rows, classes), dtype)
 
     def logits(self, rows: slice, scratch: Tensor, classes: slice = slice(None)) -> Tensor:
         """Return the logits of some rows and classes, in the accumulator dtype, in the scratch."""
@@ -145,8 +145,8 @@ class GradientSums:
         # With one chunk there is nothing to add up, and the product is taken as the GEMM rounds it.
         self.dtype = gradient_dtype(layer.inputs.device.type, layer.param_dtype)
         dtype = self.dtype if num_chunks == 1 else layer.accumulator
-        self.d_inputs = torch.empty_like(layer.inputs, dtype=dtype) if wanted[0] else None
-        self.d_weight = torch.empty_like(layer.weight, dtype=dtype) if wanted[1] else None
+        self.d_inputs = native.empty(layer.inputs, layer.inputs.shape, dtype) if wanted[0] else None
+        self.d_weight = native.empty(layer.weight, layer.weight.shape, dtype) if wanted[1] else None
         self.d_bias = layer.inputs.new_zeros(layer.num_classes, dtype=layer.accumulator) if wanted[2] else None
         self._is_first = True
 
@@ -187,7 +187,7 @@ class ClassSums:
         like, wide = layer.inputs, layer.accumulator
         narrow = layer.param_dtype
         self.d_inputs = torch.zeros_like(like, dtype=wide) if wanted[0] else None
-        self.d_weight = torch.empty_like(layer.weight, dtype=narrow) if wanted[1] else None
+        self.d_weight = native.empty(layer.weight, layer.weight.shape, narrow) if wanted[1] else None
         self.d_bias = like.new_empty(layer.num_classes, dtype=narrow) if wanted[2] else None
 
     def add(self, classes: slice, d_logits: Tensor) -> None:

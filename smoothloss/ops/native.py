@@ -1,7 +1,8 @@
 """The primitive in C++: ``smoothloss._C`` for CPU tensors, ``smoothloss._C_cuda`` (CUDA C++) for CUDA tensors.
 
 Only ``data_ptr()``s of checked tensors cross the border, so that one build serves every version of torch.
-The environment variable ``SMOOTHLOSS_ISA`` forces an instruction set of the CPU kernels ("baseline", "avx2", "avx512", "avx512bf16").
+The environment variable ``SMOOTHLOSS_ISA`` forces an instruction set of the CPU kernels ("baseline", "avx2", "avx512",
+"avx512bf16").
 """
 
 from __future__ import annotations
@@ -252,6 +253,18 @@ def mean(losses: Tensor, mass: Tensor) -> tuple[Tensor, Tensor]:
         loss.data_ptr(), scale.data_ptr(),
     )  # fmt: skip
     return loss, scale
+
+
+def empty(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Return ``like.new_empty(shape, dtype=dtype)``, on the CPU in huge pages where the system grants them.
+
+    A large buffer is mapped page by page while it is first written, which takes longer than writing it.
+    """
+    result = like.new_empty(shape, dtype=dtype)
+    module, _ = _load("_C")
+    if module is not None and result.device.type == "cpu":
+        module.prefer_huge_pages(result.data_ptr(), result.numel() * result.itemsize)
+    return result
 
 
 @functools.cache
