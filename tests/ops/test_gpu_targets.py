@@ -20,6 +20,7 @@ from smoothloss.testing import (
     assert_error_budget,
     dense_loss,
     dense_target,
+    make_dense_rows,
     make_inputs,
     make_sequences,
     make_table,
@@ -45,16 +46,6 @@ def random_grad(inputs: Inputs) -> Tensor:
     return torch.randn(len(inputs.logits), generator=generator, device="cuda", dtype=inputs.weights.dtype)
 
 
-def make_dense(inputs: Inputs, num_values: int, num_mixed: int) -> DenseRows:
-    """Return random distributions, and for every row a mixture of them with empty slots."""
-    generator = torch.Generator().manual_seed(11)
-    rows, classes = inputs.logits.shape
-    values = torch.randn(num_values, classes, generator=generator).mul(2).softmax(-1)
-    places = torch.randint(-1, num_values + 1, (rows, num_mixed), generator=generator, dtype=torch.int32)
-    weights = torch.rand(rows, num_mixed, generator=generator)
-    return DenseRows(values.cuda(), places.cuda(), weights.cuda())
-
-
 def dense_expected(inputs: Inputs, dense: DenseRows, options: RowOptions, grad: Tensor, dtype: torch.dtype) -> Oracle:
     target = dense_target(*inputs[1:], inputs.logits.shape[1])
     wide = dense._replace(values=dense.values.double(), weights=dense.weights.double())
@@ -75,7 +66,7 @@ def test_dense_rows_within_the_error_budget(
     impl: str, dtype: torch.dtype, n: int, v: int, s: int, j: int, options: RowOptions, inplace: bool
 ) -> None:
     inputs = make_inputs(n, v, s, dtype=dtype, device="cuda", uniform=options == ALL)
-    dense, grad, kernels = make_dense(inputs, 9, j), random_grad(inputs), implementation(impl)
+    dense, grad, kernels = make_dense_rows(inputs, 9, j), random_grad(inputs), implementation(impl)
     for is_fused in (False, True):
         grad = torch.ones_like(grad) if is_fused else grad
         expected = dense_expected(inputs, dense, options, grad, torch.float64)
@@ -177,7 +168,7 @@ def test_programs_that_take_several_rows(
     from smoothloss.ops._triton_config import Memory, bytes_between_reads, memory
 
     inputs = make_inputs(600, 50264, s, dtype=torch.bfloat16, device="cuda", uniform=True)
-    dense = make_dense(inputs, 5, j)
+    dense = make_dense_rows(inputs, 5, j)
     device = memory(inputs.logits.device)
     assert device is not None
     assert device.multiprocessors > 0

@@ -395,3 +395,40 @@ def test_one_openmp_runtime() -> None:
     except FileNotFoundError:
         pytest.skip("no /proc here")
     assert len(runtimes) == 1, runtimes
+
+
+needs_widening_matmul = pytest.mark.skipif(
+    not native.has_widening_matmul("cpu", torch.bfloat16), reason="this machine or build has no AVX512_BF16"
+)
+
+
+# Full tiles of 14 rows and 32 columns, rests of both, an odd inner size, nothing to multiply, nothing at all.
+@needs_widening_matmul
+@pytest.mark.parametrize(
+    ("rows", "columns", "inner"),
+    [(14, 32, 2), (29, 100, 64), (5, 37, 11), (1, 1, 1), (33, 70, 7), (3, 4, 0), (0, 5, 3), (5, 0, 3), (300, 999, 130)],
+)
+def test_widening_matmul_rounds_nothing_to_bfloat16(rows: int, columns: int, inner: int) -> None:
+    generator = torch.Generator().manual_seed(1)
+    # Rows that lie apart, in a buffer whose rest must stay as it is.
+    a = torch.randn(rows, inner + 3, generator=generator).bfloat16()[:, :inner]
+    b = torch.randn(columns, inner + 1, generator=generator).bfloat16()[:, :inner]
+    buffer = torch.full((rows, columns + 5), 7.0)
+    native.widening_matmul(a, b, buffer[:, :columns])
+    expected = a.double() @ b.double().t()
+    assert relative_error(buffer[:, :columns], expected) < 1e-6
+    assert buffer[:, columns:].eq(7).all()
+
+
+@needs_widening_matmul
+def test_widening_matmul_refuses_what_does_not_fit() -> None:
+    a, b, out = torch.zeros(4, 6).bfloat16(), torch.zeros(5, 6).bfloat16(), torch.zeros(4, 5)
+    for name, arguments in {
+        "a": (a.float(), b, out),
+        "b": (a, b[:, :5], out),
+        "out": (a, b, out.bfloat16()),
+    }.items():
+        with pytest.raises(ValueError, match=f"^{name}: "):
+            native.widening_matmul(*arguments)
+    with pytest.raises(ValueError, match="a: "):
+        native.widening_matmul(a.t(), b, out)

@@ -24,7 +24,16 @@ from smoothloss.ops import reference, triton_kernels
 from smoothloss.ops._triton_config import Memory, row_programs
 from smoothloss.ops.options import RowOptions
 from smoothloss.ops.rows import DenseRows, SparseRows
-from smoothloss.testing import Inputs, Oracle, assert_error_budget, dense_loss, dense_target, make_inputs, make_table
+from smoothloss.testing import (
+    Inputs,
+    Oracle,
+    assert_error_budget,
+    dense_loss,
+    make_dense_rows,
+    make_inputs,
+    make_table,
+    mixed_target,
+)
 
 pytestmark = [
     pytest.mark.usefixtures("poison"),
@@ -35,29 +44,6 @@ pytestmark = [
 PLAIN = RowOptions()
 ALL = RowOptions(label_smoothing=0.1, entropy=0.3, z_loss=0.01, logit_scale=1.7, softcap=6.0)
 OPTIONS = {"plain": PLAIN, "label_smoothing": RowOptions(label_smoothing=0.1), "all": ALL}
-
-
-def make_dense(inputs: Inputs, num_values: int, num_mixed: int, seed: int = 11) -> DenseRows:
-    """Return random distributions and slots that repeat, are empty, or lie beyond the distributions."""
-    generator = torch.Generator().manual_seed(seed)
-    rows, classes = inputs.logits.shape
-    dtype = inputs.weights.dtype
-    values = torch.randn(num_values, classes, generator=generator, dtype=torch.float64).mul(2).softmax(-1)
-    places = torch.randint(num_values, (rows, num_mixed), generator=generator)
-    places[torch.rand(places.shape, generator=generator) < 0.2] = -1
-    places[torch.rand(places.shape, generator=generator) < 0.1] = num_values
-    weights = torch.rand(rows, num_mixed, generator=generator, dtype=torch.float64)
-    return DenseRows(values.to(dtype), places.int(), weights.to(dtype))
-
-
-def mixed_target(inputs: Inputs, dense: DenseRows) -> Tensor:
-    """Return the whole target as a matrix in float64, ``(N, V)``."""
-    target = dense_target(inputs.indices, inputs.weights, inputs.uniform, inputs.logits.shape[1])
-    for row, (places, weights) in enumerate(zip(dense.rows.tolist(), dense.weights.double(), strict=True)):
-        for place, weight in zip(places, weights, strict=True):
-            if 0 <= place < len(dense.values):
-                target[row] += weight * dense.values[place].double()
-    return target
 
 
 def expect(
@@ -97,7 +83,7 @@ def test_dense_rows_equal_the_dense_definition(
 ) -> None:
     options = OPTIONS[name]
     inputs = make_inputs(4, v, s, dtype=torch.float64, seed=v + s, uniform=uniform)
-    dense = make_dense(inputs, u, j)
+    dense = make_dense_rows(inputs, u, j)
     grad = random_grad(inputs)
     expected = expect(inputs, dense, options, grad)
     loss, mass, d_logits = two_launches(inputs, dense, options, grad, inplace)
@@ -121,7 +107,7 @@ def test_dense_rows_in_float32_within_the_error_budget(name: str, v: int, offset
     options = OPTIONS[name] if offset == 0 else PLAIN
     inputs = make_inputs(4, v, 9, dtype=torch.float32, uniform=True, seed=v)
     inputs = inputs._replace(logits=(inputs.logits * 1024).round() / 1024 + offset)
-    dense = make_dense(inputs, 6, 3)
+    dense = make_dense_rows(inputs, 6, 3)
     grad = random_grad(inputs)
     expected = expect(inputs, dense, options, grad)
     yardstick = expect(inputs, dense, options, grad, torch.float32)
@@ -136,7 +122,7 @@ def test_a_share_of_zero_has_no_influence_where_the_logit_is_minus_infinity() ->
     inputs.logits[:, [0, 5]] = -torch.inf
     inputs.logits[2, :39] = -torch.inf
     inputs.indices.fill_(39)
-    dense = make_dense(inputs, 5, 3)
+    dense = make_dense_rows(inputs, 5, 3)
     dense.values[:, [0, 5]] = 0.0
     dense.values[3], dense.values[3, 39] = 0.0, 1.0
     dense.values[4] = 1 / 40  # has a share everywhere, but no weight
@@ -155,7 +141,7 @@ def test_a_share_of_zero_has_no_influence_where_the_logit_is_minus_infinity() ->
 @pytest.mark.parametrize("inplace", [False, True])
 def test_rows_without_mass_are_zero_whatever_their_logits(inplace: bool) -> None:
     inputs = make_inputs(4, 1100, 3, dtype=torch.float64, ignored=0.0, empty=0.0)
-    dense = make_dense(inputs, 3, 2)
+    dense = make_dense_rows(inputs, 3, 2)
     inputs.indices[[1, 3]] = -1
     dense.rows[1] = -1
     dense.rows[3] = 3
@@ -280,7 +266,7 @@ def test_programs_that_take_several_rows(
     n: int, v: int, s: int, j: int, inplace: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inputs = make_inputs(n, v, s, dtype=torch.float64, uniform=True)
-    dense = make_dense(inputs, 4, j) if j else None
+    dense = make_dense_rows(inputs, 4, j) if j else None
 
     def run() -> tuple[Tensor, Tensor, Tensor]:
         logits = inputs.logits.clone()
