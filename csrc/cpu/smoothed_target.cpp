@@ -27,16 +27,30 @@ void prefetch_rows(const SmoothedTargetArguments& a, int64_t position) {
     }
 }
 
-void build_position(const SmoothedTargetArguments& a, int64_t n) {
+// What candidate_slot says of a known token's neighbours, in a form that compilers vectorise.
+void copy_neighbours(const SmoothedTargetArguments& a, const Candidate& known, int32_t* __restrict indices,
+                     float* __restrict weights) {
+    const int32_t* row = a.table_indices + known.token * a.num_neighbours;
+    const float* row_weights = a.table_weights + known.token * a.num_neighbours;
+    float smoothing = static_cast<float>(a.token_alpha) * known.weight;
+    for (int64_t k = 0; k < a.num_neighbours; ++k) indices[k] = row[k];
+    for (int64_t k = 0; k < a.num_neighbours; ++k) weights[k] = row[k] < 0 ? 0.0f : smoothing * row_weights[k];
+}
+
+void build_position(const SmoothedTargetArguments& a, int64_t n, int64_t sequence) {
     int64_t width = a.num_neighbours + 1;
     float tail = 0;
     for (int64_t j = 0; j < a.num_candidates; ++j) {
-        Candidate merged = merged_candidate(a, j, n, n / a.length);
+        Candidate merged = merged_candidate(a, j, n, sequence);
         int64_t at = (n * a.num_candidates + j) * width;
-        for (int64_t k = 0; k < width; ++k) {
-            Slot slot = candidate_slot(a, merged, k);
-            a.out_indices[at + k] = slot.index;
-            a.out_weights[at + k] = slot.weight;
+        Slot own = candidate_slot(a, merged, 0);
+        a.out_indices[at] = own.index;
+        a.out_weights[at] = own.weight;
+        if (merged.token >= 0 && merged.token < a.num_tokens) {
+            copy_neighbours(a, merged, a.out_indices + at + 1, a.out_weights + at + 1);
+        } else {
+            std::fill_n(a.out_indices + at + 1, a.num_neighbours, -1);
+            std::fill_n(a.out_weights + at + 1, a.num_neighbours, 0.0f);
         }
         tail += candidate_tail(a, merged);
     }
@@ -55,7 +69,7 @@ void smoothed_target(const SmoothedTargetArguments& a, int threads) {
 #endif
     for (int64_t n = 0; n < positions; ++n) {
         if (n + 1 < positions) prefetch_rows(a, n + 1);
-        build_position(a, n);
+        build_position(a, n, n / a.length);
     }
     (void)workers;
 }

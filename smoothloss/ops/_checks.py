@@ -35,7 +35,8 @@ def check_index_values(
     """
     if indices.numel() == 0 or not (indices.device.type == "cpu" or _debugging):
         return
-    if ignore is None and indices.amax() < size:
+    lowest, highest = indices.aminmax() if ignore is not None else (None, indices.amax())
+    if highest < size and (lowest is None or lowest >= 0):
         return
     wrong = indices >= size
     if ignore is not None:
