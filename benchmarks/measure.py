@@ -13,6 +13,7 @@ import itertools
 import json
 import os
 import platform
+import random
 import statistics
 import subprocess
 import tempfile
@@ -115,11 +116,14 @@ def interleaved(
     """
     times: dict[str, list[float]] = {name: [] for name in functions}
     least, begin = repeats if least is None else least, time.perf_counter()
+    # In another order each round: what runs before leaves its traces in caches, clocks and free memory.
+    order, shuffler = list(functions), random.Random(0)
     for round_number in range(warmup + repeats):
         if round_number >= warmup + least and time.perf_counter() - begin > seconds:
             break
-        for name, function in functions.items():
-            elapsed = time_once(function, device, ahead)
+        shuffler.shuffle(order)
+        for name in order:
+            elapsed = time_once(functions[name], device, ahead)
             if round_number >= warmup:
                 times[name].append(elapsed)
     return {name: _summary(values) for name, values in times.items()}
