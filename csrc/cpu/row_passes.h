@@ -172,13 +172,21 @@ struct DenseMixture {
     SMOOTHLOSS_NOINLINE void block(int64_t begin, int count, T* q) const {
         constexpr int width = Lanes<T>::width;
         int whole = count / width * width;
-        for (int i = 0; i < count; i += width) store(q + i, Vector<T>{});
+        bool written = false;
         for (int64_t j = 0; j < slots; ++j) {
             if (!filled(j) || weights[j] == 0) continue;
             const T* source = values + rows[j] * classes + begin;
-            for (int i = 0; i < whole; i += width) store(q + i, load(q + i) + load(source + i) * weights[j]);
-            for (int i = whole; i < count; ++i) q[i] += source[i] * weights[j];
+            if (!written) {
+                for (int i = 0; i < whole; i += width) store(q + i, load(source + i) * weights[j]);
+                if (whole < count) store(q + whole, load_some<T>(source + whole, count - whole) * weights[j]);
+            } else {
+                for (int i = 0; i < whole; i += width) store(q + i, load(q + i) + load(source + i) * weights[j]);
+                for (int i = whole; i < count; ++i) q[i] += source[i] * weights[j];
+            }
+            written = true;
         }
+        if (written) return;
+        for (int i = 0; i < count; i += width) store(q + i, Vector<T>{});
     }
 };
 
