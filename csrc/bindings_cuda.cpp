@@ -34,7 +34,7 @@ void backward(const LogitsTuple& logits_tuple, const TargetsTuple& targets, cons
     Logits logits = make_logits(logits_tuple);
     DenseTargets dense = make_dense_targets(dense_tuple, logits);
     RowOptions options = make_options(options_tuple);
-    if (mass) require_plain(options);
+    if (mass) require_unsmoothed(options);
     require(mass == 0 || dense.slots == 0, "mass: got one together with dense rows");
     require(logits.rows == 0 || (grad != 0 && lse != 0), "grad, lse: got a null pointer");
     require(options.entropy == 0 || entropy != 0 || logits.rows == 0, "entropy: got a null pointer");
