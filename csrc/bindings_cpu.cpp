@@ -2,6 +2,7 @@
 #include <pybind11/stl.h>
 
 #include "bindings_common.h"
+#include "bindings_cpu_rewards.h"
 #include "cpu/bfloat16_matmul.h"
 #include "cpu/huge_pages.h"
 #include "cpu/isa.h"
@@ -152,6 +153,7 @@ PYBIND11_MODULE(_C, m) {
     m.def("prefer_huge_pages", [](uintptr_t data, int64_t bytes) { s::prefer_huge_pages(s::pointer(data), bytes); });
     m.def("has_bfloat16_matmul", &s::has_bfloat16_matmul);
     m.def("bfloat16_matmul", &s::matmul);
+    s::bind_rewards(m);
 #ifdef _OPENMP
     m.attr("has_openmp") = true;
 #else

@@ -1,0 +1,147 @@
+#include "bindings_cpu_rewards.h"
+
+#include <pybind11/stl.h>
+
+#include "bindings_rewards.h"
+#include "cpu/rewards.h"
+#include "ngram/document_counter.h"
+
+namespace smoothloss {
+namespace {
+
+using namespace ngram;
+
+std::string range(int64_t first, int64_t last) {
+    return std::to_string(first) + " .. " + std::to_string(last);
+}
+
+// What is read is inside: the spans of all inputs, and the offsets of the sentences that these name.
+void check(const References& r) {
+    for (int64_t b = 0; b < r.inputs; ++b) {
+        int64_t first = r.spans[2 * b], last = r.spans[2 * b + 1];
+        require(0 <= first && first <= last && last <= r.num_sentences,
+                "references: got the sentences " + range(first, last) + " for input " + std::to_string(b) +
+                    ", expected an interval within 0 .. " + std::to_string(r.num_sentences));
+        for (int64_t s = first; s < last; ++s) {
+            require(0 <= r.offsets[s] && r.offsets[s] <= r.offsets[s + 1] && r.offsets[s + 1] <= r.num_tokens,
+                    "references: got the tokens " + range(r.offsets[s], r.offsets[s + 1]) + " for sentence " +
+                        std::to_string(s) + ", expected an interval within 0 .. " + std::to_string(r.num_tokens));
+        }
+    }
+}
+
+void check_all_sentences(const References& r) {
+    int64_t span[2] = {0, r.num_sentences};
+    check({r.tokens, r.offsets, span, r.num_tokens, r.num_sentences, 1});
+}
+
+template <class Token>
+void check_tokens(const Candidates& c) {
+    for (int64_t i = 0; i < c.count; ++i) {
+        const Token* tokens = static_cast<const Token*>(c.tokens) + i * c.width;
+        for (int64_t t = 0; t < c.lengths[i]; ++t) {
+            int64_t token = static_cast<int64_t>(tokens[t]);
+            if (token >= 0 && token < INT32_MAX) continue;
+            throw std::out_of_range("candidates: got token " + std::to_string(token) + " at position " +
+                                    std::to_string(t) + " of candidate " + std::to_string(i) +
+                                    ", expected 0 <= token < 2^31 - 1 within its length");
+        }
+    }
+}
+
+void check(const Candidates& c) {
+    for (int64_t i = 0; i < c.count; ++i) {
+        require(0 <= c.lengths[i] && c.lengths[i] <= c.width, "lengths: got " + std::to_string(c.lengths[i]) +
+                                                                  " for candidate " + std::to_string(i) +
+                                                                  ", expected 0 to " + std::to_string(c.width));
+    }
+    c.are_int64 ? check_tokens<int64_t>(c) : check_tokens<int32_t>(c);
+}
+
+void require_threads(int threads) {
+    require(threads >= 1, "threads: got " + std::to_string(threads) + ", expected at least 1");
+}
+
+template <class Arguments>
+void run(void (*kernel)(const Arguments&, int), const Arguments& a, int threads) {
+    require_threads(threads);
+    py::gil_scoped_release release;
+    check(a.references);
+    check(a.candidates);
+    kernel(a, threads);
+}
+
+void bleu(const RewardCandidatesTuple& candidates, const ReferencesTuple& references, int order, int smoothing,
+          double k, bool effective_order, uintptr_t scores, uintptr_t statistics, int threads, const std::string&) {
+    run(&sentence_bleu, make_bleu(candidates, references, order, smoothing, k, effective_order, scores, statistics),
+        threads);
+}
+
+void cider_of(const RewardCandidatesTuple& candidates, const ReferencesTuple& references,
+              const FrequenciesTuple& frequencies, uintptr_t norms, bool is_cider_d, double sigma, uintptr_t scratch,
+              uintptr_t scores, int threads, const std::string&) {
+    run(&cider, make_cider(candidates, references, frequencies, norms, is_cider_d, sigma, scratch, scores), threads);
+}
+
+void norms_of(const ReferencesTuple& references, const FrequenciesTuple& frequencies, uintptr_t norms, int threads,
+              const std::string&) {
+    CiderNormArguments a = make_cider_norms(references, frequencies, norms);
+    require_threads(threads);
+    py::gil_scoped_release release;
+    check_all_sentences(a.references);
+    cider_norms(a, threads);
+}
+
+void align(const RewardCandidatesTuple& candidates, const ReferencesTuple& references, int kind, double beta,
+           uintptr_t scratch, uintptr_t scores, int threads, const std::string&) {
+    run(&alignment, make_alignment(candidates, references, kind, beta, scratch, scores), threads);
+}
+
+void count_documents(DocumentCounter& counter, const ReferencesTuple& references) {
+    References r = make_references(references);
+    py::gil_scoped_release release;
+    check(r);
+    counter.add(r);
+}
+
+// (num_nodes, 3) int64: parent, token, documents of the nodes 1, 2, ...
+void write_nodes(const DocumentCounter& counter, uintptr_t out) {
+    int64_t* row = static_cast<int64_t*>(pointer(out));
+    for (const DocumentCounter::Node& node : counter.nodes()) {
+        *row++ = node.parent, *row++ = node.token, *row++ = node.documents;
+    }
+}
+
+void insert_nodes(DocumentCounter& counter, uintptr_t nodes, int64_t count) {
+    const int64_t* row = static_cast<const int64_t*>(pointer(nodes));
+    for (int64_t i = 0; i < count; ++i, row += 3) {
+        require(row[0] >= 0 && row[0] < UINT32_MAX && row[1] >= 0 && row[1] < INT32_MAX && row[2] >= 0 &&
+                    row[2] < UINT32_MAX,
+                "nodes: got a number out of range in row " + std::to_string(i));
+        counter.insert(static_cast<uint32_t>(row[0]), static_cast<int32_t>(row[1]), static_cast<uint32_t>(row[2]));
+    }
+}
+
+void write_slots(const DocumentCounter& counter, uintptr_t out) {
+    std::copy(counter.slots().begin(), counter.slots().end(), static_cast<Slot*>(pointer(out)));
+}
+
+}  // namespace
+
+void bind_rewards(py::module_& m) {
+    m.def("sentence_bleu", &bleu);
+    m.def("cider", &cider_of);
+    m.def("cider_norms", &norms_of);
+    m.def("alignment", &align);
+    py::class_<DocumentCounter>(m, "DocumentCounter", "In how many documents each n-gram of a corpus occurs.")
+        .def(py::init<>())
+        .def("add", &count_documents)
+        .def("insert_nodes", &insert_nodes)
+        .def("write_nodes", &write_nodes)
+        .def("write_slots", &write_slots)
+        .def_property_readonly("num_nodes", &DocumentCounter::num_nodes)
+        .def_property_readonly("num_slots", &DocumentCounter::num_slots)
+        .def_property_readonly("num_documents", &DocumentCounter::num_documents);
+}
+
+}  // namespace smoothloss
