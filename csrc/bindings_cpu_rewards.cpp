@@ -11,21 +11,23 @@ namespace {
 
 using namespace ngram;
 
-std::string range(int64_t first, int64_t last) {
-    return std::to_string(first) + " .. " + std::to_string(last);
+[[noreturn]] void refuse(const char* what, int64_t first, int64_t last, const char* of, int64_t number, int64_t end) {
+    throw std::invalid_argument(std::string("references: got the ") + what + " " + std::to_string(first) + " .. " +
+                                std::to_string(last) + " for " + of + " " + std::to_string(number) +
+                                ", expected an interval within 0 .. " + std::to_string(end));
 }
 
 // What is read is inside: the spans of all inputs, and the offsets of the sentences that these name.
 void check(const References& r) {
     for (int64_t b = 0; b < r.inputs; ++b) {
         int64_t first = r.spans[2 * b], last = r.spans[2 * b + 1];
-        require(0 <= first && first <= last && last <= r.num_sentences,
-                "references: got the sentences " + range(first, last) + " for input " + std::to_string(b) +
-                    ", expected an interval within 0 .. " + std::to_string(r.num_sentences));
+        bool fits = 0 <= first && first <= last && last <= r.num_sentences;
+        if (!fits) refuse("sentences", first, last, "input", b, r.num_sentences);
         for (int64_t s = first; s < last; ++s) {
-            require(0 <= r.offsets[s] && r.offsets[s] <= r.offsets[s + 1] && r.offsets[s + 1] <= r.num_tokens,
-                    "references: got the tokens " + range(r.offsets[s], r.offsets[s + 1]) + " for sentence " +
-                        std::to_string(s) + ", expected an interval within 0 .. " + std::to_string(r.num_tokens));
+            int64_t begin = r.offsets[s], end = r.offsets[s + 1];
+            if (!(0 <= begin && begin <= end && end <= r.num_tokens)) {
+                refuse("tokens", begin, end, "sentence", s, r.num_tokens);
+            }
         }
     }
 }
@@ -51,9 +53,9 @@ void check_tokens(const Candidates& c) {
 
 void check(const Candidates& c) {
     for (int64_t i = 0; i < c.count; ++i) {
-        require(0 <= c.lengths[i] && c.lengths[i] <= c.width, "lengths: got " + std::to_string(c.lengths[i]) +
-                                                                  " for candidate " + std::to_string(i) +
-                                                                  ", expected 0 to " + std::to_string(c.width));
+        if (0 <= c.lengths[i] && c.lengths[i] <= c.width) continue;
+        throw std::invalid_argument("lengths: got " + std::to_string(c.lengths[i]) + " for candidate " +
+                                    std::to_string(i) + ", expected 0 to " + std::to_string(c.width));
     }
     c.are_int64 ? check_tokens<int64_t>(c) : check_tokens<int32_t>(c);
 }
@@ -115,9 +117,9 @@ void write_nodes(const DocumentCounter& counter, uintptr_t out) {
 void insert_nodes(DocumentCounter& counter, uintptr_t nodes, int64_t count) {
     const int64_t* row = static_cast<const int64_t*>(pointer(nodes));
     for (int64_t i = 0; i < count; ++i, row += 3) {
-        require(row[0] >= 0 && row[0] < UINT32_MAX && row[1] >= 0 && row[1] < INT32_MAX && row[2] >= 0 &&
-                    row[2] < UINT32_MAX,
-                "nodes: got a number out of range in row " + std::to_string(i));
+        bool fits = row[0] >= 0 && row[0] < UINT32_MAX && row[1] >= 0 && row[1] < INT32_MAX && row[2] >= 0 &&
+                    row[2] < UINT32_MAX;
+        if (!fits) throw std::invalid_argument("nodes: got a number out of range in row " + std::to_string(i));
         counter.insert(static_cast<uint32_t>(row[0]), static_cast<int32_t>(row[1]), static_cast<uint32_t>(row[2]));
     }
 }

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-import os
-import tempfile
 from pathlib import Path
 
 import torch
+
+from smoothloss import _tensor_file
 
 _FORMAT = "smoothloss.similarity_table.1"
 _SETTINGS = ("tau", "beta", "tail_mode")
@@ -26,24 +26,8 @@ _TENSORS: dict[str, tuple[torch.dtype, str]] = {
 
 
 def write(path: Path, tensors: dict[str, torch.Tensor], settings: dict[str, str]) -> None:
-    """Writes the file next to its place and moves it there, so that nobody ever sees half of it."""
-    from safetensors.torch import save
-
-    content = save(
-        {name: tensor.contiguous().cpu() for name, tensor in tensors.items()},
-        metadata={**settings, "format": _FORMAT},
-    )
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    temporary = Path(name)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-        # mkstemp makes it private to its owner, unlike any other file a program writes.
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    """Writes the file; it appears complete or not at all."""
+    _tensor_file.write(path, tensors, {**settings, "format": _FORMAT})
 
 
 def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -53,18 +37,7 @@ def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         FileNotFoundError: There is no such file.
         ValueError: It is no such file, or a damaged one.
     """
-    from safetensors import SafetensorError, safe_open
-
-    if not path.is_file():
-        raise FileNotFoundError(f"path: no similarity table at {path}")
-    try:
-        with safe_open(path, framework="pt") as file:
-            settings = dict(file.metadata() or {})
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except SafetensorError as error:
-        raise ValueError(f"path: {path} is no safetensors file, or a damaged one ({error})") from error
-    if settings.pop("format", None) != _FORMAT:
-        raise ValueError(f"path: {path} is no similarity table, expected metadata with format {_FORMAT!r}")
+    tensors, settings = _tensor_file.read(path, _FORMAT, "similarity table")
     try:
         _check_settings(settings)
         _check_tensors(tensors, needs_counts=float(settings["beta"]) > 0)

@@ -8,13 +8,11 @@ The environment variable ``SMOOTHLOSS_ISA`` forces an instruction set of the CPU
 from __future__ import annotations
 
 import functools
-import importlib
-import os
-from types import ModuleType
 
-import torch  # before _C, so that both share one OpenMP runtime
+import torch
 from torch import Tensor
 
+from smoothloss.ops import compiled
 from smoothloss.ops.options import RowOptions
 from smoothloss.ops.rows import DenseRows, SparseRows
 
@@ -22,23 +20,10 @@ _TYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.floa
 _CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
 
-@functools.cache
-def _load(name: str) -> tuple[ModuleType | None, str]:
-    """Return a compiled module, or None and why it could not be loaded."""
-    try:
-        return importlib.import_module(f"smoothloss.{name}"), ""
-    except ModuleNotFoundError:
-        if name == "_C_cuda":
-            return None, "smoothloss._C_cuda was not built: there was no working nvcc when smoothloss was installed"
-        return None, f"smoothloss.{name} was not built: install the package, its source folder alone has no binaries"
-    except ImportError as error:
-        return None, f"smoothloss.{name} cannot be loaded: {error}"
-
-
 def unavailable(device_type: str, dtype: torch.dtype) -> str | None:
     """Return None when tensors of this device type and dtype can be processed, else the reason as a sentence."""
     if device_type == "cpu":
-        module, reason = _load("_C")
+        module, reason = compiled.load("_C")
         if module is not None and dtype not in _CPU_DTYPES:
             reason = f"the C++ kernels compute float32, float64 and bfloat16 on the CPU, not {dtype}"
         return reason or None
@@ -51,7 +36,7 @@ def unavailable(device_type: str, dtype: torch.dtype) -> str | None:
 
 @functools.cache
 def _cuda_unavailable() -> str | None:
-    module, reason = _load("_C_cuda")
+    module, reason = compiled.load("_C_cuda")
     if module is None:
         return reason
     if not torch.cuda.is_available():
@@ -63,7 +48,7 @@ def _cuda_unavailable() -> str | None:
 
 def instruction_sets() -> list[str]:
     """Return the instruction sets of the CPU kernels that this machine can run, the best first; [] without ``_C``."""
-    module, _ = _load("_C")
+    module, _ = compiled.load("_C")
     return [] if module is None else list(module.available_isas())
 
 
@@ -87,7 +72,7 @@ def sparse_cross_entropy_forward(
     loss, mass = _results(logits, rows), _results(logits, rows)
     lse = _wide_results(logits, rows)
     entropy = _results(logits, rows if options.entropy else 0)
-    _call(
+    compiled.call(
         "sparse_cross_entropy_forward",
         logits,
         _logits_tuple(logits),
@@ -138,7 +123,7 @@ def sparse_cross_entropy_backward(
         _check("mass", mass, (rows,), weights.dtype, logits)
     if scale is not None:
         _check("scale", scale, tuple(scale.shape), weights.dtype, logits)
-    _call(
+    compiled.call(
         "sparse_cross_entropy_backward",
         logits,
         _logits_tuple(logits),
@@ -172,7 +157,7 @@ def sparse_cross_entropy_forward_backward(
     _check_problem(logits, indices, weights, uniform)
     _check_out(out, logits)
     loss, mass = _results(logits, logits.shape[0]), _results(logits, logits.shape[0])
-    _call(
+    compiled.call(
         "sparse_cross_entropy_forward_backward",
         logits,
         _logits_tuple(logits),
@@ -198,7 +183,7 @@ def logsumexp_and_select_forward(
     _check_problem(logits, indices, None, None)
     lse = _wide_results(logits, logits.shape[0])
     selected = torch.empty(indices.shape, dtype=_accumulator_dtype(logits), device=logits.device)
-    _call(
+    compiled.call(
         "logsumexp_and_select_forward",
         logits,
         _logits_tuple(logits),
@@ -226,7 +211,7 @@ def smoothed_target(
     out_weights = torch.empty(shape, dtype=torch.float32, device=candidates.device)
     has_tail = table is not None and table.tail is not None
     uniform = torch.empty(batch * length, dtype=torch.float32, device=candidates.device) if has_tail else None
-    _call(
+    compiled.call(
         "smoothed_target",
         candidates,
         (
@@ -248,7 +233,7 @@ def smoothed_target(
 def mean(losses: Tensor, mass: Tensor) -> tuple[Tensor, Tensor]:
     """Return ``losses.sum() / count`` and ``1 / max(count, 1)``, count the number of masses that are not 0."""
     loss, scale = losses.new_empty(()), losses.new_empty(())
-    _call(
+    compiled.call(
         "mean", losses, losses.data_ptr(), mass.data_ptr(), _TYPE_CODES[losses.dtype], losses.numel(),
         loss.data_ptr(), scale.data_ptr(),
     )  # fmt: skip
@@ -261,7 +246,7 @@ def empty(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     A large buffer is mapped page by page while it is first written, which takes longer than writing it.
     """
     result = like.new_empty(shape, dtype=dtype)
-    module, _ = _load("_C")
+    module, _ = compiled.load("_C")
     if module is not None and result.device.type == "cpu":
         module.prefer_huge_pages(result.data_ptr(), result.numel() * result.itemsize)
     return result
@@ -270,7 +255,7 @@ def empty(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 @functools.cache
 def has_widening_matmul(device_type: str, dtype: torch.dtype) -> bool:
     """Return whether `widening_matmul` runs: bfloat16, on a CPU with AVX512_BF16."""
-    module, _ = _load("_C")
+    module, _ = compiled.load("_C")
     return device_type == "cpu" and dtype == torch.bfloat16 and module is not None and module.has_bfloat16_matmul()
 
 
@@ -290,7 +275,7 @@ def widening_matmul(a: Tensor, b: Tensor, out: Tensor) -> None:
                 f"{name}: got {tensor.dtype} of shape {tuple(tensor.shape)} and strides {tensor.stride()}, "
                 f"expected {dtype} of shape {shape} with stride 1 in the last dimension"
             )
-    module, reason = _load("_C")
+    module, reason = compiled.load("_C")
     if module is None:
         raise ValueError(reason)
     module.bfloat16_matmul(
@@ -299,19 +284,6 @@ def widening_matmul(a: Tensor, b: Tensor, out: Tensor) -> None:
         (out.data_ptr(), out.stride(0)),
         torch.get_num_threads(),
     )
-
-
-def _call(name: str, logits: Tensor, *arguments: object) -> None:
-    """Run a kernel on the device of `logits`: with torch's number of threads, or on torch's current stream."""
-    module, reason = _load("_C" if logits.device.type == "cpu" else "_C_cuda")
-    if module is None:
-        raise RuntimeError(reason)
-    if logits.device.type == "cpu":
-        getattr(module, name)(*arguments, torch.get_num_threads(), os.environ.get("SMOOTHLOSS_ISA", ""))
-        return
-    with torch.cuda.device(logits.device):
-        stream = torch.cuda.current_stream(logits.device).cuda_stream
-        getattr(module, name)(*arguments, logits.get_device(), stream)
 
 
 def _accumulator_dtype(logits: Tensor) -> torch.dtype:

@@ -1,0 +1,49 @@
+"""Files of tensors and settings: safetensors, with the settings in the metadata."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import torch
+
+
+def write(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
+    """Writes the file next to its place and moves it there, so that nobody ever sees half of it."""
+    from safetensors.torch import save
+
+    content = save({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, metadata=metadata)
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    temporary = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+        # mkstemp makes it private to its owner, unlike any other file a program writes.
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def read(path: Path, file_format: str, what: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Tensors and settings of a file whose metadata has this ``format``; ``what`` names its kind in errors.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is another file, or a damaged one.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise FileNotFoundError(f"path: no {what} at {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            settings = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except SafetensorError as error:
+        raise ValueError(f"path: {path} is no safetensors file, or a damaged one ({error})") from error
+    if settings.pop("format", None) != file_format:
+        raise ValueError(f"path: {path} is no {what}, expected metadata with format {file_format!r}")
+    return tensors, settings

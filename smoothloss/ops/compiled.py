@@ -1,0 +1,48 @@
+"""The compiled modules ``_C`` (CPU tensors) and ``_C_cuda`` (CUDA tensors), and calls of what is in them."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+from types import ModuleType
+
+import torch  # before _C, so that both share one OpenMP runtime
+from torch import Tensor
+
+
+@functools.cache
+def load(name: str) -> tuple[ModuleType | None, str]:
+    """Return a compiled module, or None and why it could not be loaded."""
+    try:
+        return importlib.import_module(f"smoothloss.{name}"), ""
+    except ModuleNotFoundError:
+        if name == "_C_cuda":
+            return None, "smoothloss._C_cuda was not built: there was no working nvcc when smoothloss was installed"
+        return None, f"smoothloss.{name} was not built: install the package, its source folder alone has no binaries"
+    except ImportError as error:
+        return None, f"smoothloss.{name} cannot be loaded: {error}"
+
+
+def require(name: str) -> ModuleType:
+    """Return a compiled module.
+
+    Raises:
+        RuntimeError: with the reason why it could not be loaded.
+    """
+    module, reason = load(name)
+    if module is None:
+        raise RuntimeError(reason)
+    return module
+
+
+def call(name: str, like: Tensor, *arguments: object) -> None:
+    """Run a kernel on the device of `like`: with torch's number of threads, or on torch's current stream."""
+    if like.device.type == "cpu":
+        isa = os.environ.get("SMOOTHLOSS_ISA", "")
+        getattr(require("_C"), name)(*arguments, torch.get_num_threads(), isa)
+        return
+    module = require("_C_cuda")
+    with torch.cuda.device(like.device):
+        stream = torch.cuda.current_stream(like.device).cuda_stream
+        getattr(module, name)(*arguments, like.get_device(), stream)

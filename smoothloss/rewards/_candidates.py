@@ -1,0 +1,101 @@
+"""What the rewards score: candidates of any accepted form, checked, as the kernels take them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from smoothloss._validation import check_device, check_shape, check_tensor
+from smoothloss.ops import compiled
+from smoothloss.rewards.references import References, pack_sentences
+
+Candidates = Tensor | Sequence[Sequence[int]]
+
+
+class Problem(NamedTuple):
+    """Candidates beside their references, on the device where they are scored.
+
+    Attributes:
+        tokens: ``(C, T)`` int32 or int64, contiguous.
+        lengths: ``(C,)`` int64.
+        references: of the B inputs; candidate c is one of input c % B.
+        shape: of the result.
+        device: of the result.
+    """
+
+    tokens: Tensor
+    lengths: Tensor
+    references: References
+    shape: torch.Size
+    device: torch.device
+
+    def candidates(self) -> tuple[int, bool, int, int, int]:
+        """What a kernel takes."""
+        return (
+            self.tokens.data_ptr(), self.tokens.dtype == torch.int64, self.lengths.data_ptr(), *self.tokens.shape
+        )  # fmt: skip
+
+    def empty(self, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+        """Room for results, one row a candidate."""
+        return torch.empty((self.tokens.shape[0], *shape), dtype=dtype, device=self.tokens.device)
+
+    def result(self, scores: Tensor) -> Tensor:
+        """Scores ``(C, ...)`` in the shape and on the device that the caller expects."""
+        return scores.reshape(*self.shape, *scores.shape[1:]).to(self.device)
+
+
+def problem(candidates: Candidates, lengths: Tensor | None, references: References) -> Problem:
+    """Check the arguments of a reward.
+
+    CUDA tensors are scored where they lie; where ``_C_cuda`` was not built, on the CPU, one copy there and one back.
+
+    Raises:
+        TypeError: an argument of another type or dtype.
+        ValueError: shapes or devices that do not fit.
+    """
+    if not isinstance(references, References):
+        raise TypeError(f"references: got {type(references).__name__}, expected smoothloss.rewards.References")
+    if not isinstance(candidates, Tensor):
+        candidates, lengths = _padded(candidates, lengths, references.device)
+    check_tensor(candidates, "candidates", floating=False)
+    check_device(candidates, "candidates", references.spans, "references")
+    shape = candidates.shape[:-1]
+    if candidates.dim() not in (2, 3) or shape[-1] != len(references):
+        raise ValueError(
+            f"candidates: got shape {tuple(candidates.shape)}, expected (B, T) or (L, B, T) with B = {len(references)},"
+            " the inputs of references"
+        )
+    if lengths is None:
+        lengths = candidates.new_full(shape, candidates.shape[-1], dtype=torch.int64)
+    check_tensor(lengths, "lengths", floating=False)
+    check_shape(lengths, "lengths", shape, "one for each candidate")
+    check_device(lengths, "lengths", candidates, "candidates")
+    device, place = candidates.device, scoring_device(candidates.device)
+    return Problem(
+        candidates.reshape(-1, candidates.shape[-1]).to(place).contiguous(),
+        lengths.reshape(-1).to(place, torch.int64).contiguous(),
+        references if place == device else references.to(place),
+        shape,
+        device,
+    )
+
+
+def scoring_device(device: torch.device) -> torch.device:
+    """Where the candidates of a device are scored."""
+    if device.type == "cpu" or (device.type == "cuda" and compiled.load("_C_cuda")[0] is not None):
+        return device
+    return torch.device("cpu")
+
+
+def _padded(candidates: Sequence[Sequence[int]], lengths: Tensor | None, device: torch.device) -> tuple[Tensor, Tensor]:
+    if lengths is not None:
+        raise ValueError("lengths: got a tensor beside lists of token ids, expected None: the lists have their own")
+    tokens, offsets = pack_sentences(list(candidates), "candidates")
+    count = torch.from_numpy(offsets).diff()
+    width = int(count.max()) if count.numel() else 0
+    padded = torch.zeros((count.numel(), width), dtype=torch.int32)
+    padded[torch.arange(width) < count[:, None]] = torch.from_numpy(tokens)
+    return padded.to(device), count.to(device)
