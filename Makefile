@@ -65,10 +65,10 @@ sanitize: $(STAMP)
 	    -DPython_EXECUTABLE=$(BIN)/python -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir) \
 	    -DCMAKE_INSTALL_PREFIX=$(SANITIZE)/path/smoothloss
 	PATH=$(BIN):$$PATH cmake --build $(SANITIZE)/build --target install
-	cd tests && PYTHONPATH=$(SANITIZE)/path SMOOTHLOSS_SANITIZED=1 ASAN_OPTIONS=detect_leaks=0 \
+	cd tests && PYTHONPATH=$(SANITIZE)/path SMOOTHLOSS_SANITIZED=1 SMOOTHLOSS_FUZZ_SECONDS=60 ASAN_OPTIONS=detect_leaks=0 \
 	    UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc OMP_NUM_THREADS=2 \
 	    LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
-	    $(BIN)/python -m pytest ops/test_native.py ops/test_dense_rows.py ops/test_smoothed_target.py $(PYTEST_ARGS)
+	    $(BIN)/python -m pytest ops/test_native.py ops/test_dense_rows.py ops/test_smoothed_target.py rewards $(PYTEST_ARGS)
 
 clean:
 	rm -rf build $(VENV) *.egg-info

@@ -75,8 +75,8 @@ def problem(candidates: Candidates, lengths: Tensor | None, references: Referenc
     check_device(lengths, "lengths", candidates, "candidates")
     device, place = candidates.device, scoring_device(candidates.device)
     return Problem(
-        candidates.reshape(-1, candidates.shape[-1]).to(place).contiguous(),
-        lengths.reshape(-1).to(place, torch.int64).contiguous(),
+        candidates.flatten(0, -2).to(place).contiguous(),
+        lengths.flatten().to(place, torch.int64).contiguous(),
         references if place == device else references.to(place),
         shape,
         device,

@@ -134,7 +134,7 @@ def pack_sentences(sentences: Sequence[Sequence[int]], name: str) -> tuple[np.nd
     try:
         lengths = np.fromiter(map(len, sentences), dtype=np.int64, count=len(sentences))
         flat = np.array(list(itertools.chain.from_iterable(sentences)))
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise TypeError(f"{name}: got {error}, expected lists of integer token ids") from None
     if flat.size and (flat.ndim != 1 or flat.dtype.kind not in "iu"):
         raise TypeError(f"{name}: got values of type {flat.dtype}, expected lists of integer token ids")

@@ -1,0 +1,101 @@
+"""Packing references, taking those of a batch, and what is refused."""
+
+import numpy as np
+import pytest
+import torch
+
+from smoothloss.rewards import References, hamming
+
+NESTED = [[[5, 6, 7], [8]], [], [[9, 9], [], [2**31 - 2]]]
+
+
+def test_packing_keeps_every_sentence():
+    references = References(NESTED)
+    assert len(references) == 3
+    assert references.max_references == 3
+    assert references.tolist() == NESTED
+    assert references.sentences.num_sentences == 5
+    assert references.sentences.tokens.dtype == torch.int32
+
+
+def test_packing_takes_any_sequence_of_integers():
+    given = [[np.array([5, 6, 7], dtype=np.int16), (8,)], (), ((9, 9), [], np.array([2**31 - 2]))]
+    assert References(given).tolist() == NESTED
+
+
+def test_select_shares_the_sentences():
+    references = References(NESTED)
+    chosen = references.select(torch.tensor([2, 0, 2]))
+    assert chosen.tolist() == [NESTED[2], NESTED[0], NESTED[2]]
+    assert chosen.sentences is references.sentences
+    assert chosen.select(torch.tensor([1])).tolist() == [NESTED[0]]
+
+
+def test_an_empty_set_is_a_set():
+    references = References([])
+    assert len(references) == 0 and references.tolist() == []
+    assert hamming(torch.zeros(0, 4, dtype=torch.int64), None, references).shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("token_ids", "error", "message"),
+    [
+        ([[[1, -2]]], ValueError, "token_ids: got the ids -2 to 1, expected 0 <= id"),
+        ([[[2**31 - 1]]], ValueError, "token_ids: got the ids 2147483647 to"),
+        ([[[1.5]]], TypeError, "token_ids: got values of type float64"),
+        ([[["word"]]], TypeError, "token_ids: got values of type"),
+        ([[1, 2]], TypeError, "token_ids: got .*expected lists of integer token ids"),
+        ([[[1, [2]]]], TypeError, "token_ids"),
+    ],
+)
+def test_other_nestings_and_values_are_refused(token_ids, error, message):
+    with pytest.raises(error, match=message):
+        References(token_ids)
+
+
+def test_select_names_what_is_wrong():
+    references = References(NESTED)
+    with pytest.raises(TypeError, match="inputs: got list"):
+        references.select([0])
+    with pytest.raises(ValueError, match=r"inputs: got shape \(1, 1\)"):
+        references.select(torch.tensor([[0]]))
+    with pytest.raises(IndexError):
+        references.select(torch.tensor([3]))
+
+
+def test_candidates_and_lengths_are_checked():
+    references = References(NESTED)
+    good = torch.zeros(2, 3, 4, dtype=torch.int64)
+    with pytest.raises(TypeError, match="references: got list"):
+        hamming(good, None, NESTED)
+    with pytest.raises(TypeError, match=r"candidates: got torch\.float32"):
+        hamming(good.float(), None, references)
+    with pytest.raises(ValueError, match=r"candidates: got shape \(2, 4, 4\).*B = 3"):
+        hamming(torch.zeros(2, 4, 4, dtype=torch.int64), None, references)
+    with pytest.raises(ValueError, match=r"lengths: got shape \(3,\), expected \(2, 3\)"):
+        hamming(good, torch.tensor([1, 2, 3]), references)
+    with pytest.raises(ValueError, match="lengths: got 5 for candidate 1, expected 0 to 4"):
+        hamming(good, torch.tensor([[1, 5, 3], [0, 0, 0]]), references)
+    with pytest.raises(IndexError, match="candidates: got token -1 at position 3 of candidate 2"):
+        hamming(torch.tensor([[1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 1, -1]]), None, references)
+    with pytest.raises(ValueError, match="lengths: got a tensor beside lists"):
+        hamming([[1], [2], [3]], torch.tensor([1, 1, 1]), references)
+
+
+def test_ids_beyond_the_lengths_are_not_read():
+    candidates = torch.tensor([[5, 6, -100], [1, -100, 2**40]])
+    references = References([[[5, 6]], [[1]]])
+    assert hamming(candidates, torch.tensor([2, 1]), references).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_every_form_of_candidates_gives_the_same(dtype):
+    references = References([[[5, 6, 7]], [[1, 1]]])
+    padded = torch.tensor([[[5, 6, 0], [1, 0, 0]], [[7, 0, 0], [1, 1, 1]]], dtype=dtype)
+    lengths = torch.tensor([[2, 1], [1, 3]])
+    scores = hamming(padded, lengths, references)
+    assert scores.dtype == torch.float64 and scores.tolist() == [[-1, -1], [-3, -1]]
+    assert torch.equal(hamming(padded[1], lengths[1], references), scores[1])
+    assert torch.equal(hamming([[7], [1, 1, 1]], None, references), scores[1])
+    # Any strides.
+    assert torch.equal(hamming(padded.mT.contiguous().mT, lengths.int(), references), scores)
