@@ -91,38 +91,39 @@ def corpus_bleu(statistics: Tensor, *, smoothing: Literal["exp", "coco"] = "exp"
     """BLEU-1 to BLEU-n of a corpus from the `bleu_statistics` of its sentences.
 
     Args:
-        statistics: ``(N, 2 + 2 n)`` of all sentences; they are summed over all dimensions but the last.
+        statistics: ``(N, ..., 2 + 2 n)`` of N sentences, or of N parts of the corpus; they are summed over N. With more
+            dimensions that many corpora.
         smoothing: ``"exp"`` as sacrebleu's corpus score has it (an order without a match counts as a half, a quarter,
             ... match), or ``"coco"`` as coco-caption has it.
 
     Returns:
-        ``(n,)`` float64 in [0, 1].
+        ``(..., n)`` float64 in [0, 1].
 
     Raises:
         ValueError: `statistics` has another shape, or `smoothing` is another one.
     """
-    if statistics.dim() < 1 or statistics.shape[-1] < 4 or statistics.shape[-1] % 2:
-        raise ValueError(f"statistics: got shape {tuple(statistics.shape)}, expected (..., 2 + 2 n)")
+    if statistics.dim() < 2 or statistics.shape[-1] < 4 or statistics.shape[-1] % 2:
+        raise ValueError(f"statistics: got shape {tuple(statistics.shape)}, expected (N, ..., 2 + 2 n)")
     if smoothing not in ("exp", "coco"):
         raise ValueError(f"smoothing: got {smoothing!r}, expected 'exp' or 'coco'")
     n = statistics.shape[-1] // 2 - 1
-    total = statistics.reshape(-1, statistics.shape[-1]).sum(0).double()
-    length, reference_length, matches, ngrams = total[0], total[1], total[2 : 2 + n], total[2 + n :]
-    orders = torch.arange(1, n + 1, dtype=torch.float64, device=total.device)
+    length, reference_length, matches, totals = statistics.sum(0).double().split([1, 1, n, n], dim=-1)
+    scored = (matches[..., :1] > 0) & (totals > 0)
     if smoothing == "coco":
-        length, reference_length, matches, ngrams = (
+        length, reference_length, matches, totals = (
             length + 1e-15,
             reference_length + 1e-9,
             matches + 1e-15,
-            ngrams + 1e-9,
+            totals + 1e-9,
         )
     else:
-        missed = (matches == 0) & (ngrams > 0)
-        matches = torch.where(missed, 0.5 ** missed.cumsum(0), matches)
+        missed = (matches == 0) & (totals > 0)
+        matches = torch.where(missed, 0.5 ** missed.cumsum(-1), matches)
     penalty = (1 - reference_length / length).clamp(max=0).exp()
-    bleu = penalty * (matches / ngrams).log().cumsum(0).div(orders).exp()
+    orders = torch.arange(1, n + 1, dtype=torch.float64, device=statistics.device)
+    bleu = penalty * (matches / totals).log().cumsum(-1).div(orders).exp()
     # Neither a corpus without a match nor one that is too short for an order has a score.
-    return torch.where((total[2] > 0) & (ngrams > 0), bleu, 0.0) if smoothing == "exp" else bleu
+    return bleu if smoothing == "coco" else torch.where(scored, bleu, 0.0)
 
 
 def _check(n: int, smoothing: str) -> None:

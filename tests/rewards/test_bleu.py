@@ -124,8 +124,37 @@ def test_options_are_checked():
         sentence_bleu([[1]], None, references, smoothing="exp", k=1)
     with pytest.raises(ValueError, match="k: got -1"):
         sentence_bleu([[1]], None, references, k=-1)
-    with pytest.raises(ValueError, match=r"statistics: got shape \(3,\)"):
-        corpus_bleu(torch.zeros(3))
+    with pytest.raises(ValueError, match=r"statistics: got shape \(2, 3\)"):
+        corpus_bleu(torch.zeros(2, 3))
+
+
+def test_several_corpora_at_once():
+    statistics = torch.randint(1, 9, (5, 3, 10), generator=torch.Generator().manual_seed(0))
+    for smoothing in ("exp", "coco"):
+        found = corpus_bleu(statistics, smoothing=smoothing)
+        assert torch.equal(
+            found, torch.stack([corpus_bleu(part, smoothing=smoothing) for part in statistics.unbind(1)])
+        )
+
+
+@pytest.mark.parametrize(
+    ("candidates", "references"),
+    [
+        (["a b c", "x"], ["a b c d", "y"]),
+        (["a b x d e", "b"], ["a b c d e", "b"]),
+        (["a x y z", "q"], ["a b c d", "r"]),
+        (["x y z w"], ["a b c d"]),
+        (["a"], ["a b"]),
+    ],
+)
+def test_corpora_without_some_matches(candidates, references):
+    """Orders without a match, or without an n-gram."""
+    bleu = pytest.importorskip("sacrebleu.metrics.bleu")
+    vocabulary: dict[str, int] = {}
+    packed = References([[encode(vocabulary, line)] for line in references])
+    statistics = bleu_statistics([encode(vocabulary, line) for line in candidates], None, packed)
+    expected = bleu.BLEU(tokenize="none", force=True).corpus_score(candidates, [references]).score
+    torch.testing.assert_close(100 * corpus_bleu(statistics)[-1].item(), expected, rtol=1e-12, atol=1e-15)
 
 
 def lines(path):
