@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from smoothloss.trainer.config import RecipeError
 
@@ -70,6 +70,17 @@ def load_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
             return {name: file.get_tensor(name) for name in file.keys()}, state  # noqa: SIM118 (not a mapping)
     except (SafetensorError, KeyError, json.JSONDecodeError) as error:
         raise RecipeError(f"{path} is not a checkpoint of the trainer: {error}") from None
+
+
+def load_model(path: str | Path, model: nn.Module) -> dict[str, Any]:
+    """Load the model in a checkpoint into ``model``; returns the checkpoint's state.
+
+    Raises:
+        RecipeError: when the file is missing or is no checkpoint.
+    """
+    tensors, state = load_checkpoint(path)
+    model.load_state_dict(without_prefix("model", tensors))
+    return state
 
 
 def with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
