@@ -1,4 +1,4 @@
-"""The command line: ``smoothloss train | evaluate | table | demo``."""
+"""The command line: ``smoothloss train | evaluate | average | table | demo``."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ Train sequence models with token-level and sequence-level loss smoothing.
   smoothloss train RECIPE --help                             every key of the recipe's task, with its meaning
   smoothloss evaluate runs/mle --split test --beam_size 5    score a run's best checkpoint
   smoothloss evaluate runs/a runs/b --out runs/a+b           score the ensemble of several
+  smoothloss average runs/mle --last 3                       average the last models that a run kept
   smoothloss table build VECTORS --vocabulary V.json --out table.safetensors
   smoothloss table show runs/tok/table.safetensors --vocabulary runs/tok/vocabulary.target.json dog
   smoothloss demo                                            a few minutes from nothing to a report
@@ -91,6 +92,12 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--overwrite", action="store_true", help="remove the run that is there and start anew")
     train.set_defaults(function=_train)
     _add_evaluate(commands)
+    average = commands.add_parser(
+        "average", help="average the last validated models of a run (training.keep_checkpoints)"
+    )
+    average.add_argument("run", metavar="RUN", help="a run directory")
+    average.add_argument("--last", type=int, metavar="N", help="how many (default: all that were kept)")
+    average.set_defaults(function=_average)
     _add_table(commands)
     demo = commands.add_parser("demo", help="train MLE and lazy Tok-Seq on small scenes, and write an HTML report")
     demo.add_argument("--out", metavar="DIR", default="runs/demo", help="where the runs and the report go")
@@ -173,6 +180,14 @@ def _evaluate(options: argparse.Namespace) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for split in [options.split] if options.split else task.test_splits:
         _print_scores(split, evaluate_split(folder, task, model, split, decoding, device))
+
+
+def _average(options: argparse.Namespace) -> None:
+    from smoothloss.trainer.models import average_run
+    from smoothloss.trainer.run import RunDirectory
+
+    path = average_run(RunDirectory(options.run), options.last)
+    sys.stdout.write(f"{path}\n")
 
 
 def _print_scores(split: str, scores: dict[str, float | str]) -> None:

@@ -130,6 +130,7 @@ class TrainingConfig:
         checkpoint_every: Steps between two checkpoints inside an epoch; 0 keeps those of the epochs' ends.
         validate_every: Epochs between two validations; the last epoch is always validated.
         patience: Stop after so many validations without a better metric; 0 never does.
+        keep_checkpoints: Keep the models of the last so many validations besides the best one, to be averaged.
     """
 
     epochs: int = 10
@@ -141,6 +142,7 @@ class TrainingConfig:
     checkpoint_every: int = 500
     validate_every: int = 1
     patience: int = 0
+    keep_checkpoints: int = 0
 
 
 @dataclass
@@ -344,6 +346,8 @@ def check_recipe(recipe: Recipe) -> None:
     for key, value in positive.items():
         if not value > 0:
             raise RecipeError(f"{key} must be positive, got {value}")
+    if training.keep_checkpoints < 0:
+        raise RecipeError(f"training.keep_checkpoints must not be negative, got {training.keep_checkpoints}")
     check_decoding(recipe.decoding)
 
 

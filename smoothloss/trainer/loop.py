@@ -223,7 +223,7 @@ class Trainer:
         self.progress.metric_lines += 1
 
     def _validate(self) -> None:
-        """Score the validation part; keep the best checkpoint."""
+        """Score the validation part; keep the best checkpoint and the last ones."""
         loss = negative_log_likelihood(self.model, self.task.validation_batches(), self.device)
         texts = generate(self.model, self.task, "validation", self.recipe.decoding.for_validation(), self.device)
         found = self.task.score("validation", texts)
@@ -234,6 +234,10 @@ class Trainer:
         tqdm.write(f"epoch {self.progress.epoch + 1}: validation loss {loss:.4f}, {self.task.metric} {metric:.2f}")
         about = {"step": self.progress.step, "epoch": self.progress.epoch + 1, "validation_loss": loss, **scores}
         weights = checkpoint.with_prefix("model", self.model.state_dict())
+        if self.recipe.training.keep_checkpoints:
+            checkpoint.save_checkpoint(self.run.step_file(self.progress.step), weights, about)
+            for old in self.run.step_files()[: -self.recipe.training.keep_checkpoints]:
+                old.unlink()
         if self.progress.best is not None and metric <= self.progress.best:
             self.progress.stale += 1
             return
@@ -265,6 +269,9 @@ class Trainer:
         self.progress = Progress(**state["progress"])
         self._loss_sum.fill_(self.progress.loss_sum)
         self.run.cut_metrics(self.progress.metric_lines)
+        for file in self.run.step_files():
+            if file > self.run.step_file(self.progress.step):  # of a future that may come out differently
+                file.unlink()
 
 
 def _optimizer(parameters: list[torch.nn.Parameter], config: OptimizerConfig, device: torch.device) -> torch.optim.Adam:

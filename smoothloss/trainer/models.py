@@ -1,4 +1,4 @@
-"""Models of runs, ready to evaluate: one, or an ensemble of several."""
+"""Models of runs, ready to evaluate: one, an ensemble of several, or the average of a run's last checkpoints."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from smoothloss.trainer.checkpoint import load_model
+from smoothloss.trainer.checkpoint import average_checkpoints, load_model, save_checkpoint
 from smoothloss.trainer.config import Recipe, RecipeError
 from smoothloss.trainer.decoding import Ensemble
 from smoothloss.trainer.evaluation import choose_device
@@ -39,6 +39,27 @@ def open_checkpoints(
         models.append(tasks[run.path].build_model())
         load_model(file, models[-1])
     return recipe, task, (models[0] if len(models) == 1 else Ensemble(models)).to(place), place
+
+
+def average_run(run: RunDirectory, last: int | None = None) -> Path:
+    """Write ``checkpoints/average.safetensors``: the mean of the run's last validated models; returns its path.
+
+    Args:
+        run: A run whose recipe says ``training.keep_checkpoints``.
+        last: How many to average; None: all that were kept.
+
+    Raises:
+        RecipeError: when so many were not kept.
+    """
+    run.recipe()  # is it a run?
+    files = run.step_files()
+    count = len(files) if last is None else last
+    if not 1 <= count <= len(files):
+        wanted = "none to average" if last is None else f"not the last {last}"
+        raise RecipeError(f"{run.path} keeps {len(files)} validated models, {wanted}: see training.keep_checkpoints")
+    chosen = files[-count:]
+    save_checkpoint(run.average, average_checkpoints(chosen), {"average_of": [file.name for file in chosen]})
+    return run.average
 
 
 def _locate(path: Path) -> tuple[RunDirectory, Path]:

@@ -44,18 +44,21 @@ def test_train_evaluate_and_look_into_the_table(
     assert main(["train", str(recipe), "--out", str(out), "--seed", "3", "--resume"]) == 0
 
 
-def test_search_sample_and_mix(tmp_path: Path, recipe_values: Values, capsys: pytest.CaptureFixture[str]) -> None:
+def test_search_sample_average_and_mix(
+    tmp_path: Path, recipe_values: Values, capsys: pytest.CaptureFixture[str]
+) -> None:
     recipe, runs = tmp_path / "recipe.yaml", [str(tmp_path / name) for name in ("a", "b")]
-    recipe.write_text(yaml.safe_dump(recipe_values()))
+    recipe.write_text(yaml.safe_dump(recipe_values(training={"keep_checkpoints": 2})))
     for seed, out in enumerate(runs):
         assert main(["train", str(recipe), "--out", out, "--seed", str(seed)]) == 0
     capsys.readouterr()
-    last = str(tmp_path / "a" / "checkpoints" / "last.safetensors")
+    assert main(["average", runs[0], "--last", "2"]) == 0
+    average = capsys.readouterr().out.strip()
     before = (tmp_path / "a" / "scores.test.json").read_text()
-    assert main(["evaluate", last]) == 2
+    assert main(["evaluate", average]) == 2
     assert "needs --out" in capsys.readouterr().err
     options = ["--n_best", "3", "--beam_size", "4", "--no_repeat_ngram_size", "2", "--suppress_unk"]
-    for checkpoints in ([last], [*runs, last]):
+    for checkpoints in ([average], [*runs, average]):
         out = tmp_path / f"out{len(checkpoints)}"
         assert main(["evaluate", *checkpoints, "--out", str(out), *options]) == 0
         assert "test: bleu" in capsys.readouterr().out
@@ -88,6 +91,7 @@ def test_search_sample_and_mix(tmp_path: Path, recipe_values: Values, capsys: py
         (["evaluate", "nowhere"], "nowhere is not a run"),
         (["evaluate", "here", "there"], "needs --out"),
         (["evaluate", "here", "there", "--out", "both"], "here is not a run"),
+        (["average", "nowhere"], "nowhere is not a run"),
         (["table", "show", "nope", "--vocabulary", "nope", "dog"], "--vocabulary: no such file"),
     ],
 )

@@ -47,6 +47,7 @@ def test_a_recipe_survives_its_snapshot(make_recipe: Callable[..., Recipe]) -> N
         ({"model": {"cell": "rnn"}}, "model.cell"),
         ({"data": {"train": None}}, "data.train"),
         ({"task": "summarisation"}, "task must be one of translation"),
+        ({"training": {"keep_checkpoints": -1}}, "training.keep_checkpoints must not be negative, got -1"),
         ({"decoding": {"method": "dance"}}, "decoding.method"),
         ({"decoding": {"beam_size": 0}}, "decoding.beam_size must be positive, got 0"),
         ({"decoding": {"temperature": 0.0}}, "decoding.temperature must be positive, got 0.0"),

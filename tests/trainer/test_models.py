@@ -13,7 +13,7 @@ from smoothloss.trainer.config import DecodingConfig, Recipe, RecipeError
 from smoothloss.trainer.decoding import Ensemble
 from smoothloss.trainer.evaluation import evaluate_split, generate, search_split
 from smoothloss.trainer.loop import train
-from smoothloss.trainer.models import open_checkpoints
+from smoothloss.trainer.models import average_run, open_checkpoints
 from smoothloss.trainer.run import RunDirectory
 
 Make = Callable[..., Recipe]
@@ -22,9 +22,9 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, make_recipe: Make) -> RunDirectory:
-    """Return a run that has learnt something."""
+    """Return a run that has learnt something, and kept its last three validated models."""
     run = RunDirectory(tmp_path_factory.mktemp("models") / "run")
-    recipe = make_recipe(training={"epochs": 10, "validate_every": 2}, model={"dropout": 0.0})
+    recipe = make_recipe(training={"epochs": 10, "validate_every": 2, "keep_checkpoints": 3}, model={"dropout": 0.0})
     train(recipe, run)
     return run
 
@@ -100,3 +100,30 @@ def test_runs_that_cannot_be_mixed_are_named(tmp_path: Path, trained: RunDirecto
     copy.recipe_file.write_text(text.replace("/val\n", "/test\n"))
     with pytest.raises(RecipeError, match="cannot be mixed: their models read different inputs"):
         open_checkpoints([trained.path, copy.path])
+
+
+def test_the_last_models_are_averaged(trained: RunDirectory) -> None:
+    names = [file.name for file in trained.step_files()]
+    assert len(names) == 3
+    for last, chosen in ((None, names), (2, names[1:])):
+        path = average_run(trained, last)
+        mean, about = checkpoint.load_checkpoint(path)
+        assert about == {"average_of": chosen}
+        models = [checkpoint.load_checkpoint(trained.last.with_name(name))[0] for name in chosen]
+        for name, value in mean.items():
+            assert torch.equal(value, (sum(model[name].double() for model in models) / len(chosen)).float())
+    _, task, model, _ = open_checkpoints([path])
+    assert float(task.score("test", generate(model, task, "test", DecodingConfig(max_length=10), CPU))["bleu"]) > 0
+
+
+@pytest.mark.parametrize("last", [0, -1, 4])
+def test_models_that_were_not_kept_are_not_averaged(trained: RunDirectory, last: int) -> None:
+    with pytest.raises(RecipeError, match=rf"keeps 3 validated models, not the last {last}: .*keep_checkpoints"):
+        average_run(trained, last)
+
+
+def test_a_run_that_keeps_nothing_says_so(tmp_path: Path, other: RunDirectory) -> None:
+    with pytest.raises(RecipeError, match="keeps 0 validated models, none to average"):
+        average_run(other)
+    with pytest.raises(RecipeError, match="is not a run"):
+        average_run(RunDirectory(tmp_path))
