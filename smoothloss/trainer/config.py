@@ -326,31 +326,6 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         raise RecipeError(message if str(path) in message else f"recipe {path}: {message}") from None
 
 
-def check_recipe(recipe: Recipe) -> None:
-    """Refuse values that have the right type and still make no sense.
-
-    Raises:
-        RecipeError: naming the key, what was got and what was expected.
-    """
-    loss, training = recipe.loss, recipe.training
-    shares = {"loss.alpha": loss.alpha, "loss.token_alpha": loss.token_alpha}
-    shares |= {"loss.label_smoothing": loss.label_smoothing}
-    for key, share in shares.items():
-        if not 0.0 <= share <= 1.0:
-            raise RecipeError(f"{key} must be between 0 and 1, got {share}")
-    positive = {"loss.token_tau": loss.token_tau, "loss.tau": loss.tau, "loss.num_samples": loss.num_samples}
-    positive |= {"loss.neighbours": loss.neighbours, "training.epochs": training.epochs}
-    positive |= {"training.batch_size": training.batch_size, "training.validate_every": training.validate_every}
-    positive |= {"training.log_every": training.log_every, "optimizer.lr": recipe.optimizer.lr}
-    positive |= {"optimizer.decay_every": recipe.optimizer.decay_every}
-    for key, value in positive.items():
-        if not value > 0:
-            raise RecipeError(f"{key} must be positive, got {value}")
-    if training.keep_checkpoints < 0:
-        raise RecipeError(f"training.keep_checkpoints must not be negative, got {training.keep_checkpoints}")
-    check_decoding(recipe.decoding)
-
-
 def check_decoding(decoding: DecodingConfig) -> None:
     """Refuse values of the right type that no search can follow.
 
@@ -368,3 +343,28 @@ def check_decoding(decoding: DecodingConfig) -> None:
     if decoding.method == "beam" and decoding.n_best > decoding.beam_size:
         expected = f"at most decoding.beam_size ({decoding.beam_size})"
         raise RecipeError(f"decoding.n_best must be {expected}, got {decoding.n_best}")
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Refuse values that have the right type and still make no sense.
+
+    Raises:
+        RecipeError: naming the key, what was got and what was expected.
+    """
+    check_decoding(recipe.decoding)
+    loss, training = recipe.loss, recipe.training
+    if training.keep_checkpoints < 0:
+        raise RecipeError(f"training.keep_checkpoints must not be negative, got {training.keep_checkpoints}")
+    shares = {"loss.alpha": loss.alpha, "loss.token_alpha": loss.token_alpha}
+    shares |= {"loss.label_smoothing": loss.label_smoothing}
+    for key, share in shares.items():
+        if not 0.0 <= share <= 1.0:
+            raise RecipeError(f"{key} must be between 0 and 1, got {share}")
+    positive = {"loss.token_tau": loss.token_tau, "loss.tau": loss.tau, "loss.num_samples": loss.num_samples}
+    positive |= {"loss.neighbours": loss.neighbours, "training.epochs": training.epochs}
+    positive |= {"training.batch_size": training.batch_size, "training.validate_every": training.validate_every}
+    positive |= {"training.log_every": training.log_every, "optimizer.lr": recipe.optimizer.lr}
+    positive |= {"optimizer.decay_every": recipe.optimizer.decay_every}
+    for key, value in positive.items():
+        if not value > 0:
+            raise RecipeError(f"{key} must be positive, got {value}")
