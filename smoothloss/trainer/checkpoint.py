@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from smoothloss.trainer.config import RecipeError
 
@@ -70,6 +70,36 @@ def load_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
             return {name: file.get_tensor(name) for name in file.keys()}, state  # noqa: SIM118 (not a mapping)
     except (SafetensorError, KeyError, json.JSONDecodeError) as error:
         raise RecipeError(f"{path} is not a checkpoint of the trainer: {error}") from None
+
+
+def load_model(path: str | Path, model: nn.Module) -> dict[str, Any]:
+    """Load the model in a checkpoint into ``model``; returns the checkpoint's state.
+
+    Raises:
+        RecipeError: when the file is missing or is no checkpoint.
+    """
+    tensors, state = load_checkpoint(path)
+    model.load_state_dict(without_prefix("model", tensors))
+    return state
+
+
+def average_checkpoints(paths: Sequence[str | Path]) -> dict[str, Tensor]:
+    """``mean(tensor_1, ..., tensor_n)``, taken in float64, of every tensor of the models in checkpoints of one run.
+
+    Tensors of integers (counters) are the last checkpoint's. Optimizers and random states are left out.
+
+    Raises:
+        RecipeError: when a file is missing or is no checkpoint.
+
+    Source: Junczys-Dowmunt, Dwojak and Sennrich 2016, "The AMU-UEDIN submission to the WMT16 news translation task".
+    """
+    models = [without_prefix("model", load_checkpoint(path)[0]) for path in paths]
+    return with_prefix("model", {name: _mean([model[name] for model in models]) for name in models[-1]})
+
+
+def _mean(tensors: Sequence[Tensor]) -> Tensor:
+    last = tensors[-1]
+    return torch.stack([*tensors]).double().mean(0).to(last.dtype) if last.is_floating_point() else last
 
 
 def with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

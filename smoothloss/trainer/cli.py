@@ -1,4 +1,4 @@
-"""The command line: ``smoothloss train | evaluate | table | demo``."""
+"""The command line: ``smoothloss train | evaluate | average | table | demo``."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ Train sequence models with token-level and sequence-level loss smoothing.
   smoothloss train RECIPE --training.epochs 3 --resume       override any key; go on after a crash
   smoothloss train RECIPE --help                             every key of the recipe's task, with its meaning
   smoothloss evaluate runs/mle --split test --beam_size 5    score a run's best checkpoint
+  smoothloss evaluate runs/a runs/b --out runs/a+b           score the ensemble of several
+  smoothloss average runs/mle --last 3                       average the last models that a run kept
   smoothloss table build VECTORS --vocabulary V.json --out table.safetensors
   smoothloss table show runs/tok/table.safetensors --vocabulary runs/tok/vocabulary.target.json dog
   smoothloss demo                                            a few minutes from nothing to a report
@@ -28,6 +30,19 @@ them. Paths may use environment variables such as ${SMOOTHLOSS_DATA}.
 The run directory gets the recipe, vocabularies, metrics.jsonl, the checkpoints `last` and `best`, and the test scores
 and hypotheses. After a crash, the same command with --resume goes on from the last checkpoint and gives the same losses
 as if nothing had happened."""
+
+
+DECODING_OPTIONS = {
+    "beam_size": (int, "hypotheses kept; 1 is greedy search"),
+    "length_penalty": (float, "ranks by log-probability / length ** this"),
+    "max_length": (int, "longest output in tokens"),
+    "n_best": (int, "hypotheses written per input, with their scores"),
+    "no_repeat_ngram_size": (int, "no n-gram of this size twice in an output"),
+    "temperature": (float, "sample: draws from softmax(logits / temperature)"),
+    "top_k": (int, "sample: draws from the so many most probable tokens"),
+    "top_p": (float, "sample: draws from the fewest tokens that make up this mass"),
+    "seed": (int, "sample: seeds the draws"),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -77,6 +92,12 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--overwrite", action="store_true", help="remove the run that is there and start anew")
     train.set_defaults(function=_train)
     _add_evaluate(commands)
+    average = commands.add_parser(
+        "average", help="average the last validated models of a run (training.keep_checkpoints)"
+    )
+    average.add_argument("run", metavar="RUN", help="a run directory")
+    average.add_argument("--last", type=int, metavar="N", help="how many (default: all that were kept)")
+    average.set_defaults(function=_average)
     _add_table(commands)
     demo = commands.add_parser("demo", help="train MLE and lazy Tok-Seq on small scenes, and write an HTML report")
     demo.add_argument("--out", metavar="DIR", default="runs/demo", help="where the runs and the report go")
@@ -85,12 +106,21 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    evaluate = commands.add_parser("evaluate", help="score the best checkpoint of a run")
-    evaluate.add_argument("run", metavar="RUN", help="a run directory")
+    evaluate = commands.add_parser("evaluate", help="score the best checkpoint of a run, or an ensemble")
+    evaluate.add_argument(
+        "checkpoints",
+        metavar="RUN",
+        nargs="+",
+        help="run directories, or checkpoint files in them; several: an ensemble",
+    )
     evaluate.add_argument("--split", help="validation, or a test split of the recipe (default: all test splits)")
-    evaluate.add_argument("--beam_size", type=int, help="hypotheses kept; 1 is greedy search (default: the recipe's)")
-    evaluate.add_argument("--length_penalty", type=float, help="ranks by log-probability / length ** this")
+    evaluate.add_argument("--out", metavar="DIR", help="where scores and hypotheses go (default: the run directory)")
     evaluate.add_argument("--device", help="auto, cpu, cuda, cuda:1 (default: the recipe's)")
+    decoding = evaluate.add_argument_group("decoding", "in place of what the recipe says (of the first run)")
+    decoding.add_argument("--method", choices=("beam", "sample"), help="search for the best outputs, or draw them")
+    decoding.add_argument("--suppress_unk", action=argparse.BooleanOptionalAction, help="never write the unknown word")
+    for name, (kind, explanation) in DECODING_OPTIONS.items():
+        decoding.add_argument(f"--{name}", type=kind, help=explanation)
     evaluate.set_defaults(function=_evaluate)
 
 
@@ -136,18 +166,28 @@ def _train(options: argparse.Namespace) -> None:
 def _evaluate(options: argparse.Namespace) -> None:
     from dataclasses import replace
 
-    from smoothloss.trainer.config import RecipeError
-    from smoothloss.trainer.evaluation import evaluate_split, open_run
+    from smoothloss.trainer.config import RecipeError, check_decoding
+    from smoothloss.trainer.evaluation import evaluate_split
+    from smoothloss.trainer.models import open_checkpoints
+
+    if options.out is None and (len(options.checkpoints) > 1 or Path(options.checkpoints[0]).is_file()):
+        raise RecipeError("evaluating other than a run's best checkpoint needs --out, where the scores go")
+    recipe, task, model, device = open_checkpoints(options.checkpoints, options.device)
+    given = {name: getattr(options, name) for name in (*DECODING_OPTIONS, "method", "suppress_unk")}
+    decoding = replace(recipe.decoding, **{name: value for name, value in given.items() if value is not None})
+    check_decoding(decoding)
+    folder = Path(options.out or options.checkpoints[0])
+    folder.mkdir(parents=True, exist_ok=True)
+    for split in [options.split] if options.split else task.test_splits:
+        _print_scores(split, evaluate_split(folder, task, model, split, decoding, device))
+
+
+def _average(options: argparse.Namespace) -> None:
+    from smoothloss.trainer.models import average_run
     from smoothloss.trainer.run import RunDirectory
 
-    run = RunDirectory(options.run)
-    recipe, task, model, device = open_run(run, options.device)
-    given = {"beam_size": options.beam_size, "length_penalty": options.length_penalty}
-    decoding = replace(recipe.decoding, **{key: value for key, value in given.items() if value is not None})
-    if decoding.beam_size < 1 or decoding.length_penalty < 0:
-        raise RecipeError("--beam_size must be at least 1 and --length_penalty not negative")
-    for split in [options.split] if options.split else task.test_splits:
-        _print_scores(split, evaluate_split(run, task, model, split, decoding, device))
+    path = average_run(RunDirectory(options.run), options.last)
+    sys.stdout.write(f"{path}\n")
 
 
 def _print_scores(split: str, scores: dict[str, float | str]) -> None:

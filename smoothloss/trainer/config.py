@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -130,6 +130,7 @@ class TrainingConfig:
         checkpoint_every: Steps between two checkpoints inside an epoch; 0 keeps those of the epochs' ends.
         validate_every: Epochs between two validations; the last epoch is always validated.
         patience: Stop after so many validations without a better metric; 0 never does.
+        keep_checkpoints: Keep the models of the last so many validations besides the best one, to be averaged.
     """
 
     epochs: int = 10
@@ -141,25 +142,47 @@ class TrainingConfig:
     checkpoint_every: int = 500
     validate_every: int = 1
     patience: int = 0
+    keep_checkpoints: int = 0
 
 
 @dataclass
 class DecodingConfig:
-    """Beam search.
+    """Beam search or sampling.
 
     Args:
-        beam_size: Hypotheses kept; 1 is greedy search.
+        method: ``beam`` searches for the best outputs, ``sample`` draws them.
+        beam_size: Hypotheses kept by the beam search; 1 is greedy search.
         length_penalty: A hypothesis is ranked by its log-probability / length ** length_penalty; 0 ranks by the sum.
         max_length: Longest output in tokens, the end-of-sentence token not counted.
-        validation_beam_size: Beam of the validation after each epoch, which chooses the best checkpoint.
+        n_best: Hypotheses written per input; so many are drawn with ``sample``. The best one is scored.
+        suppress_unk: Never write the unknown word.
+        no_repeat_ngram_size: No n-gram of this size may occur twice in an output; 0 allows repeats.
+        temperature: Of ``sample``: draws from softmax(logits / temperature).
+        top_k: Of ``sample``: draws from the so many most probable tokens; 0 from all.
+        top_p: Of ``sample``: draws from the fewest tokens that make up this mass (nucleus); 1 from all.
+        seed: Of ``sample``: seeds the draws of each split.
+        validation_beam_size: Beam of the validation after each epoch, which chooses the best checkpoint. It is always
+            a beam search.
         batch_size: Inputs decoded together.
     """
 
+    method: Literal["beam", "sample"] = "beam"
     beam_size: int = 3
     length_penalty: float = 1.0
     max_length: int = 60
+    n_best: int = 1
+    suppress_unk: bool = False
+    no_repeat_ngram_size: int = 0
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 1
     validation_beam_size: int = 1
     batch_size: int = 100
+
+    def for_validation(self) -> DecodingConfig:
+        """The search that chooses the best checkpoint."""
+        return replace(self, method="beam", beam_size=self.validation_beam_size, n_best=1)
 
 
 @dataclass
@@ -176,7 +199,7 @@ class Recipe:
         loss: The training loss.
         optimizer: Adam and its schedule.
         training: How long and how to train.
-        decoding: Beam search.
+        decoding: Beam search or sampling.
     """
 
     task: str
@@ -303,13 +326,35 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         raise RecipeError(message if str(path) in message else f"recipe {path}: {message}") from None
 
 
+def check_decoding(decoding: DecodingConfig) -> None:
+    """Refuse values of the right type that no search can follow.
+
+    Raises:
+        RecipeError: naming the key, what was got and what was expected.
+    """
+    for name in ("beam_size", "max_length", "n_best", "temperature", "validation_beam_size", "batch_size"):
+        if not getattr(decoding, name) > 0:
+            raise RecipeError(f"decoding.{name} must be positive, got {getattr(decoding, name)}")
+    for name in ("length_penalty", "no_repeat_ngram_size", "top_k"):
+        if not getattr(decoding, name) >= 0:
+            raise RecipeError(f"decoding.{name} must not be negative, got {getattr(decoding, name)}")
+    if not 0.0 < decoding.top_p <= 1.0:
+        raise RecipeError(f"decoding.top_p must be above 0 and at most 1, got {decoding.top_p}")
+    if decoding.method == "beam" and decoding.n_best > decoding.beam_size:
+        expected = f"at most decoding.beam_size ({decoding.beam_size})"
+        raise RecipeError(f"decoding.n_best must be {expected}, got {decoding.n_best}")
+
+
 def check_recipe(recipe: Recipe) -> None:
     """Refuse values that have the right type and still make no sense.
 
     Raises:
         RecipeError: naming the key, what was got and what was expected.
     """
+    check_decoding(recipe.decoding)
     loss, training = recipe.loss, recipe.training
+    if training.keep_checkpoints < 0:
+        raise RecipeError(f"training.keep_checkpoints must not be negative, got {training.keep_checkpoints}")
     shares = {"loss.alpha": loss.alpha, "loss.token_alpha": loss.token_alpha}
     shares |= {"loss.label_smoothing": loss.label_smoothing}
     for key, share in shares.items():
@@ -319,9 +364,6 @@ def check_recipe(recipe: Recipe) -> None:
     positive |= {"loss.neighbours": loss.neighbours, "training.epochs": training.epochs}
     positive |= {"training.batch_size": training.batch_size, "training.validate_every": training.validate_every}
     positive |= {"training.log_every": training.log_every, "optimizer.lr": recipe.optimizer.lr}
-    positive |= {"decoding.beam_size": recipe.decoding.beam_size, "decoding.max_length": recipe.decoding.max_length}
-    positive |= {"decoding.validation_beam_size": recipe.decoding.validation_beam_size}
-    positive |= {"decoding.batch_size": recipe.decoding.batch_size}
     positive |= {"optimizer.decay_every": recipe.optimizer.decay_every}
     for key, value in positive.items():
         if not value > 0:

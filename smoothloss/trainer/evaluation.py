@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
 
 import smoothloss.functional as F
-from smoothloss.trainer.checkpoint import load_checkpoint, without_prefix, write_json
-from smoothloss.trainer.config import DecodingConfig, Recipe, RecipeError
-from smoothloss.trainer.decoding import beam_search
+from smoothloss.trainer.checkpoint import write_atomically, write_json
+from smoothloss.trainer.config import DecodingConfig, RecipeError
+from smoothloss.trainer.decoding import Ensemble, Hypothesis, beam_search, sample
 from smoothloss.trainer.losses import encode
-from smoothloss.trainer.run import RunDirectory
-from smoothloss.trainer.tasks import Batch, SequenceModel, Task, task_class
+from smoothloss.trainer.tasks import Batch, SequenceModel, State, Task
 from smoothloss.trainer.vocabulary import PAD
+
+_NO_SETTINGS = ("validation_beam_size", "batch_size")  # of the decoding: they have no influence on what is written
 
 
 def choose_device(name: str) -> torch.device:
@@ -50,62 +54,73 @@ def negative_log_likelihood(model: SequenceModel, batches: Iterable[Batch], devi
 
 
 @torch.inference_mode()
-def generate(
-    model: SequenceModel, task: Task, split: str, decoding: DecodingConfig, device: torch.device, *, beam_size: int
-) -> dict[str, str]:
-    """The best hypothesis, tokens joined by spaces, for every input of a split by its id."""
+def search_split(
+    model: SequenceModel | Ensemble, task: Task, split: str, decoding: DecodingConfig, device: torch.device
+) -> dict[str, list[Hypothesis]]:
+    """``decoding.n_best`` hypotheses at most, best first, for every input of a split by its id."""
     model.eval()
-    texts: dict[str, str] = {}
+    generator = torch.Generator(device).manual_seed(decoding.seed)
+    found: dict[str, list[Hypothesis]] = {}
     for ids, source in task.sources(split, decoding.batch_size):
         memory = model.encode(*(tensor.to(device) for tensor in source))
-        found = beam_search(
-            model,
-            memory,
-            len(ids),
-            beam_size=beam_size,
-            max_length=decoding.max_length,
-            length_penalty=decoding.length_penalty,
-            device=device,
-        )
-        for name, hypotheses in zip(ids, found, strict=True):
-            # No hypothesis at all: a model that gives no finite number.
-            texts[name] = " ".join(task.vocabulary.decode(hypotheses[0].tokens if hypotheses else ()))
-    return texts
+        hypotheses = _search(model, memory, len(ids), decoding, generator, device)
+        found.update(zip(ids, (ranked[: decoding.n_best] for ranked in hypotheses), strict=True))
+    return found
 
 
-def open_run(run: RunDirectory, device: str | None = None) -> tuple[Recipe, Task, SequenceModel, torch.device]:
-    """A run's recipe, task and best model, ready to evaluate.
+def _search(
+    model: SequenceModel | Ensemble,
+    memory: State,
+    inputs: int,
+    decoding: DecodingConfig,
+    generator: torch.Generator,
+    device: torch.device,
+) -> list[list[Hypothesis]]:
+    shared: dict[str, Any] = {"max_length": decoding.max_length, "length_penalty": decoding.length_penalty}
+    shared |= {"suppress_unk": decoding.suppress_unk, "no_repeat_ngram_size": decoding.no_repeat_ngram_size}
+    if decoding.method == "beam":
+        return beam_search(model, memory, inputs, beam_size=decoding.beam_size, **shared, device=device)
+    drawn = {"temperature": decoding.temperature, "top_k": decoding.top_k, "top_p": decoding.top_p, **shared}
+    return sample(model, memory, inputs, num_samples=decoding.n_best, generator=generator, **drawn, device=device)
 
-    Raises:
-        RecipeError: when the directory holds no run, or no best checkpoint yet.
-    """
-    recipe = run.recipe()
-    task = task_class(recipe.task)(recipe, run.vocabularies())
-    place = choose_device(device or recipe.device)
-    model = task.build_model()
-    load_best(run, model)
-    return recipe, task, model.to(place), place
+
+def generate(
+    model: SequenceModel | Ensemble, task: Task, split: str, decoding: DecodingConfig, device: torch.device
+) -> dict[str, str]:
+    """The best hypothesis, tokens joined by spaces, for every input of a split by its id."""
+    found = search_split(model, task, split, decoding, device)
+    return {name: _text(task, hypotheses) for name, hypotheses in found.items()}
 
 
-def load_best(run: RunDirectory, model: SequenceModel) -> dict[str, Any]:
-    """Load the best checkpoint's weights; returns what is known about it: step, epoch, metric."""
-    tensors, state = load_checkpoint(run.best)
-    model.load_state_dict(without_prefix("model", tensors))
-    return state
+def _text(task: Task, hypotheses: Sequence[Hypothesis]) -> str:
+    # No hypothesis at all: a model that gives no finite number.
+    return " ".join(task.vocabulary.decode(hypotheses[0].tokens)) if hypotheses else ""
 
 
 def evaluate_split(
-    run: RunDirectory,
+    folder: Path,
     task: Task,
-    model: SequenceModel,
+    model: SequenceModel | Ensemble,
     split: str,
     decoding: DecodingConfig,
     device: torch.device,
 ) -> dict[str, float | str]:
-    """Generate for a split, score it, and write ``scores.<split>.json`` and ``hypotheses.<split>.json`` of the run."""
-    texts = generate(model, task, split, decoding, device, beam_size=decoding.beam_size)
+    """Generate for a split and score it.
+
+    Writes ``hypotheses.<split>.json`` (text by id), ``nbest.<split>.jsonl`` (a line per input: its id and its
+    hypotheses with their scores, best first) and ``scores.<split>.json`` (scores and settings) to the folder.
+    """
+    found = search_split(model, task, split, decoding, device)
+    texts = {name: _text(task, hypotheses) for name, hypotheses in found.items()}
     scores = task.score(split, texts)
-    settings = {"beam_size": decoding.beam_size, "length_penalty": decoding.length_penalty}
-    write_json(run.path / f"hypotheses.{split}.json", texts)
-    write_json(run.path / f"scores.{split}.json", {**scores, **settings})
+    settings = {key: value for key, value in asdict(decoding).items() if key not in _NO_SETTINGS}
+    write_json(folder / f"hypotheses.{split}.json", texts)
+    lines = (json.dumps(_n_best(task, *entry), ensure_ascii=False) for entry in found.items())
+    write_atomically(folder / f"nbest.{split}.jsonl", "".join(f"{line}\n" for line in lines).encode())
+    write_json(folder / f"scores.{split}.json", {**scores, **settings})
     return scores
+
+
+def _n_best(task: Task, name: str, hypotheses: Sequence[Hypothesis]) -> dict[str, Any]:
+    listed = [{"text": _text(task, [hypothesis]), "score": hypothesis.score} for hypothesis in hypotheses]
+    return {"id": name, "hypotheses": listed}

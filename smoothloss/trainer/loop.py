@@ -16,7 +16,7 @@ from tqdm import tqdm
 from smoothloss.similarity import SimilarityTable
 from smoothloss.trainer import checkpoint
 from smoothloss.trainer.config import OptimizerConfig, Recipe, RecipeError
-from smoothloss.trainer.evaluation import choose_device, evaluate_split, generate, load_best, negative_log_likelihood
+from smoothloss.trainer.evaluation import choose_device, evaluate_split, generate, negative_log_likelihood
 from smoothloss.trainer.losses import build_loss
 from smoothloss.trainer.run import RunDirectory
 from smoothloss.trainer.table import build_table
@@ -91,9 +91,10 @@ def train(recipe: Recipe, run: RunDirectory, *, resume: bool = False, overwrite:
             table.save(run.table_file)
         trainer.save()
     trainer.run_epochs()
-    load_best(run, trainer.model)
+    checkpoint.load_model(run.best, trainer.model)
     return {
-        split: evaluate_split(run, task, trainer.model, split, recipe.decoding, device) for split in task.test_splits
+        split: evaluate_split(run.path, task, trainer.model, split, recipe.decoding, device)
+        for split in task.test_splits
     }
 
 
@@ -222,23 +223,26 @@ class Trainer:
         self.progress.metric_lines += 1
 
     def _validate(self) -> None:
-        """Score the validation part; keep the best checkpoint."""
+        """Score the validation part; keep the best checkpoint and the last ones."""
         loss = negative_log_likelihood(self.model, self.task.validation_batches(), self.device)
-        decoding = self.recipe.decoding
-        beam = decoding.validation_beam_size
-        texts = generate(self.model, self.task, "validation", decoding, self.device, beam_size=beam)
+        texts = generate(self.model, self.task, "validation", self.recipe.decoding.for_validation(), self.device)
         found = self.task.score("validation", texts)
         scores = {f"validation_{key}": value for key, value in found.items() if not isinstance(value, str)}
         metric = float(found[self.task.metric])
         self._write({"validation_loss": loss, **scores, "seconds": self._seconds()})
         self._logged = time.perf_counter()
         tqdm.write(f"epoch {self.progress.epoch + 1}: validation loss {loss:.4f}, {self.task.metric} {metric:.2f}")
+        about = {"step": self.progress.step, "epoch": self.progress.epoch + 1, "validation_loss": loss, **scores}
+        weights = checkpoint.with_prefix("model", self.model.state_dict())
+        if self.recipe.training.keep_checkpoints:
+            checkpoint.save_checkpoint(self.run.step_file(self.progress.step), weights, about)
+            for old in self.run.step_files()[: -self.recipe.training.keep_checkpoints]:
+                old.unlink()
         if self.progress.best is not None and metric <= self.progress.best:
             self.progress.stale += 1
             return
         self.progress.best, self.progress.stale = metric, 0
-        about = {"step": self.progress.step, "epoch": self.progress.epoch + 1, "validation_loss": loss, **scores}
-        checkpoint.save_checkpoint(self.run.best, checkpoint.with_prefix("model", self.model.state_dict()), about)
+        checkpoint.save_checkpoint(self.run.best, weights, about)
 
     def save(self) -> None:
         """Write the last checkpoint: all that the next step depends on."""
@@ -265,6 +269,9 @@ class Trainer:
         self.progress = Progress(**state["progress"])
         self._loss_sum.fill_(self.progress.loss_sum)
         self.run.cut_metrics(self.progress.metric_lines)
+        for file in self.run.step_files():
+            if file > self.run.step_file(self.progress.step):  # of a future that may come out differently
+                file.unlink()
 
 
 def _optimizer(parameters: list[torch.nn.Parameter], config: OptimizerConfig, device: torch.device) -> torch.optim.Adam:

@@ -6,7 +6,10 @@ vocabulary.<name>.json      the vocabularies
 table.safetensors           the similarity table, when the loss has one
 metrics.jsonl               training loss every few steps; validation after each epoch
 checkpoints/last.safetensors, checkpoints/best.safetensors
+checkpoints/step_<n>.safetensors                  the last validated models, when the recipe keeps them
+checkpoints/average.safetensors                   their mean, by `smoothloss average`
 scores.<split>.json, hypotheses.<split>.json      what the best checkpoint gives
+nbest.<split>.jsonl                               the same with scores, and the hypotheses after the best
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ from smoothloss.trainer.vocabulary import Vocabulary
 
 # Keys that may differ between a run and its resumption: they say how long, how often and where, not what.
 FREE_KEYS: tuple[str, ...] = ("name", "device", "decoding.", "data.", "training.epochs", "training.max_steps")
-FREE_KEYS += ("training.max_minutes", "training.checkpoint_every", "training.patience")
+FREE_KEYS += ("training.max_minutes", "training.checkpoint_every", "training.patience", "training.keep_checkpoints")
 
 
 class RunDirectory:
@@ -49,6 +52,7 @@ class RunDirectory:
         self.table_file = self.path / "table.safetensors"
         self.last = self.path / "checkpoints" / "last.safetensors"
         self.best = self.path / "checkpoints" / "best.safetensors"
+        self.average = self.path / "checkpoints" / "average.safetensors"
 
     def create(self, recipe: Recipe, vocabularies: Mapping[str, Vocabulary]) -> None:
         """Write the parts that are known before training starts."""
@@ -109,6 +113,14 @@ class RunDirectory:
             return {file.name.split(".")[1]: Vocabulary.load(file) for file in files}
         except ValueError as error:
             raise RecipeError(str(error)) from None
+
+    def step_file(self, step: int) -> Path:
+        """The file of the model validated after so many steps."""
+        return self.last.with_name(f"step_{step:010}.safetensors")  # so wide that names sort like numbers
+
+    def step_files(self) -> list[Path]:
+        """The validated models that were kept, oldest first."""
+        return sorted(self.last.parent.glob("step_*.safetensors"))
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of ``metrics.jsonl``; a line cut off by a crash is left out."""

@@ -49,7 +49,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def recipe_values(corpus: Path) -> Callable[..., dict[str, Any]]:
     """Return a function that makes the mapping of a small translation recipe, with sections merged over it."""
 
@@ -73,7 +73,7 @@ def recipe_values(corpus: Path) -> Callable[..., dict[str, Any]]:
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_recipe(recipe_values: Callable[..., dict[str, Any]]) -> Callable[..., Recipe]:
     """Return a function that makes a small translation recipe."""
     return lambda **sections: parse_recipe(recipe_values(**sections))

@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from smoothloss.trainer.checkpoint import (
+    average_checkpoints,
     flatten_optimizer,
     load_checkpoint,
+    load_model,
     random_states,
     restore_optimizer,
     restore_random_states,
@@ -90,3 +92,26 @@ def test_random_numbers_go_on_where_they_were() -> None:
     restore_random_states(states, generator)
     assert torch.equal(expected[0], torch.rand(3))
     assert torch.equal(expected[1], torch.rand(3, generator=generator))
+
+
+def test_an_average_is_the_mean_of_the_models_tensors(tmp_path: Path) -> None:
+    models = []
+    for number in range(3):
+        model = {"weight": torch.randn(3, 4), "half": torch.randn(5).bfloat16(), "seen": torch.tensor(number)}
+        save_checkpoint(tmp_path / str(number), with_prefix("model", model) | {"optimizer.0": torch.ones(2)}, {})
+        models.append(model)
+    average = without_prefix("model", average_checkpoints([tmp_path / str(number) for number in range(3)]))
+    assert average.keys() == models[0].keys(), "and nothing but the model"
+    for name, kind in (("weight", torch.float32), ("half", torch.bfloat16)):
+        assert torch.equal(average[name], sum(model[name].double() for model in models).div(3).to(kind))
+    assert average["seen"] == 2
+
+
+def test_an_average_of_one_is_that_one_bit_for_bit(tmp_path: Path) -> None:
+    model = torch.nn.Linear(3, 4)
+    save_checkpoint(tmp_path / "c", with_prefix("model", model.state_dict()), {"step": 7})
+    save_checkpoint(tmp_path / "mean", average_checkpoints([tmp_path / "c"]), {"step": 8})
+    other = torch.nn.Linear(3, 4)
+    assert load_model(tmp_path / "mean", other) == {"step": 8}
+    assert torch.equal(other.weight, model.weight)
+    assert torch.equal(other.bias, model.bias)

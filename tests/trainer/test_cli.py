@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,37 @@ def test_train_evaluate_and_look_into_the_table(
     assert main(["train", str(recipe), "--out", str(out), "--seed", "3", "--resume"]) == 0
 
 
+def test_search_sample_average_and_mix(
+    tmp_path: Path, recipe_values: Values, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, runs = tmp_path / "recipe.yaml", [str(tmp_path / name) for name in ("a", "b")]
+    recipe.write_text(yaml.safe_dump(recipe_values(training={"keep_checkpoints": 2})))
+    for seed, out in enumerate(runs):
+        assert main(["train", str(recipe), "--out", out, "--seed", str(seed)]) == 0
+    capsys.readouterr()
+    assert main(["average", runs[0], "--last", "2"]) == 0
+    average = capsys.readouterr().out.strip()
+    before = (tmp_path / "a" / "scores.test.json").read_text()
+    assert main(["evaluate", average]) == 2
+    assert "needs --out" in capsys.readouterr().err
+    options = ["--n_best", "3", "--beam_size", "4", "--no_repeat_ngram_size", "2", "--suppress_unk"]
+    for checkpoints in ([average], [*runs, average]):
+        out = tmp_path / f"out{len(checkpoints)}"
+        assert main(["evaluate", *checkpoints, "--out", str(out), *options]) == 0
+        assert "test: bleu" in capsys.readouterr().out
+        lines = [json.loads(line) for line in (out / "nbest.test.jsonl").read_text().splitlines()]
+        assert len(lines) == 30
+        assert all(len(line["hypotheses"]) == 3 for line in lines)
+        scores = json.loads((out / "scores.test.json").read_text())
+        assert (scores["beam_size"], scores["no_repeat_ngram_size"], scores["suppress_unk"]) == (4, 2, True)
+    assert (tmp_path / "a" / "scores.test.json").read_text() == before
+    assert main(["evaluate", runs[0], "--method", "sample", "--top_p", "0.9", "--temperature", "0.5"]) == 0
+    assert json.loads((tmp_path / "a" / "scores.test.json").read_text())["method"] == "sample"
+    capsys.readouterr()
+    assert main(["evaluate", runs[0], "--n_best", "3"]) == 2
+    assert "decoding.n_best must be at most decoding.beam_size (2), got 3" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -57,6 +89,9 @@ def test_train_evaluate_and_look_into_the_table(
         (["train", "RECIPE", "--resume", "--overwrite"], "exclude each other"),
         (["train", "RECIPE", "--loss.embeddings.path", "/nope"], "loss.embeddings.path: no such file"),
         (["evaluate", "nowhere"], "nowhere is not a run"),
+        (["evaluate", "here", "there"], "needs --out"),
+        (["evaluate", "here", "there", "--out", "both"], "here is not a run"),
+        (["average", "nowhere"], "nowhere is not a run"),
         (["table", "show", "nope", "--vocabulary", "nope", "dog"], "--vocabulary: no such file"),
     ],
 )

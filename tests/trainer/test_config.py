@@ -47,6 +47,14 @@ def test_a_recipe_survives_its_snapshot(make_recipe: Callable[..., Recipe]) -> N
         ({"model": {"cell": "rnn"}}, "model.cell"),
         ({"data": {"train": None}}, "data.train"),
         ({"task": "summarisation"}, "task must be one of translation"),
+        ({"training": {"keep_checkpoints": -1}}, "training.keep_checkpoints must not be negative, got -1"),
+        ({"decoding": {"method": "dance"}}, "decoding.method"),
+        ({"decoding": {"beam_size": 0}}, "decoding.beam_size must be positive, got 0"),
+        ({"decoding": {"temperature": 0.0}}, "decoding.temperature must be positive, got 0.0"),
+        ({"decoding": {"length_penalty": -1.0}}, "decoding.length_penalty must not be negative, got -1.0"),
+        ({"decoding": {"no_repeat_ngram_size": -2}}, "decoding.no_repeat_ngram_size must not be negative, got -2"),
+        ({"decoding": {"top_p": 1.5}}, "decoding.top_p must be above 0 and at most 1, got 1.5"),
+        ({"decoding": {"beam_size": 3, "n_best": 4}}, r"decoding.n_best must be .*beam_size \(3\), got 4"),
     ],
 )
 def test_a_wrong_key_or_value_is_one_line_that_names_it(
@@ -91,6 +99,12 @@ def test_paths_use_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         expand_path("${SOME_FOLDER}/a")
     with pytest.raises(RecipeError, match=r"data\.train: no such file: /nope"):
         existing_file("/nope", "data.train")
+
+
+def test_validation_searches_whatever_the_test_does(recipe_values: Values) -> None:
+    decoding = parse_recipe(recipe_values(decoding={"method": "sample", "n_best": 9, "suppress_unk": True})).decoding
+    found = decoding.for_validation()
+    assert (found.method, found.beam_size, found.n_best, found.suppress_unk) == ("beam", 1, 1, True)
 
 
 @pytest.mark.parametrize("path", sorted((RECIPES / "translation").glob("*.yaml")), ids=lambda path: path.stem)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ from smoothloss.trainer import checkpoint
 from smoothloss.trainer.config import OptimizerConfig, Recipe, RecipeError
 from smoothloss.trainer.loop import Trainer, learning_rate, train
 from smoothloss.trainer.run import RunDirectory
+from smoothloss.trainer.tasks import task_class
 
 Make = Callable[..., Recipe]
 TIMES = {"seconds", "tokens_per_second"}
@@ -132,6 +134,68 @@ def test_a_larger_budget_goes_on_in_mid_epoch(tmp_path: Path, make_recipe: Make)
     lines = train(make_recipe(training={"max_steps": 16}), run, resume=True)
     assert lines == train(make_recipe(training={"max_steps": 16}), whole, resume=True), "nothing is left to do"
     assert [line["step"] for line in losses(whole)].count(16) == 2
+
+
+def test_the_last_validated_models_are_kept(tmp_path: Path, make_recipe: Make) -> None:
+    run = RunDirectory(tmp_path / "run")
+    train(make_recipe(training={"epochs": 4, "keep_checkpoints": 2}), run)
+    assert run.step_files() == [run.step_file(3 * 13), run.step_file(4 * 13)]
+    last = checkpoint.load_checkpoint(run.last)[0]
+    kept, about = checkpoint.load_checkpoint(run.step_file(4 * 13))
+    assert all(torch.equal(kept[name], last[name]) for name in kept)
+    assert about["epoch"] == 4
+    none = RunDirectory(tmp_path / "none")
+    train(make_recipe(training={"epochs": 2}), none)
+    assert none.step_files() == []
+
+
+def test_a_resumed_run_keeps_what_an_uninterrupted_one_keeps(
+    tmp_path: Path, make_recipe: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = make_recipe(training={"epochs": 3, "keep_checkpoints": 2, "checkpoint_every": 0})
+    whole, broken = RunDirectory(tmp_path / "whole"), RunDirectory(tmp_path / "broken")
+    train(recipe, whole)
+    with monkeypatch.context() as patch:
+
+        def full(self: Trainer) -> None:
+            if self.progress.step == 2 * 13:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            save(self)
+
+        save = Trainer.save
+        patch.setattr(Trainer, "save", full)
+        with pytest.raises(OSError, match="No space left"):
+            train(recipe, broken)
+    assert broken.step_files() == [broken.step_file(13), broken.step_file(2 * 13)]
+    task = task_class(recipe.task)(recipe, broken.vocabularies())
+    trainer = Trainer(recipe, broken, task, None, torch.device("cpu"))
+    trainer.restore()
+    assert broken.step_files() == [broken.step_file(13)], "step 26 is to come again"
+    train(recipe, broken, resume=True)
+    assert [file.name for file in broken.step_files()] == [file.name for file in whole.step_files()]
+    for ours, theirs in zip(broken.step_files(), whole.step_files(), strict=True):
+        first, second = checkpoint.load_checkpoint(ours)[0], checkpoint.load_checkpoint(theirs)[0]
+        assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_full_disk_leaves_the_models_that_were_kept(
+    tmp_path: Path, make_recipe: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunDirectory(tmp_path / "run")
+    recipe = make_recipe(training={"epochs": 3, "keep_checkpoints": 1})
+    write = checkpoint.write_atomically
+
+    def full(path: Path, content: bytes) -> None:
+        if path == run.step_file(2 * 13):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "write_atomically", full)
+        with pytest.raises(OSError, match="No space left"):
+            train(recipe, run)
+    assert run.step_files() == [run.step_file(13)]
+    checkpoint.load_checkpoint(run.step_file(13))
 
 
 def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path, make_recipe: Make) -> None:

@@ -1,33 +1,16 @@
-"""Batched beam search for any :class:`~smoothloss.trainer.tasks.SequenceModel`."""
+"""Batched beam search for any model that steps."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from smoothloss.trainer.decoding.constraints import Constraints
+from smoothloss.trainer.decoding.hypothesis import Hypothesis, Stepper
 from smoothloss.trainer.tasks import State, select_rows
 from smoothloss.trainer.vocabulary import BOS, EOS, PAD
-
-
-class Stepper(Protocol):
-    """What the search needs of a model."""
-
-    def initial_state(self, memory: State) -> State:
-        """The decoder's state before the first token."""
-
-    def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
-        """Logits (N, V) and the next state after reading ``tokens`` (N,)."""
-
-
-@dataclass(frozen=True)
-class Hypothesis:
-    """A finished output: its tokens without EOS, and the score it is ranked by."""
-
-    tokens: list[int]
-    score: float
 
 
 @dataclass
@@ -58,6 +41,8 @@ def beam_search(
     beam_size: int,
     max_length: int,
     length_penalty: float = 0.0,
+    suppress_unk: bool = False,
+    no_repeat_ngram_size: int = 0,
     device: torch.device | str = "cpu",
 ) -> list[list[Hypothesis]]:
     """For each input up to ``beam_size`` hypotheses, best first.
@@ -65,8 +50,8 @@ def beam_search(
     Each step ranks all continuations of an input's live hypotheses. Those among the first ``beam_size`` that end are
     finished; the best ``beam_size`` that do not end live on. An input is done when it has ``beam_size`` finished
     hypotheses none of which a live one beats as it stands. After ``max_length`` tokens only EOS may follow. A
-    hypothesis is ranked by log-probability / length ** length_penalty, EOS counted in both; PAD and BOS are never
-    written. With ``beam_size`` 1 this is greedy search. The other inputs of a batch have no influence.
+    hypothesis is ranked by log-probability / length ** length_penalty, EOS counted in both; what :class:`Constraints`
+    forbid is never written. With ``beam_size`` 1 this is greedy search. The other inputs of a batch have no influence.
 
     Args:
         model: Gives the first state and the steps. It should be in evaluation mode.
@@ -75,15 +60,24 @@ def beam_search(
         beam_size: Hypotheses kept per input.
         max_length: Longest output, EOS not counted.
         length_penalty: Exponent of the length; 0 ranks by log-probability.
+        suppress_unk: Never write UNK.
+        no_repeat_ngram_size: No n-gram of this size may occur twice in an output; 0 allows repeats.
         device: Where the model is.
+
+    Raises:
+        ValueError: when an option is out of range.
     """
-    _check(beam_size, max_length, length_penalty)
+    if beam_size < 1:
+        raise ValueError(f"beam_size must be at least 1, got {beam_size}")
+    if length_penalty < 0:
+        raise ValueError(f"length_penalty must not be negative, got {length_penalty}")
+    constraints = Constraints(max_length, suppress_unk, no_repeat_ngram_size)
     search = _start(model, memory, batch_size, beam_size, max_length, torch.device(device))
     results: list[list[Hypothesis]] = [[] for _ in range(batch_size)]
     for length in range(1, max_length + 2):
         if not len(search.numbers):
             break
-        done = _advance(model, search, length, length_penalty, force_end=length == max_length + 1)
+        done = _advance(model, search, constraints, length, length_penalty)
         if bool(done.any()):
             _collect(search.keep(done.nonzero().view(-1)), results)
             search = search.keep((~done).nonzero().view(-1))
@@ -98,15 +92,6 @@ def greedy_search(
     return [hypotheses[0] for hypotheses in found]
 
 
-def _check(beam_size: int, max_length: int, length_penalty: float) -> None:
-    if beam_size < 1:
-        raise ValueError(f"beam_size must be at least 1, got {beam_size}")
-    if max_length < 1:
-        raise ValueError(f"max_length must be at least 1, got {max_length}")
-    if length_penalty < 0:
-        raise ValueError(f"length_penalty must not be negative, got {length_penalty}")
-
-
 def _start(model: Stepper, memory: State, inputs: int, beams: int, max_length: int, device: torch.device) -> _Search:
     rows = torch.arange(inputs, device=device)
     state = select_rows(model.initial_state(memory), rows.repeat_interleave(beams))
@@ -118,16 +103,12 @@ def _start(model: Stepper, memory: State, inputs: int, beams: int, max_length: i
     return search
 
 
-def _advance(model: Stepper, search: _Search, length: int, penalty: float, *, force_end: bool) -> Tensor:
+def _advance(model: Stepper, search: _Search, constraints: Constraints, length: int, penalty: float) -> Tensor:
     """One token more; ``length`` counts it. Returns (B,) which inputs are done."""
     inputs, beams = search.scores.shape
     logits, state = model.step(search.tokens[:, :, -1].reshape(-1), search.state)
-    log_prob = torch.log_softmax(logits.float(), -1).view(inputs, beams, -1)
-    log_prob[..., [PAD, BOS]] = float("-inf")
-    if force_end:
-        end = log_prob[..., EOS].clone()
-        log_prob = torch.full_like(log_prob, float("-inf"))
-        log_prob[..., EOS] = end
+    log_prob = torch.log_softmax(logits.float(), -1)
+    log_prob = constraints.apply(log_prob, search.tokens.view(inputs * beams, length)).view(inputs, beams, -1)
     vocabulary = log_prob.shape[-1]
     # At most `beams` candidates end (one per beam), so 2 * beams hold `beams` that do not.
     candidates = (search.scores[..., None] + log_prob).view(inputs, -1)

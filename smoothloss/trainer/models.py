@@ -1,0 +1,89 @@
+"""Models of runs, ready to evaluate: one, an ensemble of several, or the average of a run's last checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from smoothloss.trainer.checkpoint import average_checkpoints, load_model, save_checkpoint
+from smoothloss.trainer.config import Recipe, RecipeError
+from smoothloss.trainer.decoding import Ensemble
+from smoothloss.trainer.evaluation import choose_device
+from smoothloss.trainer.run import RunDirectory
+from smoothloss.trainer.tasks import SequenceModel, Task, task_class
+
+
+def open_checkpoints(
+    paths: Sequence[str | Path], device: str | None = None
+) -> tuple[Recipe, Task, SequenceModel | Ensemble, torch.device]:
+    """Recipe and task of the first checkpoint, and its model, or the ensemble of all of them.
+
+    Args:
+        paths: Run directories, which stand for their best checkpoint, or checkpoint files of runs.
+        device: Where the models go; None: where the first recipe says.
+
+    Raises:
+        RecipeError: when there is no such run or checkpoint, or the models do not read and write the same tokens.
+    """
+    located = [_locate(Path(path)) for path in paths]
+    tasks = {run.path: _open_task(run) for run in dict(located)}
+    (first, task), *others = tasks.items()
+    for other in others:
+        _check_alike((first, task), other)
+    recipe = RunDirectory(first).recipe()
+    place = choose_device(device or recipe.device)
+    models = []
+    for run, file in located:
+        models.append(tasks[run.path].build_model())
+        load_model(file, models[-1])
+    return recipe, task, (models[0] if len(models) == 1 else Ensemble(models)).to(place), place
+
+
+def average_run(run: RunDirectory, last: int | None = None) -> Path:
+    """Write ``checkpoints/average.safetensors``: the mean of the run's last validated models; returns its path.
+
+    Args:
+        run: A run whose recipe says ``training.keep_checkpoints``.
+        last: How many to average; None: all that were kept.
+
+    Raises:
+        RecipeError: when so many were not kept.
+    """
+    run.recipe()  # is it a run?
+    files = run.step_files()
+    count = len(files) if last is None else last
+    if not 1 <= count <= len(files):
+        wanted = "none to average" if last is None else f"not the last {last}"
+        raise RecipeError(f"{run.path} keeps {len(files)} validated models, {wanted}: see training.keep_checkpoints")
+    chosen = files[-count:]
+    save_checkpoint(run.average, average_checkpoints(chosen), {"average_of": [file.name for file in chosen]})
+    return run.average
+
+
+def _locate(path: Path) -> tuple[RunDirectory, Path]:
+    """The run of a checkpoint file, or a run directory's own best one."""
+    if path.is_file():
+        return RunDirectory(path.absolute().parent.parent), path
+    return RunDirectory(path), RunDirectory(path).best
+
+
+def _open_task(run: RunDirectory) -> Task:
+    recipe = run.recipe()
+    return task_class(recipe.task)(recipe, run.vocabularies())
+
+
+def _check_alike(one: tuple[Path, Task], other: tuple[Path, Task]) -> None:
+    """Refuse runs whose models read other inputs or write other tokens."""
+    tasks = (one[1], other[1])
+    mixed = f"{one[0]} and {other[0]} cannot be mixed"
+    if type(tasks[0]) is not type(tasks[1]):
+        raise RecipeError(f"{mixed}: their tasks differ")
+    for name, vocabulary in tasks[0].vocabularies.items():
+        if vocabulary.words != tasks[1].vocabularies[name].words:
+            raise RecipeError(f"{mixed}: their {name} vocabularies differ")
+    (ids, source), (other_ids, other_source) = (next(iter(task.sources("validation", 1))) for task in tasks)
+    same = ids == other_ids and len(source) == len(other_source)
+    if not (same and all(torch.equal(*pair) for pair in zip(source, other_source, strict=True))):
+        raise RecipeError(f"{mixed}: their models read different inputs")
