@@ -45,7 +45,7 @@ def test_wrong_files_are_refused_in_one_line(coco: Path, tmp_path: Path) -> None
     with pytest.raises(RecipeError, match=r"data\.labels is needed"):
         load_captions(coco_data(coco, labels=None))
     with pytest.raises(RecipeError, match=r"data\.features is needed"):
-        load_captions(coco_data(coco, format="karpathy"))
+        load_captions(coco_data(coco, format="karpathy", labels=None))
     with pytest.raises(RecipeError, match=r"data\.captions: no such file"):
         load_captions(coco_data(coco, captions=f"{tmp_path}/none.json"))
     with pytest.raises(RecipeError, match="not in format coco_labels"):
