@@ -61,9 +61,8 @@ def from_karpathy(content: Any) -> Captions:
         if name in found.captions:
             raise RecipeError(f"data.captions: image {name} is there twice")
         if entry["split"] not in _SPLIT_NAMES:
-            raise RecipeError(
-                f"data.captions: image {name} has split {entry['split']!r}, not {', '.join(_SPLIT_NAMES)}"
-            )
+            expected = ", ".join(_SPLIT_NAMES)
+            raise RecipeError(f"data.captions: split of image {name} must be one of {expected}, got {entry['split']!r}")
         found.splits[_SPLIT_NAMES[entry["split"]]].append(name)
         found.captions[name] = [
             list(sentence["tokens"]) if "tokens" in sentence else tokenize(sentence["raw"])
