@@ -107,5 +107,7 @@ def evaluate_split(
     scores = task.score(split, texts)
     settings = {"beam_size": decoding.beam_size, "length_penalty": decoding.length_penalty}
     write_json(run.path / f"hypotheses.{split}.json", texts)
+    for name, content in task.exports(split, texts).items():
+        write_json(run.path / name, content)
     write_json(run.path / f"scores.{split}.json", {**scores, **settings})
     return scores

@@ -7,6 +7,7 @@ table.safetensors           the similarity table, when the loss has one
 metrics.jsonl               training loss every few steps; validation after each epoch
 checkpoints/last.safetensors, checkpoints/best.safetensors
 scores.<split>.json, hypotheses.<split>.json      what the best checkpoint gives
+captions.<split>.json       the same hypotheses as COCO's test server takes them, for captioning
 """
 
 from __future__ import annotations

@@ -130,7 +130,7 @@ class _Folder(_Store):
     def read(self, name: str) -> Array:
         file = self.names[name]
         if file.suffix in (".h5", ".hdf5"):
-            with _h5py().File(file, "r") as content:
+            with import_h5py().File(file, "r") as content:
                 return np.asarray(content[_feature_key(list(content))])
         with file.open("rb") as stream:  # which np.load(file) would leave open when the file is broken
             array = np.load(stream, allow_pickle=False)
@@ -191,7 +191,7 @@ def _open(path: Path, images: Sequence[str], rows: Sequence[str] | None) -> _Sto
         return _Rows(path, np.load(path, mmap_mode="r", allow_pickle=False), rows, images)
     if path.suffix == ".npz":
         return _Npz(path)
-    h5py = _h5py()
+    h5py = import_h5py()
     content = h5py.File(path, "r")
     features = content.get("features")
     if not isinstance(features, h5py.Dataset):
@@ -206,7 +206,12 @@ def _feature_key(keys: Sequence[str]) -> str:
     return next((key for key in _FEATURE_KEYS if key in keys), keys[0])
 
 
-def _h5py() -> Any:
+def import_h5py() -> Any:
+    """The package h5py.
+
+    Raises:
+        ImportError: saying what to install.
+    """
     try:
         import h5py
     except ImportError:

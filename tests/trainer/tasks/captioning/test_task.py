@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -90,9 +91,14 @@ def test_it_learns_to_name_what_is_there(make_captioning: Make, tmp_path: Path, 
         optimizer={"lr": 0.01},
         training={"epochs": 6, "validate_every": 6},
     )
-    scores = train(recipe, RunDirectory(tmp_path / "run"))
+    run = RunDirectory(tmp_path / "run")
+    scores = train(recipe, run)
     assert scores["test"]["bleu_1"] > 60  # type: ignore[operator]
     assert scores["test"]["cider"] > 60  # type: ignore[operator]
+    written = json.loads((run.path / "hypotheses.test.json").read_text())
+    for_server = json.loads((run.path / "captions.test.json").read_text())
+    assert for_server == [{"image_id": int(image), "caption": text} for image, text in written.items()]
+    assert [row["image_id"] for row in for_server] == list(range(136, 144))
 
 
 def test_recipes_are_the_base_with_another_loss(monkeypatch: pytest.MonkeyPatch) -> None:
