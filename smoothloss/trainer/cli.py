@@ -1,4 +1,4 @@
-"""The command line: ``smoothloss train | evaluate | average | table | demo``."""
+"""The command line: ``smoothloss train | evaluate | average | features | table | demo``."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ Train sequence models with token-level and sequence-level loss smoothing.
   smoothloss evaluate runs/mle --split test --beam_size 5    score a run's best checkpoint
   smoothloss evaluate runs/a runs/b --out runs/a+b           score the ensemble of several
   smoothloss average runs/mle --last 3                       average the last models that a run kept
+  smoothloss features IMAGES --out features.npy              what a ResNet sees of your images, for captioning
   smoothloss table build VECTORS --vocabulary V.json --out table.safetensors
   smoothloss table show runs/tok/table.safetensors --vocabulary runs/tok/vocabulary.target.json dog
   smoothloss demo                                            a few minutes from nothing to a report
@@ -98,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     average.add_argument("run", metavar="RUN", help="a run directory")
     average.add_argument("--last", type=int, metavar="N", help="how many (default: all that were kept)")
     average.set_defaults(function=_average)
+    _add_features(commands)
     _add_table(commands)
     demo = commands.add_parser("demo", help="train MLE and lazy Tok-Seq on small scenes, and write an HTML report")
     demo.add_argument("--out", metavar="DIR", default="runs/demo", help="where the runs and the report go")
@@ -122,6 +124,22 @@ def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     for name, (kind, explanation) in DECODING_OPTIONS.items():
         decoding.add_argument(f"--{name}", type=kind, help=explanation)
     evaluate.set_defaults(function=_evaluate)
+
+
+def _add_features(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    features = commands.add_parser("features", help="extract ResNet features from a folder of images")
+    features.add_argument("folder", metavar="FOLDER", help="images, in subfolders too")
+    features.add_argument("--out", required=True, metavar="FILE", help=".npy or .h5, for a recipe's data.features")
+    where = "a ResNet on the hub of transformers, or a folder with its safetensors (default: microsoft/resnet-152)"
+    features.add_argument("--weights", metavar="NAME", default="microsoft/resnet-152", help=where)
+    grid = "keep N x N regions for attention; 0 keeps one vector (default: 0)"
+    features.add_argument("--grid", type=int, metavar="N", default=0, help=grid)
+    side = "side in pixels that images are resized to (default: 224, whose map has 7 x 7 positions)"
+    features.add_argument("--size", type=int, metavar="PIXELS", default=224, help=side)
+    features.add_argument("--half", action="store_true", help="write float16: half the disk")
+    features.add_argument("--batch_size", type=int, default=32, help="images at a time (default: 32)")
+    features.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: auto)")
+    features.set_defaults(function=_features)
 
 
 def _add_table(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -193,6 +211,14 @@ def _average(options: argparse.Namespace) -> None:
 def _print_scores(split: str, scores: dict[str, float | str]) -> None:
     shown = (f"{key} {value:.2f}" if isinstance(value, float) else f"({value})" for key, value in scores.items())
     sys.stdout.write(f"{split}: {'  '.join(shown)}\n")
+
+
+def _features(options: argparse.Namespace) -> None:
+    from smoothloss.trainer.tasks.captioning.extract import Extraction, extract_features
+
+    how = Extraction(**{key: value for key, value in vars(options).items() if key in Extraction.__dataclass_fields__})
+    shape = extract_features(options.folder, options.out, how)
+    sys.stdout.write(f"{options.out}: {' x '.join(map(str, shape))}\n")
 
 
 def _table_build(options: argparse.Namespace) -> None:

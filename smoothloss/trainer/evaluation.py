@@ -117,6 +117,8 @@ def evaluate_split(
     write_json(folder / f"hypotheses.{split}.json", texts)
     lines = (json.dumps(_n_best(task, *entry), ensure_ascii=False) for entry in found.items())
     write_atomically(folder / f"nbest.{split}.jsonl", "".join(f"{line}\n" for line in lines).encode())
+    for name, content in task.exports(split, texts).items():
+        write_json(folder / name, content)
     write_json(folder / f"scores.{split}.json", {**scores, **settings})
     return scores
 

@@ -10,6 +10,7 @@ checkpoints/step_<n>.safetensors                  the last validated models, whe
 checkpoints/average.safetensors                   their mean, by `smoothloss average`
 scores.<split>.json, hypotheses.<split>.json      what the best checkpoint gives
 nbest.<split>.jsonl                               the same with scores, and the hypotheses after the best
+captions.<split>.json       the same hypotheses as COCO's test server takes them, for captioning
 """
 
 from __future__ import annotations

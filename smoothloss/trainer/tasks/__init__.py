@@ -176,6 +176,10 @@ class Task(ABC):
         Strings are signatures.
         """
 
+    def exports(self, split: str, hypotheses: dict[str, str]) -> dict[str, Any]:
+        """Further files of JSON that generated text is written to, by name: what a test server takes, say."""
+        return {}
+
 
 def task_class(name: str) -> type[Task]:
     """The task of this name.

@@ -5,9 +5,11 @@ from __future__ import annotations
 import gzip
 import json
 import random
-from collections.abc import Sequence
+import zlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -15,10 +17,11 @@ from torch import Tensor
 
 from smoothloss.trainer.config import RecipeError, existing_file, expand_path
 from smoothloss.trainer.tasks import Batch, pad_rows
-from smoothloss.trainer.tasks.captioning.features import ArrayFeatures, Features, LabelFeatures
+from smoothloss.trainer.tasks.captioning import formats
+from smoothloss.trainer.tasks.captioning.arrays import ArrayFeatures
+from smoothloss.trainer.tasks.captioning.features import BoxFeatures, Features, LabelFeatures
+from smoothloss.trainer.tasks.captioning.formats import Captions, Words
 from smoothloss.trainer.vocabulary import EOS, SPECIAL_TOKENS, Vocabulary
-
-Words = list[str]
 
 
 @dataclass
@@ -26,27 +29,44 @@ class CaptioningData:
     """Captions and image features.
 
     Args:
-        captions: ``format: coco_labels``: JSON that maps an image id to its list of tokenised captions.
-            ``format: karpathy``: the JSON of Karpathy's splits. Plain or ``.gz``.
-        format: What ``captions`` is.
-        labels: For ``coco_labels``, JSON with ``classes``, ``val2014`` (image id to class numbers) and
-            ``karpathy_split_of_val2014`` (image ids of ``restval``, ``val`` and ``test``). The feature is the labels.
-        features: For ``karpathy``, a folder of ``<id>.npy`` or ``<id>.npz``, one ``.npz`` by id, or one ``.npy`` whose
-            rows follow the JSON; a vector or (regions, size) per image.
+        captions: A JSON file, plain or ``.gz``; for ``coco_captions`` also a list of several, read as one.
+        format: What ``captions`` is. ``karpathy``: the JSON of Karpathy's splits (``dataset_coco.json``).
+            ``coco_captions``: COCO's ``images`` and ``annotations``. ``coco_labels``: tokenised captions by image id.
+            ``coco_boxes``: captions and boxes with classes by image.
+        features: A folder with one ``.npy``, ``.npz`` or ``.h5`` an image, or one such file for all; a vector (F,) or
+            regions (R, F) each. Named by the images' file names (with or without suffix) or ids. One ``.npy`` holds
+            rows, in the order of ``feature_ids``.
+        feature_ids: Image ids or file names in the order of the rows of ``features``: a JSON list, or a line each. Left
+            out, ``<features without suffix>.ids.json`` if there is one, else the captions' order.
+        labels: JSON with ``classes``, ``val2014`` (image id to class numbers) and ``karpathy_split_of_val2014`` (image
+            ids of ``restval``, ``val`` and ``test``). For ``coco_labels``, where the split comes from, and the feature
+            too without ``features``.
+        tokens: For ``coco_captions``, JSON that maps an image id to its tokenised captions, to use in place of our own
+            tokenisation of the raw ones.
+        splits: For ``coco_captions``, files that list the images of ``validation`` and ``test`` by id or file name: a
+            JSON list, another COCO JSON, or a line each (its last word). The others are for training.
         min_count: Words seen less often in training become UNK.
         max_words: Longer training captions are cut.
         captions_per_image: Captions of an image in one batch.
         images: Use so many images of a split (of ``train``, ``validation`` or ``test``) and leave out the others.
     """
 
-    captions: str
-    format: Literal["coco_labels", "karpathy"] = "coco_labels"
-    labels: str | None = None
+    captions: str | list[str]
+    format: Literal["karpathy", "coco_captions", "coco_labels", "coco_boxes"] = "coco_labels"
     features: str | None = None
+    feature_ids: str | None = None
+    labels: str | None = None
+    tokens: str | None = None
+    splits: dict[str, str] = field(default_factory=dict)
     min_count: int = 5
     max_words: int = 16
     captions_per_image: int = 5
     images: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def files(self) -> list[str]:
+        """The caption files."""
+        return [self.captions] if isinstance(self.captions, str) else self.captions
 
 
 @dataclass(frozen=True)
@@ -74,6 +94,20 @@ class CaptionSet:
         return self.splits[name]
 
 
+def read_text(path: str, key: str) -> tuple[Path, str]:
+    """The name and content of a UTF-8 file, plain or ``.gz``; ``key`` is the recipe key that an error names.
+
+    Raises:
+        RecipeError: when the file is missing or cannot be read.
+    """
+    file = existing_file(path, key)
+    try:
+        content = file.read_bytes()
+        return file, (gzip.decompress(content) if file.suffix == ".gz" else content).decode()
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise RecipeError(f"{key}: cannot read {file}: {error}") from None
+
+
 def read_json(path: str | None, key: str) -> Any:
     """The content of a JSON file, plain or ``.gz``; ``key`` is the recipe key that an error names.
 
@@ -82,12 +116,27 @@ def read_json(path: str | None, key: str) -> Any:
     """
     if path is None:
         raise RecipeError(f"{key} is needed for this data.format")
-    file = existing_file(path, key)
+    file, text = read_text(path, key)
     try:
-        content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
-        return json.loads(content)
-    except (OSError, EOFError, ValueError) as error:
+        return json.loads(text)
+    except ValueError as error:
         raise RecipeError(f"{key}: cannot read {file}: {error}") from None
+
+
+def read_names(path: str, key: str) -> list[str]:
+    """Image ids or file names: a JSON list, the images of a COCO JSON, or the last word of each line.
+
+    Raises:
+        RecipeError: when the file is missing or something else.
+    """
+    if not path.endswith((".json", ".json.gz")):
+        return [line.split()[-1] for line in read_text(path, key)[1].splitlines() if line.strip()]
+    content = read_json(path, key)
+    if isinstance(content, dict) and isinstance(content.get("images"), list):
+        content = [image["id"] for image in content["images"]]
+    if not isinstance(content, list) or not all(isinstance(name, str | int) for name in content):
+        raise RecipeError(f"{key}: {path} must hold a list of image ids or file names")
+    return [str(name) for name in content]
 
 
 def load_captions(data: CaptioningData) -> CaptionSet:
@@ -96,53 +145,86 @@ def load_captions(data: CaptioningData) -> CaptionSet:
     Raises:
         RecipeError: when a file is missing or wrong, or an image has no caption or feature.
     """
+    if not data.files or (len(data.files) > 1 and data.format != "coco_captions"):
+        raise RecipeError(f"data.captions must be one file for data.format {data.format}, got {len(data.files)}")
+    if data.features is None and data.labels is None and data.format in ("karpathy", "coco_captions"):
+        raise RecipeError(f"data.features is needed for data.format {data.format}")
     try:
-        loaded = _read_karpathy(data) if data.format == "karpathy" else _read_coco_labels(data)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise RecipeError(f"data.captions: {data.captions} is not in format {data.format}: {error!r}") from None
+        text, features = _READERS[data.format](data)
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        file = ", ".join(data.files)
+        raise RecipeError(f"data.captions: {file} is not in format {data.format}: {error!r}") from None
+    loaded = CaptionSet(text.splits, text.captions, features)
     for name, count in data.images.items():
         loaded.split(name)[count:] = []
-    for name, images in loaded.splits.items():
-        if not images:
-            raise RecipeError(f"data.captions: there is no image in {name}")
-        bare = [image for image in images if not any(loaded.captions.get(image, ()))]
-        if bare:
-            raise RecipeError(f"data.captions: {len(bare)} images of {name} have no caption, such as image {bare[0]}")
-        loaded.features.require(images)
+    for name in loaded.splits:
+        _check_split(loaded, name)
     return loaded
 
 
-def _read_coco_labels(data: CaptioningData) -> CaptionSet:
-    captions = read_json(data.captions, "data.captions")
+def _check_split(loaded: CaptionSet, name: str) -> None:
+    images = loaded.splits[name]
+    if not images:
+        raise RecipeError(f"data.captions: there is no image in {name}")
+    bare = [image for image in images if not any(loaded.captions.get(image, ()))]
+    if bare:
+        raise RecipeError(f"data.captions: {len(bare)} images of {name} have no caption, such as image {bare[0]}")
+    # In training an empty caption is left out; a reference that is left out would change the scores.
+    empty = [image for image in images if not all(loaded.captions[image])]
+    if empty and name != "train":
+        raise RecipeError(f"data.captions: {len(empty)} images of {name} have an empty caption, such as {empty[0]}")
+    loaded.features.require(images)
+
+
+def _read_coco_labels(data: CaptioningData) -> tuple[Captions, Features]:
     labels = read_json(data.labels, "data.labels")
-    parts = labels["karpathy_split_of_val2014"]
-    splits = {name: [str(image) for image in parts[part]] for name, part in _COCO_SPLITS.items()}
-    return CaptionSet(
-        splits=splits,
-        captions={image: [caption.split() for caption in texts] for image, texts in captions.items()},
-        features=LabelFeatures(labels["val2014"], len(labels["classes"])),
-    )
+    text = formats.from_tokenised(read_json(data.files[0], "data.captions"), labels["karpathy_split_of_val2014"])
+    return text, _features(data, text)
 
 
-_COCO_SPLITS = {"train": "restval", "validation": "val", "test": "test"}
-_KARPATHY_SPLITS = {"train": "train", "restval": "train", "val": "validation", "test": "test"}
+def _read_karpathy(data: CaptioningData) -> tuple[Captions, Features]:
+    text = formats.from_karpathy(read_json(data.files[0], "data.captions"))
+    return text, _features(data, text)
 
 
-def _read_karpathy(data: CaptioningData) -> CaptionSet:
+def _read_coco_captions(data: CaptioningData) -> tuple[Captions, Features]:
+    odd = [name for name in data.splits if name not in ("validation", "test")]
+    if odd:
+        raise RecipeError(f"data.splits must list validation and test, got {odd[0]!r}")
+    tokens = None if data.tokens is None else read_json(data.tokens, "data.tokens")
+    listed = {name: read_names(path, f"data.splits.{name}") for name, path in data.splits.items()}
+    text = formats.from_coco([read_json(file, "data.captions") for file in data.files], tokens, listed)
+    return text, _features(data, text)
+
+
+def _read_coco_boxes(data: CaptioningData) -> tuple[Captions, Features]:
+    content = read_json(data.files[0], "data.captions")
+    text = formats.from_boxes(content)
+    if data.features is not None:
+        return text, _features(data, text)
+    boxes = {str(entry["image_id"]): (entry["boxes"], entry["width"], entry["height"]) for entry in content["images"]}
+    return text, BoxFeatures(boxes, len(content["classes"]))
+
+
+_READERS: dict[str, Callable[[CaptioningData], tuple[Captions, Features]]] = {
+    "coco_labels": _read_coco_labels,
+    "karpathy": _read_karpathy,
+    "coco_captions": _read_coco_captions,
+    "coco_boxes": _read_coco_boxes,
+}
+
+
+def _features(data: CaptioningData, text: Captions) -> Features:
     if data.features is None:
-        raise RecipeError("data.features is needed for data.format karpathy")
-    entries = read_json(data.captions, "data.captions")["images"]
-    names = [str(entry.get("cocoid", entry.get("imgid"))) for entry in entries]
-    splits: dict[str, list[str]] = {"train": [], "validation": [], "test": []}
-    captions: dict[str, list[Words]] = {}
-    for name, entry in zip(names, entries, strict=True):
-        if entry["split"] in _KARPATHY_SPLITS:
-            splits[_KARPATHY_SPLITS[entry["split"]]].append(name)
-            captions[name] = [sentence["tokens"] for sentence in entry["sentences"]]
+        labels = read_json(data.labels, "data.labels")
+        return LabelFeatures(labels["val2014"], len(labels["classes"]))
     path = expand_path(data.features)
     if not path.exists():
         raise RecipeError(f"data.features: no such file or folder: {path}")
-    return CaptionSet(splits, captions, ArrayFeatures(path, names))
+    beside = path.with_suffix(".ids.json")
+    listed = data.feature_ids or (str(beside) if beside.is_file() else None)
+    rows = None if listed is None else read_names(listed, "data.feature_ids")
+    return ArrayFeatures(path, list(text.captions), files=text.files, rows=rows)
 
 
 class CaptionBatches:

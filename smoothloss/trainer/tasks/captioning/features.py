@@ -1,20 +1,14 @@
-"""What a model sees of an image: label sets or feature arrays, as batches of tensors."""
+"""What a model sees of an image: its object classes, its boxes, or arrays on disk; as batches of tensors."""
 
 from __future__ import annotations
 
-import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Container, Mapping, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from smoothloss.trainer.config import RecipeError
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class Features(ABC):
@@ -81,66 +75,54 @@ class LabelFeatures(Features):
             raise RecipeError(f"data.labels: no labels for any of the {len(images)} images")
 
 
-class ArrayFeatures(Features):
-    """Feature arrays, (F,) or (R, F) per image, read when they are needed.
+class BoxFeatures(Features):
+    """The boxes around the objects of an image, one region each: class and geometry.
+
+        [one-hot class; x1 / w, y1 / h, x2 / w, y2 / h, (x2 - x1) (y2 - y1) / (w h)]
 
     Args:
-        path: A folder of ``<id>.npy`` or ``<id>.npz`` (its first array), one ``.npz`` with an array per id, or one
-            ``.npy`` (N, F) or (N, R, F) whose rows follow ``images`` (memory-mapped).
-        images: All image ids in the caption file's order.
+        boxes: By image id, the boxes ``[x1, y1, x2, y2, class number]`` and the width w and height h of the image. An
+            image without boxes is one region of zeros.
+        num_classes: How many classes there are.
 
     Raises:
-        RecipeError: when the path is none of these, or the number of rows differs from the number of images.
+        RecipeError: when something is no box of its image, or a class number is out of range.
     """
 
-    def __init__(self, path: Path, images: Sequence[str]) -> None:
-        self.path = path
-        self._rows: dict[str, int] = {}
-        self._files: dict[str, Path] = {}
-        try:
-            if path.is_dir():
-                self._files = {file.stem: file for file in path.iterdir() if file.suffix in (".npy", ".npz")}
-            elif path.suffix in (".npy", ".npz"):
-                self._array: Any = np.load(path, mmap_mode="r", allow_pickle=False)
-                names = images if path.suffix == ".npy" else self._array.files
-                if path.suffix == ".npy" and len(self._array) != len(images):
-                    raise RecipeError(f"data.features: {path} has {len(self._array)} rows for {len(images)} images")
-                self._rows = {name: row for row, name in enumerate(names)}
-            else:
-                raise RecipeError(f"data.features: expected a folder, .npy or .npz, got {path}")
-            first = next(iter(self._files or self._rows), None)
-            if first is None:
-                raise RecipeError(f"data.features: no features in {path}")
-            self.size = self.regions(first).shape[-1]
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
-            raise error if isinstance(error, RecipeError) else _unreadable(path, error) from None
-
-    def _read(self, image: str) -> Array:
-        if self._files:
-            content: Any = np.load(self._files[image], allow_pickle=False)
-            return np.asarray(content[content.files[0]] if hasattr(content, "files") else content)
-        return np.asarray(self._array[image if hasattr(self._array, "files") else self._rows[image]])
+    def __init__(self, boxes: Mapping[str, tuple[Sequence[Sequence[float]], float, float]], num_classes: int) -> None:
+        self.num_classes = num_classes
+        self.size = num_classes + 5
+        self._boxes: dict[str, tuple[Tensor, Tensor]] = {}
+        for image, (rows, width, height) in boxes.items():
+            if not all(_is_box(row, width, height, num_classes) for row in rows):
+                expected = f"boxes x1, y1, x2, y2, class inside {width} x {height}, of {num_classes} classes"
+                raise RecipeError(f"data.captions: image {image} must have {expected}, got {rows}")
+            values = torch.tensor(rows, dtype=torch.float32).view(len(rows), 5)
+            corners = values[:, :4] / torch.tensor([width, height, width, height])
+            area = (corners[:, 2:] - corners[:, :2]).prod(1, keepdim=True)
+            self._boxes[image] = values[:, 4].long(), torch.cat((corners, area), 1)
 
     def regions(self, image: str) -> Tensor:
-        """The image's array with a region dimension."""
-        try:
-            values = np.array(self._read(image), dtype=np.float32)
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
-            raise _unreadable(self._files.get(image, self.path), error) from None
-        if values.ndim not in (1, 2) or not values.size:
-            raise RecipeError(f"data.features: image {image} has shape {values.shape}, expected (F,) or (R, F)")
-        return torch.from_numpy(values.reshape(-1, values.shape[-1]))
+        """A row for each box; a single row of zeros for an image without boxes."""
+        classes, geometry = self._boxes[image]
+        if not len(classes):
+            return torch.zeros(1, self.size)
+        return torch.cat((torch.nn.functional.one_hot(classes, self.num_classes).float(), geometry), 1)
 
     def require(self, images: Sequence[str]) -> None:
-        """Every image must have an array."""
-        _require(images, self._files or self._rows, "data.features")
+        """Every image must be known, if only as one without boxes."""
+        require_known(images, self._boxes, "data.captions: no boxes")
 
 
-def _unreadable(path: Path, error: Exception) -> RecipeError:
-    return RecipeError(f"data.features: cannot read {path}: {error}")
+def _is_box(row: Sequence[float], width: float, height: float, num_classes: int) -> bool:
+    if len(row) != 5:
+        return False
+    left, top, right, bottom, kind = row
+    return 0 <= left <= right <= width and 0 <= top <= bottom <= height and kind in range(num_classes)
 
 
-def _require(images: Sequence[str], known: dict[str, Any], key: str) -> None:
+def require_known(images: Sequence[str], known: Container[str], problem: str) -> None:
+    """Raise a :class:`~smoothloss.trainer.config.RecipeError` when images are missing, naming the first."""
     missing = [image for image in images if image not in known]
     if missing:
-        raise RecipeError(f"{key}: nothing about {len(missing)} of {len(images)} images, image {missing[0]} among them")
+        raise RecipeError(f"{problem} for {len(missing)} of {len(images)} images, image {missing[0]} among them")

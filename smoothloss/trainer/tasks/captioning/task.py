@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -94,3 +94,8 @@ class CaptioningTask(Task):
     def score(self, split: str, hypotheses: dict[str, str]) -> dict[str, float | str]:
         """BLEU-1 to 4 and CIDEr, times 100."""
         return dict(caption_scores(hypotheses, self.references(split)))
+
+    def exports(self, split: str, hypotheses: dict[str, str]) -> dict[str, Any]:
+        """``captions.<split>.json`` as COCO's server takes it: ``[{"image_id": 42, "caption": "a dog"}, ...]``."""
+        rows = [{"image_id": int(i) if i.isdecimal() else i, "caption": text} for i, text in hypotheses.items()]
+        return {f"captions.{split}.json": rows}

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,7 @@ def test_wrong_files_are_refused_in_one_line(coco: Path, tmp_path: Path) -> None
     with pytest.raises(RecipeError, match=r"data\.labels is needed"):
         load_captions(coco_data(coco, labels=None))
     with pytest.raises(RecipeError, match=r"data\.features is needed"):
-        load_captions(coco_data(coco, format="karpathy"))
+        load_captions(coco_data(coco, format="karpathy", labels=None))
     with pytest.raises(RecipeError, match=r"data\.captions: no such file"):
         load_captions(coco_data(coco, captions=f"{tmp_path}/none.json"))
     with pytest.raises(RecipeError, match="not in format coco_labels"):
@@ -58,6 +59,78 @@ def test_wrong_files_are_refused_in_one_line(coco: Path, tmp_path: Path) -> None
     (tmp_path / "gap.json").write_text(json.dumps(captions))
     with pytest.raises(RecipeError, match="1 images of train have no caption, such as image 103"):
         load_captions(coco_data(coco, captions=f"{tmp_path}/gap.json"))
+
+
+def write_coco(folder: Path, karpathy: Path) -> list[str]:
+    """Write a COCO captions file for training and one for the rest, and return their paths."""
+    entries = json.loads((karpathy / "dataset.json").read_text())["images"]
+    paths = []
+    for name, own in (("train", ["restval"]), ("rest", ["val", "test"])):
+        images = [entry for entry in entries if entry["split"] in own]
+        captions = [(entry, " ".join(sentence["tokens"])) for entry in images for sentence in entry["sentences"]]
+        content = {
+            "images": [{"id": entry["cocoid"], "file_name": f"{entry['cocoid']}.jpg"} for entry in images],
+            "annotations": [{"image_id": entry["cocoid"], "caption": f"{text.title()}."} for entry, text in captions],
+        }
+        paths.append(f"{folder}/{name}.json")
+        Path(paths[-1]).write_text(json.dumps(content))
+    return paths
+
+
+def test_coco_captions_give_the_same_too(coco: Path, karpathy: Path, tmp_path: Path) -> None:
+    captions = write_coco(tmp_path, karpathy)
+    one = load_captions(coco_data(coco))
+    listed = "".join(f"val2014/COCO_{image}.jpg {image}\n" for image in one.splits["validation"])
+    (tmp_path / "validation.txt").write_text(listed)
+    (tmp_path / "test.json").write_text(json.dumps([int(image) for image in one.splits["test"]]))
+    splits = {"validation": f"{tmp_path}/validation.txt", "test": f"{tmp_path}/test.json"}
+    data = CaptioningData(captions, format="coco_captions", features=f"{karpathy}/files", splits=splits)
+    other = load_captions(data)
+    assert one.splits == other.splits and one.captions == other.captions
+    data.splits["test"] = captions[1]  # a COCO file lists its images
+    with pytest.raises(RecipeError, match=r"data\.splits: image \d+ is in validation and in test"):
+        load_captions(data)
+    data.splits = {"val": captions[1]}
+    with pytest.raises(RecipeError, match=r"data\.splits must list validation and test, got 'val'"):
+        load_captions(data)
+    with pytest.raises(RecipeError, match="there is no image in validation"):
+        load_captions(replace(data, splits={}))
+    with pytest.raises(RecipeError, match=r"data\.captions must be one file for data\.format karpathy, got 2"):
+        load_captions(replace(data, format="karpathy"))
+
+
+def test_labels_and_arrays_go_with_any_captions(coco: Path, karpathy: Path) -> None:
+    arrays = load_captions(coco_data(coco, features=f"{karpathy}/files")).features
+    assert arrays.size == 7
+    data = CaptioningData(f"{karpathy}/dataset.json", format="karpathy", labels=f"{coco}/labels.json.gz")
+    assert load_captions(data).features.size == 4
+
+
+def test_missing_features_and_empty_references_are_refused(coco: Path, karpathy: Path, tmp_path: Path) -> None:
+    content = json.loads((karpathy / "dataset.json").read_text())
+    by_split = {entry["split"]: entry for entry in content["images"]}
+    data = CaptioningData(f"{tmp_path}/d.json", format="karpathy", features=f"{karpathy}/files")
+    by_split["restval"]["sentences"].append({"tokens": []})
+    (tmp_path / "d.json").write_text(json.dumps(content))
+    load_captions(data)  # one caption less to learn from
+    by_split["test"]["sentences"].append({"raw": "?!"})
+    (tmp_path / "d.json").write_text(json.dumps(content))
+    number = by_split["test"]["cocoid"]
+    with pytest.raises(RecipeError, match=f"1 images of test have an empty caption, such as {number}"):
+        load_captions(data)
+    by_split["test"].update(cocoid=999, sentences=[{"raw": "A dog."}])
+    (tmp_path / "d.json").write_text(json.dumps(content))
+    with pytest.raises(RecipeError, match=r"files has no feature for 1 of 8 images, image 999 among them"):
+        load_captions(data)
+
+
+def test_boxes_come_with_captions(tmp_path: Path) -> None:
+    entry = {"width": 10, "height": 5, "boxes": [[0, 0, 5, 5, 1]], "captions": ["a dog", "dogs"]}
+    images = [{"image_id": n, "split": split, **entry} for n, split in enumerate(("train", "val", "test"))]
+    (tmp_path / "boxes.json").write_text(json.dumps({"classes": ["cat", "dog"], "images": images}))
+    loaded = load_captions(CaptioningData(f"{tmp_path}/boxes.json", format="coco_boxes"))
+    assert loaded.splits == {"train": ["0"], "validation": ["1"], "test": ["2"]}
+    assert loaded.features.regions("1").tolist() == [[0, 1, 0, 0, 0.5, 1, 0.5]]
 
 
 def test_a_batch_holds_captions_images_and_references() -> None:

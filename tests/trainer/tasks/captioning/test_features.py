@@ -1,13 +1,10 @@
 from __future__ import annotations
 
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
 
 from smoothloss.trainer.config import RecipeError
-from smoothloss.trainer.tasks.captioning.features import ArrayFeatures, LabelFeatures
+from smoothloss.trainer.tasks.captioning.features import BoxFeatures, LabelFeatures
 
 
 def test_labels_are_multi_hot_or_one_region_each() -> None:
@@ -26,49 +23,20 @@ def test_wrong_labels_are_refused() -> None:
         LabelFeatures({"a": [1]}, 3).require(["x", "y"])
 
 
-@pytest.mark.parametrize("name", ["features.npy", "features.npz", "files"])
-def test_arrays_come_from_every_kind_of_file(karpathy: Path, name: str) -> None:
-    rows = np.load(karpathy / "features.npy")
-    names = [str(100 + number) for number in range(len(rows))]
-    features = ArrayFeatures(karpathy / name, names)
-    assert features.size == 7
-    features.require(names)
-    np.testing.assert_array_equal(features.regions("103").numpy(), rows[3])
-    torch.testing.assert_close(features.pooled(["101", "100"])[0].numpy(), rows[[1, 0]].mean(1))
-    values, present = features.padded(["104"])
-    assert values.shape == (1, 3, 7) and bool(present.all())
-    with pytest.raises(RecipeError, match="nothing about 1 of 2 images, image 999 among them"):
-        features.require(["100", "999"])
+def test_boxes_are_regions_with_class_and_geometry() -> None:
+    boxes = {"a": ([[0, 50, 100, 100, 2], [20, 0, 40, 25, 0]], 200, 100), "none": ([], 10, 10)}
+    features = BoxFeatures(boxes, 3)
+    assert features.size == 8
+    values, present = features.padded(["a", "none"])
+    assert values[0].tolist() == [[0, 0, 1, 0, 0.5, 0.5, 1, 0.25], pytest.approx([1, 0, 0, 0.1, 0, 0.2, 0.25, 0.025])]
+    assert not values[1].any() and present.tolist() == [[True, True], [True, False]]
+    torch.testing.assert_close(features.pooled(["a"])[0][0], values[0].mean(0))
+    features.require(["a", "none"])
+    with pytest.raises(RecipeError, match=r"data\.captions: no boxes for 1 of 2 images, image b among them"):
+        features.require(["a", "b"])
 
 
-def test_regions_of_different_number_are_padded(tmp_path: Path) -> None:
-    np.save(tmp_path / "a.npy", np.ones((2, 4)))
-    np.save(tmp_path / "b.npy", np.ones(4))
-    values, present = ArrayFeatures(tmp_path, []).padded(["a", "b"])
-    assert values.dtype == torch.float32 and values.sum((1, 2)).tolist() == [8, 4]
-    assert present.tolist() == [[True, True], [True, False]]
-
-
-def test_broken_files_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="no features in"):
-        ArrayFeatures(tmp_path, [])
-    (tmp_path / "x.npy").write_bytes(b"nothing like an array")
-    with pytest.raises(RecipeError, match=r"cannot read .*x\.npy"):
-        ArrayFeatures(tmp_path / "x.npy", [])
-    (tmp_path / "x.npz").write_bytes(b"nothing like an archive")
-    with pytest.raises(RecipeError, match=r"cannot read .*x\.npz"):
-        ArrayFeatures(tmp_path / "x.npz", [])
-    with pytest.raises(RecipeError, match="expected a folder"):
-        ArrayFeatures(tmp_path / "features.h6", [])
-    np.save(tmp_path / "x.npy", np.ones((3, 4)))
-    with pytest.raises(RecipeError, match="3 rows for 2 images"):
-        ArrayFeatures(tmp_path / "x.npy", ["a", "b"])
-    np.save(tmp_path / "x.npy", np.ones((1, 2, 3, 4)))
-    with pytest.raises(RecipeError, match=r"shape \(2, 3, 4\), expected \(F,\) or \(R, F\)"):
-        ArrayFeatures(tmp_path / "x.npy", ["a"])
-
-
-def test_pickled_objects_are_not_loaded(tmp_path: Path) -> None:
-    np.save(tmp_path / "x.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    with pytest.raises(RecipeError, match="cannot read"):
-        ArrayFeatures(tmp_path / "x.npy", ["a"])
+@pytest.mark.parametrize("box", [[0, 0, 9, 9, 3], [0, 0, 11, 9, 1], [5, 0, 4, 9, 1], [0, 0, 9, 9], [0, 0, 9, 9, 0.5]])
+def test_wrong_boxes_are_refused(box: list[float]) -> None:
+    with pytest.raises(RecipeError, match=r"image a must have boxes .* inside 10 x 10, of 3 classes, got"):
+        BoxFeatures({"a": ([box], 10, 10)}, 3)

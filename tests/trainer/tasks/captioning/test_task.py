@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from smoothloss.trainer.checkpoint import load_checkpoint
 from smoothloss.trainer.config import LossConfig, Recipe, RecipeError, load_recipe
 from smoothloss.trainer.loop import train
 from smoothloss.trainer.losses import build_loss
@@ -90,24 +94,90 @@ def test_it_learns_to_name_what_is_there(make_captioning: Make, tmp_path: Path, 
         optimizer={"lr": 0.01},
         training={"epochs": 6, "validate_every": 6},
     )
-    scores = train(recipe, RunDirectory(tmp_path / "run"))
+    run = RunDirectory(tmp_path / "run")
+    scores = train(recipe, run)
     assert scores["test"]["bleu_1"] > 60  # type: ignore[operator]
     assert scores["test"]["cider"] > 60  # type: ignore[operator]
+    written = json.loads((run.path / "hypotheses.test.json").read_text())
+    for_server = json.loads((run.path / "captions.test.json").read_text())
+    assert for_server == [{"image_id": int(image), "caption": text} for image, text in written.items()]
+    assert [row["image_id"] for row in for_server] == list(range(136, 144))
 
 
 def test_recipes_are_the_base_with_another_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SMOOTHLOSS_DATA", "/data")
     recipes = {file.stem: load_recipe(file) for file in RECIPES.glob("*.yaml")}
-    assert len(recipes) >= 7
+    assert len(recipes) >= 12
     for one, other in (
         ("mle", "tok_seq_lazy"),
         ("attention_mle", "attention_tok_seq_lazy"),
         ("short_mle", "short_tok_seq_lazy"),
+        ("boxes_mle", "boxes_tok_seq_lazy"),
     ):
         assert recipes[one].loss.name == "mle" and recipes[other].loss.name == "tok_seq_lazy"
         same = replace(recipes[other], loss=recipes[one].loss, name=recipes[one].name)
         assert same == recipes[one]
     assert recipes["attention_mle"].model.attention and not recipes["mle"].model.attention
+
+
+def test_real_boxes_go_through_the_recipe(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SMOOTHLOSS_DATA", str(data_dir))
+    task = CaptioningTask(load_recipe(RECIPES / "boxes_tok_seq_lazy.yaml"))
+    sizes = {split: len(images) for split, images in task.dataset.splits.items()}
+    assert sizes == {"train": 3761, "validation": 601, "test": 590}
+    values, present = task.train_batch(task.train_plan(0)[0]).source
+    assert values.shape[0] == 10 and values.shape[2] == 85 and len(present.sum(1).unique()) > 1
+    real = values[present]
+    assert (real[:, :80].sum(1) == 1).all() and ((real[:, 80:] >= 0) & (real[:, 80:] <= 1)).all()
+    assert not values[~present].any()
+
+
+QUICK = ["--training.max_steps", "2", "--loss.name", "mle", "--decoding.beam_size", "1", "--data.min_count", "1"]
+
+
+@pytest.mark.parametrize("attention", ["false", "true"])
+@pytest.mark.parametrize("features", ["features.npy", "features.npz", "files"])
+def test_the_recipe_for_features_needs_paths_alone(
+    karpathy: Path, tmp_path: Path, features: str, attention: str
+) -> None:
+    paths = ["--data.captions", f"{karpathy}/dataset.json", "--data.features", f"{karpathy}/{features}"]
+    small = ["--model.embedding", "8", "--model.hidden", "8", "--model.attention", attention]
+    recipe = load_recipe(RECIPES / "coco_features.yaml", [*paths, *small, *QUICK])
+    assert "test" in train(recipe, RunDirectory(tmp_path / "run"))
+
+
+def test_own_images_from_captions_to_scores(karpathy: Path, tmp_path: Path) -> None:
+    entries = json.loads((karpathy / "dataset.json").read_text())["images"]
+    names = [f"picture {number}" for number in range(len(entries))]
+    said = [(n, " ".join(sentence["tokens"])) for n, entry in enumerate(entries) for sentence in entry["sentences"]]
+    content = {
+        "images": [{"id": n, "file_name": f"{names[n]}.jpg", "split": e["split"]} for n, e in enumerate(entries)],
+        "annotations": [{"image_id": n, "caption": f"{text.capitalize()}."} for n, text in said],
+    }
+    (tmp_path / "captions.json").write_text(json.dumps(content))
+    np.save(tmp_path / "features.npy", np.load(karpathy / "features.npy")[::-1, 0])
+    (tmp_path / "features.ids.json").write_text(json.dumps(names[::-1]))
+    paths = ["--data.captions", f"{tmp_path}/captions.json", "--data.features", f"{tmp_path}/features.npy"]
+    recipe = load_recipe(RECIPES / "own_images.yaml", [*paths, *QUICK])
+    task = CaptioningTask(recipe)
+    rows = np.load(karpathy / "features.npy")[:, 0]
+    np.testing.assert_array_equal(task.source(["3", "40"])[0].numpy(), rows[[3, 40]])
+    assert "test" in train(recipe, RunDirectory(tmp_path / "run"))
+
+
+def test_a_feature_that_breaks_in_training_keeps_the_checkpoint(karpathy: Path, tmp_path: Path) -> None:
+    shutil.copytree(karpathy / "files", tmp_path / "files")
+    paths = ["--data.captions", f"{karpathy}/dataset.json", "--data.features", f"{tmp_path}/files"]
+    often = ["--training.checkpoint_every", "1", "--training.epochs", "1", "--training.batch_size", "5"]
+    recipe = load_recipe(RECIPES / "coco_features.yaml", [*paths, *QUICK[2:], *often])
+    task = CaptioningTask(recipe)
+    victim = task.train.images(task.train_plan(0)[3])[0]
+    (tmp_path / "files" / f"{victim}.npz").write_bytes(b"PK")
+    run = RunDirectory(tmp_path / "run")
+    with pytest.raises(RecipeError, match=rf"data\.features: cannot read .*{victim}\.npz"):
+        train(recipe, run)
+    tensors, state = load_checkpoint(run.last)
+    assert state["progress"]["step"] == 3 and "model.classifier.weight" in tensors
 
 
 def test_real_captions_have_karpathys_splits(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

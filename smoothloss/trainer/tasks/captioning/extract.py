@@ -1,0 +1,224 @@
+"""Image features from a ResNet: ``smoothloss features FOLDER --out FILE``. Needs the extra ``[features]``."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from smoothloss.trainer.checkpoint import write_json
+from smoothloss.trainer.config import RecipeError
+from smoothloss.trainer.evaluation import choose_device
+from smoothloss.trainer.tasks.captioning.arrays import import_h5py
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+# ImageNet's, by channel, of pixels in [0, 1].
+_MEAN = np.array((0.485, 0.456, 0.406), dtype=np.float32)
+_DEVIATION = np.array((0.229, 0.224, 0.225), dtype=np.float32)
+_INSTALL = "features from images need transformers and pillow: pip install 'smoothloss[features]'"
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """What to extract, and how.
+
+    Args:
+        weights: A ResNet of the transformers library: a name on its hub, or a folder with ``config.json`` and
+            ``model.safetensors``.
+        grid: Keep grid x grid regions; 0 keeps one vector, the mean over all positions.
+        size: Side in pixels that the whole image is resized to.
+        half: Write float16.
+        batch_size: Images at a time.
+        device: ``auto``, ``cpu``, ``cuda``.
+    """
+
+    weights: str = "microsoft/resnet-152"
+    grid: int = 0
+    size: int = 224
+    half: bool = False
+    batch_size: int = 32
+    device: str = "auto"
+
+
+def extract_features(folder: str | Path, out: str | Path, how: Extraction) -> tuple[int, ...]:
+    """Write the features of all images below a folder: a file for a recipe's data.features, by file name less suffix.
+
+    Memory holds one batch. An ``.npy`` gets the names beside it, in ``<out without suffix>.ids.json``; an ``.h5`` has
+    them inside. The file appears under its name when it is complete.
+
+    Returns:
+        The shape written: (N, F), or (N, grid * grid, F).
+
+    Raises:
+        RecipeError: when the folder has no image or two of one name, an image cannot be read, or the weights are none
+            of a ResNet.
+        ImportError: without transformers, pillow, or h5py for an ``.h5``.
+        OSError: when the file cannot be written.
+    """
+    images, out = find_images(Path(folder)), Path(out)
+    if out.suffix not in _WRITERS:
+        raise RecipeError(f"--out must end in {' or '.join(_WRITERS)}, got {out}")
+    if how.grid < 0 or how.size < 32 or how.batch_size < 1:
+        raise RecipeError("--grid must not be negative, --size at least 32, --batch_size at least 1")
+    device = choose_device(how.device)
+    model = load_resnet(how.weights).to(device)
+    names = [image.stem for image in images]
+    shape = (len(names), *((how.grid**2,) if how.grid else ()), int(model.config.hidden_sizes[-1]))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with _complete(out) as temporary:
+        with _WRITERS[out.suffix](temporary, names, shape, how.half) as writer:
+            for start in tqdm(range(0, len(images), how.batch_size), desc="features", dynamic_ncols=True):
+                files = images[start : start + how.batch_size]
+                pixels = torch.stack([read_image(file, how.size) for file in files])
+                writer.write(image_features(model, pixels.to(device), how.grid).cpu().numpy())
+        if out.suffix == ".npy":
+            write_json(out.with_suffix(".ids.json"), names)
+    return shape
+
+
+def find_images(folder: Path) -> list[Path]:
+    """The images below a folder, in order of their paths.
+
+    Raises:
+        RecipeError: when there is none, or two have the same name but for the suffix.
+    """
+    if not folder.is_dir():
+        raise RecipeError(f"no such folder: {folder}")
+    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+    if not files:
+        raise RecipeError(f"no image in {folder}: looked for {', '.join(IMAGE_SUFFIXES)}")
+    first: dict[str, Path] = {}
+    for file in files:
+        if first.setdefault(file.stem, file) is not file:
+            raise RecipeError(f"two images have the same name: {first[file.stem]} and {file}")
+    return files
+
+
+def load_resnet(weights: str) -> Any:
+    """The ResNet of this name or folder, without its classifier, in evaluation mode.
+
+    Raises:
+        RecipeError: when it cannot be loaded, or its weights are not those of a ResNet.
+    """
+    try:
+        from transformers import ResNetModel
+        from transformers.utils.logging import disable_progress_bar
+    except ImportError:
+        raise ImportError(_INSTALL) from None
+    disable_progress_bar()
+    try:
+        model, report = ResNetModel.from_pretrained(weights, use_safetensors=True, output_loading_info=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise RecipeError(f"--weights: cannot load {weights}: {' '.join(str(error).split())}") from None
+    if report["missing_keys"] or report["mismatched_keys"]:  # they would be random
+        missing = sorted([*report["missing_keys"], *map(str, report["mismatched_keys"])])
+        raise RecipeError(f"--weights: {weights} is no ResNet of this shape: {len(missing)} tensors miss, {missing[0]}")
+    return model.eval()
+
+
+def read_image(file: Path, size: int) -> Tensor:
+    """(3, size, size) float32: the whole image, resized (its aspect ratio changes) and normalised as for ImageNet.
+
+    Raises:
+        RecipeError: when the file is no image, or a broken one.
+    """
+    try:
+        from PIL import Image, ImageOps
+    except ImportError:
+        raise ImportError(_INSTALL) from None
+    try:
+        with Image.open(file) as image:
+            upright = ImageOps.exif_transpose(image)
+            pixels = upright.convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
+    except (OSError, EOFError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise RecipeError(f"cannot read the image {file}: {error}") from None
+    values = (np.asarray(pixels, dtype=np.float32) / 255 - _MEAN) / _DEVIATION
+    return torch.from_numpy(values.transpose(2, 0, 1).copy())
+
+
+@torch.inference_mode()
+def image_features(model: nn.Module, pixels: Tensor, grid: int) -> Tensor:
+    """(B, F), the mean of the last layer's map over its positions; or (B, grid * grid, F), the means of a grid's cells.
+
+    Args:
+        model: What :func:`load_resnet` gives.
+        pixels: (B, 3, H, W).
+        grid: Side of the grid; 0: none.
+    """
+    maps: Tensor = model(pixels).last_hidden_state
+    if not grid:
+        return maps.mean((2, 3))
+    return nn.functional.adaptive_avg_pool2d(maps, grid).flatten(2).transpose(1, 2)
+
+
+@contextmanager
+def _complete(out: Path) -> Iterator[Path]:
+    """A temporary name beside ``out``; the file gets its own when nothing went wrong, and is removed otherwise."""
+    temporary = out.with_name(f".{out.name}.part")
+    try:
+        yield temporary
+        temporary.replace(out)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class _Writer(ABC):
+    """Writes an array of a known shape, some rows at a time."""
+
+    def __init__(self, path: Path, names: Sequence[str], shape: tuple[int, ...], half: bool) -> None:
+        self.names, self.shape = names, shape
+        self.dtype = np.dtype(np.float16 if half else np.float32)
+        self.file = self.open(path)
+
+    @abstractmethod
+    def open(self, path: Path) -> Any:
+        """Create the file with all that is known."""
+
+    @abstractmethod
+    def write(self, rows: np.ndarray[Any, np.dtype[Any]]) -> None:
+        """Append rows."""
+
+    def __enter__(self) -> _Writer:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.file.close()
+
+
+class _NpyWriter(_Writer):
+    """Not a memory map: a full disk would end the process there, and is an OSError here."""
+
+    def open(self, path: Path) -> BinaryIO:
+        file = path.open("wb")
+        header = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": self.shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        return file
+
+    def write(self, rows: np.ndarray[Any, np.dtype[Any]]) -> None:
+        self.file.write(rows.astype(self.dtype).tobytes())
+
+
+class _H5Writer(_Writer):
+    """Datasets ``features``, a chunk an image, and ``ids``."""
+
+    def open(self, path: Path) -> Any:
+        file = import_h5py().File(path, "w")
+        file.create_dataset("features", self.shape, self.dtype, chunks=(1, *self.shape[1:]))
+        file["ids"] = [name.encode() for name in self.names]
+        self.done = 0
+        return file
+
+    def write(self, rows: np.ndarray[Any, np.dtype[Any]]) -> None:
+        self.file["features"][self.done : self.done + len(rows)] = rows
+        self.done += len(rows)
+
+
+_WRITERS: dict[str, type[_Writer]] = {".npy": _NpyWriter, ".h5": _H5Writer}
