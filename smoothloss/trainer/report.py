@@ -102,6 +102,7 @@ def write(
     examples: Sequence[Example] = (),
     words: Sequence[str] = (),
     step_times: Mapping[str, Sequence[float]] | None = None,
+    sections: Sequence[str] = (),
 ) -> None:
     """Write one HTML file that needs nothing else: no script, no font, no address outside.
 
@@ -114,6 +115,7 @@ def write(
         examples: Inputs shown with what each run wrote about them.
         words: Words whose neighbours are shown; left out, some are taken from the whole range of frequencies.
         step_times: Seconds of single training steps by name of the loss; the first is the baseline.
+        sections: Further sections (see :func:`section`), shown first.
 
     Raises:
         RecipeError: when a run is not there.
@@ -122,8 +124,9 @@ def write(
     if not runs:
         raise ValueError("runs must name at least one run, got none")
     results = [_read(run, split, number % COLOURS) for number, run in enumerate(runs)]
-    sections = [
+    body = [
         _header(results, title, introduction, split),
+        *sections,
         _scores(results, split),
         _curves(results),
         _examples(results, examples),
@@ -132,10 +135,17 @@ def write(
         _settings(results),
     ]
     style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
-    body = "\n".join(section for section in sections if section)
-    page = PAGE.format(title=escape(title), style=style, body=body)
+    page = PAGE.format(title=escape(title), style=style, body="\n".join(part for part in body if part))
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     write_atomically(Path(path), page.encode())
+
+
+def section(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], note: str) -> str:
+    """A section with a table of plain text, its first column the names of the rows."""
+    table = _table(
+        [escape(cell) for cell in head], [[escape(cell) for cell in row] for row in rows], range(1, len(head))
+    )
+    return f'<section><h2>{escape(title)}</h2>{table}<p class="note">{escape(note)}</p></section>'
 
 
 def _read(run: RunDirectory, split: str, colour: int) -> _Results:
