@@ -1,9 +1,14 @@
-"""Sampling sequences around a ground truth, and the weights that turn the samples into another distribution's."""
+"""Sampling sequences around a ground truth, and the weights that turn the samples into another distribution's.
+
+A sampler (:class:`HammingSampler`) says how far a sample strays, its pool
+(:class:`VocabularyPool`, :class:`BatchPool`, :class:`ReferencePool`, :class:`SimilarPool`) which tokens it finds there.
+"""
 
 from smoothloss.sampling.hamming import HammingSampler
 from smoothloss.sampling.importance import effective_sample_size, importance_weights
 from smoothloss.sampling.pools import BatchPool, Pool, ReferencePool, Substitutes, UniformPool, VocabularyPool
 from smoothloss.sampling.samples import Samples
+from smoothloss.sampling.similar import SimilarPool
 
 __all__ = [
     "BatchPool",
@@ -11,6 +16,7 @@ __all__ = [
     "Pool",
     "ReferencePool",
     "Samples",
+    "SimilarPool",
     "Substitutes",
     "UniformPool",
     "VocabularyPool",
