@@ -1,11 +1,17 @@
 """Importance weights against their definition, and against expectations that can be enumerated."""
 
+import itertools
 import math
 
 import pytest
 import torch
 
-from smoothloss.sampling import HammingSampler, VocabularyPool, effective_sample_size, importance_weights
+from smoothloss.rewards import Cider, References, sentence_bleu
+from smoothloss.sampling import EditSampler, HammingSampler, VocabularyPool, effective_sample_size, importance_weights
+
+TOKENS = (3, 4, 5)
+TARGET = [3, 4, 5, 4]
+CORPUS = References([[TARGET, [4, 5, 3], [3, 3, 4, 4, 5]], [[3, 4]], [[5, 4, 3], [5, 5]], [[4, 4, 5, 5]]])
 
 
 def generator(seed=0):
@@ -73,3 +79,60 @@ def test_effective_sample_size():
     assert effective_sample_size(torch.zeros(0, 2)).tolist() == [0.0, 0.0]
     with pytest.raises(ValueError, match="weights: got shape"):
         effective_sample_size(torch.ones(2))
+
+
+def bleu(candidates, lengths, references):
+    return sentence_bleu(candidates, lengths, references, smoothing="add-k-all")
+
+
+REWARDS = {"bleu": (bleu, 0.1), "cider": (Cider(CORPUS), 1.5), "clipped cider": (Cider(CORPUS), 0.3)}
+
+
+def scored(reward, tokens, lengths):
+    return reward(tokens, lengths, CORPUS.select(torch.zeros(tokens.shape[-2], dtype=torch.int64)))
+
+
+def exact_expectations(reward, tau, clip, sequences):
+    """The mean of the statistics under exp(reward / tau) over all sequences."""
+    lengths = torch.tensor([len(sequence) for sequence in sequences])
+    tokens = torch.tensor([[*sequence, *[0] * (max(lengths) - len(sequence))] for sequence in sequences])
+    scores = scored(reward, tokens, lengths)
+    return statistics(scores, tokens, lengths) @ (scores.clamp(max=clip) / tau).softmax(0)
+
+
+def statistics(scores, tokens, lengths):
+    """The reward, the length, and how often each token occurs."""
+    inside = torch.arange(tokens.shape[-1]) < lengths[..., None]
+    occurrences = [((tokens == token) & inside).sum(-1) for token in TOKENS]
+    return torch.stack([scores, lengths.double(), *(count.double() for count in occurrences)])
+
+
+@pytest.mark.parametrize("normalize", ["samples", "batch"])
+@pytest.mark.parametrize("name", REWARDS)
+@pytest.mark.parametrize("sampler", ["hamming", "edit"])
+def test_weighted_samples_have_the_expectations_of_the_reward(sampler, name, normalize):
+    """All sequences of three tokens, weighted by BLEU or CIDEr: of the ground truth's length, or up to two longer.
+
+    `normalize="batch"` has one sample for each of many copies of the ground truth.
+    """
+    (reward, tau), clip = REWARDS[name], 1.0 if name == "clipped cider" else math.inf
+    if sampler == "hamming":
+        drawing, widths = HammingSampler(1.5, VocabularyPool(6, exclude=(0, 1, 2))), [4]
+    else:
+        drawing, widths = EditSampler(0.8, VocabularyPool(6, exclude=(0, 1, 2)), max_insertions=2, pad=0), range(7)
+    sequences = [sequence for width in widths for sequence in itertools.product(TOKENS, repeat=width)]
+    exact = exact_expectations(reward, tau, clip, sequences)
+    draws = 30_000
+    copies = draws if normalize == "batch" else 1
+    samples = drawing(torch.tensor([TARGET]).expand(copies, 4), None, draws // copies, generator())
+    scores = scored(reward, samples.tokens, samples.lengths)
+    clipping = None if clip == math.inf else clip
+    weights = importance_weights(scores, samples.log_prob, tau=tau, normalize=normalize, clip=clipping).flatten()
+    values = statistics(scores, samples.tokens, samples.lengths).flatten(1)
+    weights = weights / copies
+    # Five standard errors of the ratio estimator.
+    error = 5 * ((values - exact[:, None]).square() @ weights.square()).sqrt() + 1e-9
+    assert (error < 0.1 * exact).all()
+    assert ((values @ weights - exact).abs() < error).all()
+    assert not ((values.mean(1) - exact).abs() < error).all(), "unweighted samples should not pass"
+    assert 100 < float(effective_sample_size(weights[:, None])) < draws
