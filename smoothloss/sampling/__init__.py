@@ -8,7 +8,7 @@ from smoothloss.sampling.edit import EditSampler
 from smoothloss.sampling.hamming import HammingSampler
 from smoothloss.sampling.importance import effective_sample_size, importance_weights
 from smoothloss.sampling.pools import BatchPool, Pool, ReferencePool, Substitutes, UniformPool, VocabularyPool
-from smoothloss.sampling.samples import Samples
+from smoothloss.sampling.samples import Sampler, Samples
 from smoothloss.sampling.similar import SimilarPool
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "HammingSampler",
     "Pool",
     "ReferencePool",
+    "Sampler",
     "Samples",
     "SimilarPool",
     "Substitutes",

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from smoothloss.sampling.edit_likelihood import Edits, log_weight
 from smoothloss.sampling.pools import UniformPool, UniformSubstitutes
-from smoothloss.sampling.samples import Samples, check_call, check_tau, sentence_lengths, uniform
+from smoothloss.sampling.samples import Sampler, Samples, Sentences, check_tau, uniform
 
 
-class EditSampler:
+class EditSampler(Sampler):
     r"""Samples ``y`` by edit scripts: ``q(y | y*) = sum of exp(-edits / tau) over the scripts that give y, over Z``.
 
     A script replaces s of the m tokens, each by one of its ``v`` choices: the pool's other tokens, or nothing, which
@@ -50,6 +50,8 @@ class EditSampler:
         ValueError: ``tau`` is not a finite number > 0, or ``max_insertions < 1``.
     """
 
+    pool: UniformPool
+
     def __init__(self, tau: float, pool: UniformPool, *, max_insertions: int = 4, pad: int = -100) -> None:
         self.tau = check_tau(tau)
         if not isinstance(pool, UniformPool):
@@ -61,50 +63,20 @@ class EditSampler:
             raise ValueError(f"max_insertions: got {max_insertions}, expected at least 1")
         self.pool, self.max_insertions, self.pad = pool, max_insertions, pad
 
-    def __call__(
-        self,
-        target: Tensor,
-        lengths: Tensor | None,
-        num_samples: int,
-        generator: torch.Generator | None = None,
-        references: Tensor | None = None,
-    ) -> Samples:
-        """Draws L samples for each of B sentences, on the tensors' device and without waiting for it.
-
-        Args:
-            target: ``(B, T)`` integer ground truths. What stands beyond a sentence's length, EOS and padding, follows
-                the sample unchanged. Tokens that are negative or excluded are neither replaced nor deleted.
-            lengths: ``(B,)`` integer lengths, EOS not counted; None stands for T.
-            num_samples: L, >= 1.
-            generator: Random numbers of the target's device; the same seed gives the same samples.
-            references: ``(B, R)`` integer token ids, padded by negative ids; only for :class:`ReferencePool`.
-
-        Returns:
-            Samples with tokens ``(L, B, T + max_insertions)``.
-
-        Raises:
-            TypeError: A tensor is not of integers, or ``num_samples`` no integer.
-            ValueError: Shapes or devices do not fit, ``num_samples < 1``, or references are missing.
-        """
-        check_call(target, lengths, num_samples, references)
-        lengths = sentence_lengths(target, lengths)
-        within = torch.arange(target.shape[1], device=target.device) < lengths[:, None]
-        replaceable = within & ~self.pool.is_excluded(target)
-        substitutes = self.pool.substitutes(target, replaceable, references)
-        log_odds = substitutes.sets.size.double().log().expand(target.shape[0]) - 1 / self.tau
-        prior = _Prior.of(lengths, replaceable, log_odds, self.max_insertions)
+    def _draw(self, sentences: Sentences, num_samples: int, generator: torch.Generator | None) -> Samples:
+        substitutes = self.pool.substitutes(sentences.target, sentences.replaceable, sentences.references)
+        log_odds = substitutes.sets.size.double().log().expand(sentences.lengths.shape) - 1 / self.tau
+        prior = _Prior.of(sentences, log_odds, self.max_insertions)
         num_replaced, num_inserted = prior.draw(num_samples, generator)
-        script = _draw_script(
-            substitutes, within, replaceable, num_replaced, num_inserted, self.max_insertions, generator
-        )
-        tokens, from_pool, sample_lengths = _apply(script, substitutes.inside, target, lengths, self.pad)
-        edits = Edits.of(target, within, replaceable, substitutes.count + 1, log_odds.exp(), self.tau)
-        log_prob = log_weight(edits, tokens, from_pool, sample_lengths, self.max_insertions) - prior.log_normalizer
+        script = _draw_script(sentences, substitutes, num_replaced, num_inserted, self.max_insertions, generator)
+        tokens, from_pool, lengths = _apply(script, sentences, substitutes.inside, self.pad)
+        edits = Edits.of(sentences, substitutes.count + 1, log_odds.exp(), self.tau)
+        log_prob = log_weight(edits, tokens, from_pool, lengths, self.max_insertions) - prior.log_normalizer
         return Samples(
-            tokens=tokens.to(target.dtype),
+            tokens=tokens.to(sentences.target.dtype),
             distance=num_replaced + num_inserted,
             log_prob=log_prob.float(),
-            lengths=sample_lengths,
+            lengths=lengths,
         )
 
     def __repr__(self) -> str:
@@ -125,10 +97,10 @@ class _Prior(NamedTuple):
     max_insertions: int
 
     @classmethod
-    def of(cls, lengths: Tensor, replaceable: Tensor, log_odds: Tensor, max_insertions: int) -> _Prior:
+    def of(cls, sentences: Sentences, log_odds: Tensor, max_insertions: int) -> _Prior:
         """``p(s, k) ∝ C(f, s) C(m - s + k, k) odds^(s + k)`` for m tokens of which f are replaceable."""
-        length, device = replaceable.shape[1], replaceable.device
-        free = replaceable.sum(dim=-1)[:, None]
+        length, device = sentences.target.shape[1], log_odds.device
+        free = sentences.replaceable.sum(dim=-1)[:, None]
         replaced = torch.arange(length + 1, device=device)
         inserted = torch.arange(max_insertions + 1, device=device)
         log_factorial = torch.arange(1, length + max_insertions + 2, device=device).double().lgamma()
@@ -139,7 +111,7 @@ class _Prior(NamedTuple):
         edits = replaced[:, None] + inserted
         # No edits cost nothing, even where the odds of an edit are zero.
         cost = torch.where(edits > 0, edits * log_odds[:, None, None], 0.0)
-        counts = subsets[:, :, None] + arrangements[(lengths[:, None] - replaced).clamp(min=0)]
+        counts = subsets[:, :, None] + arrangements[(sentences.lengths[:, None] - replaced).clamp(min=0)]
         log_weight = (counts + cost).flatten(1)
         log_normalizer = log_weight.logsumexp(dim=-1)
         cumulative = (log_weight - log_normalizer[:, None]).exp().cumsum(dim=-1)
@@ -172,13 +144,13 @@ class _Script(NamedTuple):
 
 
 def _draw_script(
-    substitutes: UniformSubstitutes, within: Tensor, replaceable: Tensor, num_replaced: Tensor, num_inserted: Tensor,
+    sentences: Sentences, substitutes: UniformSubstitutes, num_replaced: Tensor, num_inserted: Tensor,
     max_insertions: int, generator: torch.Generator | None,
 ) -> _Script:  # fmt: skip
     """Draw one of the scripts with these numbers of edits, all alike."""
-    (num_samples, batch), length, device = num_replaced.shape, within.shape[1], within.device
-    replaced = _choose(replaceable, num_replaced, generator)
-    kept = within & ~replaced
+    (num_samples, batch), length, device = num_replaced.shape, sentences.target.shape[1], num_replaced.device
+    replaced = _choose(sentences.replaceable, num_replaced, generator)
+    kept = sentences.within & ~replaced
     # One choice beyond the substitutes: nothing.
     choice = uniform(replaced.shape, device, generator) * (substitutes.count + 1)
     substituted = replaced & (choice < substitutes.count)
@@ -217,17 +189,17 @@ def _multisets(size: Tensor, number: int, generator: torch.Generator | None) -> 
     return draws
 
 
-def _apply(script: _Script, inside: Tensor, target: Tensor, lengths: Tensor, pad: int) -> tuple[Tensor, Tensor, Tensor]:
+def _apply(script: _Script, sentences: Sentences, inside: Tensor, pad: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return the edited sequences ``(L, B, T + K)`` int64, which of their words are in the pool, and their lengths.
 
-    ``inside (B, T)`` says that of the ground truths.
+    ``inside (B, T)`` says which of the ground truths' are.
     """
-    target = target.to(torch.int64)
+    target = sentences.target.to(torch.int64)
     gap = script.kept.cumsum(dim=-1) - script.kept.to(torch.int64)
     # A kept token takes along what is inserted before it; the end is behind all.
     width = script.kept * (1 + script.inserted.gather(-1, gap)) + script.substituted
     end = width.cumsum(dim=-1)
-    sample_lengths = script.kept.sum(-1) + script.substituted.sum(-1) + script.inserted.sum(-1)
+    lengths = script.kept.sum(-1) + script.substituted.sum(-1) + script.inserted.sum(-1)
     dropped = script.insertions.shape[-1]
     place = torch.where(script.kept | script.substituted, end - 1, dropped)
     words = torch.where(script.substituted, script.substitutes, target)
@@ -235,10 +207,10 @@ def _apply(script: _Script, inside: Tensor, target: Tensor, lengths: Tensor, pad
     from_pool = _scatter(torch.ones_like(tokens, dtype=torch.bool), place, script.substituted | inside)
     # Beyond the words the ground truth's own tail, then padding.
     positions = torch.arange(dropped, device=target.device)
-    source = (positions - sample_lengths[..., None] + lengths[:, None]).clamp(0, target.shape[1])
+    source = (positions - (lengths - sentences.lengths)[..., None]).clamp(0, target.shape[1])
     padded = torch.nn.functional.pad(target, (0, 1), value=pad).expand(*source.shape[:2], -1)
-    tokens = torch.where(positions < sample_lengths[..., None], tokens, padded.gather(-1, source))
-    return tokens, from_pool, sample_lengths
+    tokens = torch.where(positions < lengths[..., None], tokens, padded.gather(-1, source))
+    return tokens, from_pool, lengths
 
 
 def _scatter(values: Tensor, place: Tensor, source: Tensor) -> Tensor:

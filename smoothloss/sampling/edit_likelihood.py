@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from smoothloss.sampling.samples import Sentences
+
 # Stands beyond the end of a sentence, where nothing may match.
 _NO_TOKEN = torch.iinfo(torch.int32).min
 # Rows of the table between two rescalings, so that nothing underflows.
@@ -30,22 +32,18 @@ class Edits(NamedTuple):
     insertion: float
 
     @classmethod
-    def of(
-        cls, target: Tensor, within: Tensor, replaceable: Tensor, choices: Tensor, odds: Tensor, tau: float
-    ) -> Edits:
+    def of(cls, sentences: Sentences, choices: Tensor, odds: Tensor, tau: float) -> Edits:
         """Return the edits of ground truths.
 
         Args:
-            target: ``(B, T)`` ground truths.
-            within: ``(B, T)`` bool, the positions within a sentence.
-            replaceable: ``(B, T)`` bool, those of them whose token may be replaced.
-            choices: ``(B, T)``, what it may be replaced by, deletion included.
-            odds: ``(B,)``, the weight of all its choices together.
+            sentences: The ground truths.
+            choices: ``(B, T)``, how many choices there are to replace a token, deletion included.
+            odds: ``(B,)``, the weight of all these together.
             tau: Temperature.
         """
-        weight = (odds[:, None] / choices).where(replaceable, 0.0)
-        tokens = torch.where(within, target, _NO_TOKEN).to(torch.int32)
-        return cls(tokens, weight, weight.where(within, 1.0), math.exp(-1 / tau))
+        weight = (odds[:, None] / choices).where(sentences.replaceable, 0.0)
+        tokens = sentences.target.to(torch.int32).where(sentences.within, _NO_TOKEN)
+        return cls(tokens, weight, weight.where(sentences.within, 1.0), math.exp(-1 / tau))
 
 
 def log_weight(edits: Edits, tokens: Tensor, from_pool: Tensor, lengths: Tensor, max_insertions: int) -> Tensor:

@@ -5,16 +5,15 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
 
 from smoothloss.sampling.pools import Pool
-from smoothloss.sampling.samples import Samples, check_call, check_tau, sentence_lengths, uniform
+from smoothloss.sampling.samples import Sampler, Samples, Sentences, check_tau, uniform
 
 # The logarithm of about the largest float64.
 _LARGEST_EXPONENT = 709.0
 
 
-class HammingSampler:
+class HammingSampler(Sampler):
     r"""Samples ``y`` with ``q(y | y*) ∝ exp(-hamming(y, y*) / tau)`` over substitutions from a pool.
 
     Position t with ``n_t`` substitutes (tokens of the pool other than ``y*_t``) is replaced with probability
@@ -42,34 +41,8 @@ class HammingSampler:
             raise TypeError(f"pool: got {type(pool).__name__}, expected a VocabularyPool or another of the pools here")
         self.pool = pool
 
-    def __call__(
-        self,
-        target: Tensor,
-        lengths: Tensor | None,
-        num_samples: int,
-        generator: torch.Generator | None = None,
-        references: Tensor | None = None,
-    ) -> Samples:
-        """Draws L samples for each of B sentences, on the tensors' device and without waiting for it.
-
-        Args:
-            target: ``(B, T)`` integer ground truths.
-            lengths: ``(B,)`` integer lengths; None stands for T.
-            num_samples: L, >= 1.
-            generator: Random numbers of the target's device; the same seed gives the same samples.
-            references: ``(B, R)`` integer token ids, padded by negative ids; only for :class:`ReferencePool`.
-
-        Returns:
-            The samples; their tokens equal the ground truth's wherever nothing was replaced, and they are as long.
-
-        Raises:
-            TypeError: A tensor is not of integers, or ``num_samples`` no integer.
-            ValueError: Shapes or devices do not fit, ``num_samples < 1``, or references are missing.
-        """
-        check_call(target, lengths, num_samples, references)
-        lengths = sentence_lengths(target, lengths)
-        positions = torch.arange(target.shape[1], device=target.device)
-        replaceable = ~self.pool.is_excluded(target) & (positions < lengths[:, None])
+    def _draw(self, sentences: Sentences, num_samples: int, generator: torch.Generator | None) -> Samples:
+        target, lengths, _, replaceable, references = sentences
         substitutes = self.pool.substitutes(target, replaceable, references)
         count = torch.where(replaceable, substitutes.count, 0).double()
         # One number for coin and substitute: of n + e^{1/tau} the substitutes have 1 each, the original the rest.

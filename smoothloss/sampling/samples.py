@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from smoothloss.sampling.pools import Pool
 
 
 class Samples(NamedTuple):
@@ -25,6 +28,71 @@ class Samples(NamedTuple):
     lengths: Tensor
 
 
+class Sentences(NamedTuple):
+    """The ground truths of a batch.
+
+    Attributes:
+        target: ``(B, T)``.
+        lengths: ``(B,)`` int64.
+        within: ``(B, T)`` bool, the positions within a sentence.
+        replaceable: ``(B, T)`` bool, those of them whose token the pool does not exclude.
+        references: ``(B, R)``, negative in padding, or None.
+    """
+
+    target: Tensor
+    lengths: Tensor
+    within: Tensor
+    replaceable: Tensor
+    references: Tensor | None
+
+
+class Sampler(ABC):
+    """Draws sequences around ground truths.
+
+    Attributes:
+        tau: Temperature, > 0.
+        pool: Where tokens come from.
+    """
+
+    tau: float
+    pool: Pool
+
+    def __call__(
+        self,
+        target: Tensor,
+        lengths: Tensor | None,
+        num_samples: int,
+        generator: torch.Generator | None = None,
+        references: Tensor | None = None,
+    ) -> Samples:
+        """Draws L samples for each of B sentences, on the tensors' device and without waiting for it.
+
+        Args:
+            target: ``(B, T)`` integer ground truths. What stands beyond a sentence's length, EOS and padding, stays.
+            lengths: ``(B,)`` integer lengths, EOS not counted; None stands for T.
+            num_samples: L, >= 1.
+            generator: Random numbers of the target's device; the same seed gives the same samples.
+            references: ``(B, R)`` integer token ids, padded by negative ids; only for :class:`ReferencePool`.
+
+        Raises:
+            TypeError: A tensor is not of integers, or ``num_samples`` no integer.
+            ValueError: Shapes or devices do not fit, ``num_samples < 1``, or references are missing.
+        """
+        _check_call(target, lengths, num_samples, references)
+        batch, width = target.shape
+        if lengths is None:
+            lengths = target.new_full((batch,), width, dtype=torch.int64)
+        lengths = lengths.to(torch.int64).clamp(0, width)
+        within = torch.arange(width, device=target.device) < lengths[:, None]
+        replaceable = within & ~self.pool.is_excluded(target)
+        sentences = Sentences(target, lengths, within, replaceable, references)
+        return self._draw(sentences, num_samples, generator)
+
+    @abstractmethod
+    def _draw(self, sentences: Sentences, num_samples: int, generator: torch.Generator | None) -> Samples:
+        """Draw L samples for each sentence."""
+
+
 def check_tau(tau: float) -> float:
     """Return the temperature, or raise ValueError where it is not a finite number > 0."""
     if not 0 < tau < math.inf:
@@ -37,8 +105,7 @@ def uniform(shape: tuple[int, ...], device: torch.device, generator: torch.Gener
     return torch.rand(shape, dtype=torch.float64, device=device, generator=generator)
 
 
-def check_call(target: Tensor, lengths: Tensor | None, num_samples: int, references: Tensor | None) -> None:
-    """Check what a sampler is called with; see `HammingSampler.__call__` for what is raised."""
+def _check_call(target: Tensor, lengths: Tensor | None, num_samples: int, references: Tensor | None) -> None:
     if target.dim() != 2:
         raise ValueError(f"target: got shape {tuple(target.shape)}, expected (B, T)")
     batch = target.shape[0]
@@ -57,11 +124,3 @@ def check_call(target: Tensor, lengths: Tensor | None, num_samples: int, referen
         raise TypeError(f"num_samples: got {num_samples!r} ({type(num_samples).__name__}), expected an integer")
     if num_samples < 1:
         raise ValueError(f"num_samples: got {num_samples}, expected at least 1")
-
-
-def sentence_lengths(target: Tensor, lengths: Tensor | None) -> Tensor:
-    """Return the ``(B,)`` int64 lengths within ``[0, T]``; T for None."""
-    batch, length = target.shape
-    if lengths is None:
-        return target.new_full((batch,), length, dtype=torch.int64)
-    return lengths.to(torch.int64).clamp(0, length)

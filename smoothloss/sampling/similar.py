@@ -63,8 +63,7 @@ class SimilarPool(Pool):
             dense = table.tail_mode == "exact"
             self._rows[target.device] = _dense_rows(table, allowed) if dense else _kept_rows(table, allowed)
         rows = self._rows[target.device]
-        known = (target >= 0) & (target < size)
-        tokens = torch.where(known, target, 0).to(torch.int64)
+        known, tokens = target < size, target.to(torch.int64).clamp(0, size - 1)
         if isinstance(rows, _DenseRows):
             return _DenseSubstitutes(rows, tokens, known)
         return _KeptSubstitutes(rows, tokens, known)
@@ -135,7 +134,7 @@ class _KeptSubstitutes(Substitutes):
 
     def __init__(self, rows: _KeptRows, tokens: Tensor, known: Tensor) -> None:
         self.rows, self.tokens = rows, tokens
-        self.count = rows.num_substitutes[tokens].where(known, 0)
+        self.count = select(rows.num_substitutes, tokens) * known
 
     def draw(self, number: Tensor) -> tuple[Tensor, Tensor]:
         rows, width = self.rows, self.rows.threshold.shape[1]
@@ -170,7 +169,7 @@ class _DenseSubstitutes(Substitutes):
     def __init__(self, rows: _DenseRows, tokens: Tensor, known: Tensor) -> None:
         self.rows, self.tokens = rows, tokens
         count = rows.allowed.sum() - rows.allowed[tokens].to(torch.int64)
-        self.count = count.where(known & rows.table.has_neighbours[tokens], 0)
+        self.count = count * (known & rows.table.has_neighbours[tokens])
 
     def draw(self, number: Tensor) -> tuple[Tensor, Tensor]:
         share = number / self.count.clamp(min=1)

@@ -97,66 +97,6 @@ def test_every_position_is_replaced_when_it_is_as_good_as_certain():
     assert int(samples.distance.sum()) == int((samples.tokens != target).sum())
 
 
-@pytest.mark.parametrize("shape", [(0, 5), (3, 0)])
-@pytest.mark.parametrize("pool", [VocabularyPool(9), BatchPool(), ReferencePool()])
-def test_empty_batches(shape, pool):
-    target = torch.zeros(shape, dtype=torch.int64)
-    references = torch.zeros(shape[0], 2, dtype=torch.int64)
-    samples = HammingSampler(1.0, pool)(target, target.new_zeros(shape[0]), 4, generator(), references)
-    assert samples.tokens.shape == (4, *shape)
-    assert samples.distance.shape == samples.log_prob.shape == (4, shape[0])
-
-
-def test_equal_seeds_give_equal_samples():
-    target = torch.randint(0, 100, (6, 12), generator=generator(1))
-    for pool in (VocabularyPool(100), BatchPool(), ReferencePool()):
-        sampler = HammingSampler(0.3, pool)
-        first, second, other = (sampler(target, None, 5, generator(seed), target.roll(1, 0)) for seed in (7, 7, 8))
-        assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-        assert not torch.equal(first.tokens, other.tokens)
-
-
-@pytest.mark.parametrize("pool", [VocabularyPool(9, SPECIAL), BatchPool(SPECIAL), ReferencePool(SPECIAL)])
-def test_no_value_is_read_on_the_host(pool):
-    """On the meta device there are none to read: .item(), .cpu() and boolean-mask indexing raise."""
-    target = torch.zeros(3, 5, dtype=torch.int64, device="meta")
-    samples = HammingSampler(0.5, pool)(target, target[:, 0], 4, references=target)
-    assert samples.tokens.shape == (4, 3, 5)
-    assert samples.lengths.shape == samples.distance.shape == samples.log_prob.shape == (4, 3)
-
-
-def test_the_dtype_of_the_target_is_kept_and_nothing_is_overwritten():
-    target = torch.randint(0, 30, (2, 6), dtype=torch.int32, generator=generator(1))
-    before = target.clone()
-    samples = HammingSampler(3.0, VocabularyPool(30))(target, torch.tensor([6, 3], dtype=torch.int32), 9)
-    assert samples.tokens.dtype == torch.int32
-    assert samples.distance.dtype == torch.int64
-    assert torch.equal(target, before)
-    assert "VocabularyPool" in repr(HammingSampler(3.0, VocabularyPool(30)))
-
-
-@pytest.mark.parametrize(
-    ("changes", "error", "message"),
-    [
-        ({"target": torch.zeros(3, dtype=torch.int64)}, ValueError, "target: got shape"),
-        ({"target": torch.zeros(2, 3)}, TypeError, "target: got dtype torch.float32"),
-        ({"lengths": torch.zeros(3, dtype=torch.int64)}, ValueError, r"lengths: got shape \(3,\), expected \(2,\)"),
-        ({"lengths": torch.zeros(2)}, TypeError, "lengths: got dtype"),
-        ({"num_samples": 0}, ValueError, "num_samples: got 0"),
-        ({"num_samples": 2.0}, TypeError, "num_samples: got 2.0"),
-        ({"references": None}, ValueError, "references: got None"),
-        ({"references": torch.zeros(3, 1, dtype=torch.int64)}, ValueError, "references: got shape"),
-        ({"references": torch.zeros(2, 1)}, TypeError, "references: got dtype"),
-        ({"references": torch.zeros(2, 1, dtype=torch.int64, device="meta")}, ValueError, "references: got device"),
-    ],
-)
-def test_arguments_of_a_call_are_checked(changes, error, message):
-    target = torch.zeros(2, 3, dtype=torch.int64)
-    arguments = {"target": target, "lengths": None, "num_samples": 1, "references": target, **changes}
-    with pytest.raises(error, match=message):
-        HammingSampler(1.0, ReferencePool())(**arguments)
-
-
 @pytest.mark.parametrize(
     ("build", "error", "message"),
     [
