@@ -6,6 +6,7 @@
 Suites:
     logits  the loss on given logits        linear  the loss with the linear layer
     lazy    what smoothing costs            exact   dense similarity rows with the linear layer
+    sampling    what drawing samples costs
 
 Peers that are not installed, or cannot run here, are rows that say why. Every suite writes one JSON file.
 """
@@ -19,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import exact, linear, logits, mle_vs_lazy
+from benchmarks import exact, linear, logits, mle_vs_lazy, sampling
 from benchmarks.contest import Settings, broken, run_suite
 from benchmarks.measure import Row, markdown, write_json
 from benchmarks.problems import Shape, parse_shape
@@ -29,23 +30,38 @@ SUITES: dict[str, Callable[[list[Shape], list[torch.dtype], Settings], list[Row]
     "linear": functools.partial(run_suite, linear.suite),
     "lazy": mle_vs_lazy.run,
     "exact": functools.partial(run_suite, exact.suite),
+    "sampling": sampling.run,
 }
 SHAPES = {
-    "cpu": {"logits": ("coco", "30k"), "linear": ("coco", "wmt"), "lazy": ("coco", "wmt"), "exact": ("coco", "wmt")},
+    "cpu": {
+        "logits": ("coco", "30k"),
+        "linear": ("coco", "wmt"),
+        "lazy": ("coco", "wmt"),
+        "exact": ("coco", "wmt"),
+        "sampling": ("coco",),
+    },
     "cuda": {
         "logits": ("coco", "wmt", "32k", "64k", "llama3", "gemma2"),
         "linear": ("coco", "wmt", "llama3", "gemma2"),
         "lazy": ("coco", "wmt"),
         "exact": ("coco", "wmt"),
+        "sampling": ("coco",),
     },
 }
 DTYPES = {
-    "cpu": {"logits": ("float32", "bfloat16"), "linear": ("float32",), "lazy": ("float32",), "exact": ("float32",)},
+    "cpu": {
+        "logits": ("float32", "bfloat16"),
+        "linear": ("float32",),
+        "lazy": ("float32",),
+        "exact": ("float32",),
+        "sampling": ("float32",),
+    },
     "cuda": {
         "logits": ("bfloat16", "float32"),
         "linear": ("bfloat16",),
         "lazy": ("bfloat16",),
         "exact": ("bfloat16",),
+        "sampling": ("float32",),
     },
 }
 COLUMNS = {

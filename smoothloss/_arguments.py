@@ -149,6 +149,11 @@ def lazy_target(
     """Check sequences and return the target of the lazy sequence losses."""
     if input.dim() != 3:
         raise ValueError(f"input: got shape {tuple(input.shape)}, expected (B, T, V), or (B, T, D) for a linear loss")
+    if isinstance(samples, Tensor) and samples.dim() == 3 and samples.shape[-1] != input.shape[-2]:
+        raise ValueError(
+            f"samples: got shape {tuple(samples.shape)}, expected {(samples.shape[0], *input.shape[:2])}: a lazy loss"
+            " scores them on the ground truth's states, position by position; an EditSampler's need an exact loss"
+        )
     _sequences(input, target, samples, sample_weights, num_classes, smoothing)
     return targets.lazy_sequence_target(target, samples, sample_weights, **smoothing._asdict())
 

@@ -6,6 +6,7 @@ The oracle is written from the dense definition, ``-(q * log_softmax(z)).sum(-1)
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -205,3 +206,21 @@ def assert_error_budget(actual: Tensor, eager: Tensor, oracle: Tensor, *, factor
     budget = max(budget, 1e-13 if actual.dtype == torch.float64 else torch.finfo(actual.dtype).eps)
     if not error <= budget:
         raise AssertionError(f"relative error {error:.3e} exceeds {factor} times that of eager PyTorch, {budget:.3e}")
+
+
+def chi_square(observed: Sequence[float] | Tensor, expected: Sequence[float] | Tensor) -> float:
+    """Return Pearson's statistic of counts over the 0.9999 quantile of its distribution: above 1 they do not fit.
+
+    Counts of which fewer than 10 are expected are put together. The quantile is Wilson's and Hilferty's.
+    """
+    counts, model = (torch.as_tensor(values, dtype=torch.float64) for values in (observed, expected))
+    large = model >= 10
+    counts = torch.cat([counts[large], counts[~large].sum()[None]])
+    model = torch.cat([model[large], model[~large].sum()[None]])
+    if ((model == 0) & (counts > 0)).any():
+        return float("inf")
+    counts, model = counts[model > 0], model[model > 0]
+    degrees = counts.numel() - 1
+    variance = 2 / (9 * degrees)
+    quantile = degrees * (1 - variance + 3.719 * variance**0.5) ** 3
+    return float(((counts - model) ** 2 / model).sum() / quantile)

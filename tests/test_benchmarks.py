@@ -31,8 +31,8 @@ def _load(name: str) -> ModuleType:
 
 
 main = _load("__main__")
-contest, linear, logits, measure, peers, plots, problems, targets = map(
-    _load, ("contest", "linear", "logits", "measure", "peers", "plots", "problems", "targets")
+contest, linear, logits, measure, peers, plots, problems, sampling, targets = map(
+    _load, ("contest", "linear", "logits", "measure", "peers", "plots", "problems", "sampling", "targets")
 )
 CPU = torch.device("cpu")
 
@@ -48,7 +48,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {path.stem.removesuffix("_cpu"): json.loads(path.read_text()) for path in folder.glob("*.json")}
 
 
-@pytest.mark.parametrize("suite", ["logits", "linear", "lazy", "exact"])
+@pytest.mark.parametrize("suite", ["logits", "linear", "lazy", "exact", "sampling"])
 def test_every_contender_is_a_row_with_a_time_or_a_reason(results: dict[str, Any], suite: str) -> None:
     rows = results[suite]["rows"]
     assert rows
@@ -109,7 +109,19 @@ def test_plots_draw_every_suite(results: dict[str, Any], tmp_path: Path) -> None
         f"exact_cpu_{SHAPE}_float32.png",
         f"lazy_cpu_{SHAPE}_float32_loss_and_backward.png",
         f"lazy_cpu_{SHAPE}_float32_training_step.png",
+        f"sampling_cpu_{SHAPE}_int64_10_samples.png",
     }
+
+
+def test_every_sampler_is_measured_with_every_pool(results: dict[str, Any]) -> None:
+    ran = {row["what"] for row in results["sampling"]["rows"]}
+    pools = {"vocabulary", "batch", "references"}
+    similar = {f"similar, {tail}" for tail in ("renormalize", "uniform", "exact")}
+    assert ran == {f"Hamming, {pool}" for pool in pools | similar} | {f"edit, {pool}" for pool in pools} | {
+        sampling.NUMBERS
+    }
+    rows = sampling.run([problems.parse_shape(SHAPE)], [torch.float32], contest.Settings(CPU, 2, seconds=0.0))
+    assert [row["not_run"] for row in rows] == ["the 0 s for this suite were over"]
 
 
 def test_a_spent_budget_leaves_rows_that_say_so() -> None:

@@ -134,7 +134,7 @@ class SimilarityMixture(NamedTuple):
     def dense_rows(self, part: slice, dtype: torch.dtype) -> DenseRows:
         """Return the mixture of the positions `part`, over the rows of their distinct tokens."""
         tokens, weights = self.tokens[part], self.weights[part]
-        used, place = _distinct(tokens.clamp(0, self.unit_vectors.shape[0] - 1), self.unit_vectors.shape[0])
+        used, place = distinct(tokens.clamp(0, self.unit_vectors.shape[0] - 1), self.unit_vectors.shape[0])
         rows = place.to(torch.int32).masked_fill_(tokens < 0, -1)
         return DenseRows(SimilarityScorer(self, dtype).rows(used), rows, weights.to(dtype).contiguous())
 
@@ -153,7 +153,7 @@ class SimilarityMixture(NamedTuple):
         return cls(tokens, weights, unit_vectors, log_normalizer, has_neighbours, counts, *numbers)
 
 
-def _distinct(tokens: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:
+def distinct(tokens: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:
     """Return the distinct tokens, and where among them each of `tokens` is.
 
     On an accelerator without asking how many there are, which would wait for it: as many as there can be, the first
