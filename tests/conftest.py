@@ -92,3 +92,19 @@ def no_host_sync() -> Iterator[Callable[[], None]]:
     """Return the function from whose call on a host sync raises, until the end of the test."""
     yield lambda: torch.cuda.set_sync_debug_mode("error")
     torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.fixture
+def launched() -> Callable[[Callable[[], object]], list[str]]:
+    """Return the function that tells the names of everything that a step runs on the device."""
+
+    def names(step: Callable[[], object]) -> list[str]:
+        step()  # compiles
+        torch.cuda.synchronize()
+        activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+        with torch.profiler.profile(activities=activities) as recorded:
+            step()
+            torch.cuda.synchronize()
+        return [event.name for event in recorded.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+
+    return names

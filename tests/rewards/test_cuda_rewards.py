@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from smoothloss.ops import compiled
-from smoothloss.rewards import Cider, References
+from smoothloss.rewards import Cider, References, edit_distance, hamming, rouge_l, sentence_bleu
+from smoothloss.rewards._candidates import Problem
 
 LENGTHS = (0, 1, 2, 3, 5, 8, 13, 31, 32, 33, 64, 65, 97, 200)
 SHORT = LENGTHS[:10]
@@ -269,6 +270,32 @@ def test_every_candidate_has_scratch_of_its_own(emulated: Emulated) -> None:
     terms = given[0].view(*case.tokens.shape, 4, 2)
     expected = torch.arange(case.tokens.shape[1]) < case.lengths[:, None]
     assert torch.equal((terms[..., 0] != -1).all(-1), expected)
+
+
+def test_public_functions(emulated: Emulated, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU: the same functions, with the scratch memory that they ask for."""
+    case = Case(3, 4, lengths=LENGTHS[5:10])
+    samples, lengths = case.tokens.view(3, 4, -1), case.lengths.view(3, 4)
+    corpus = Cider(References([*case.token_ids, [[0]]]))
+    rewards = (sentence_bleu, rouge_l, hamming, edit_distance, corpus)
+    expected = [reward(samples, lengths, case.references) for reward in rewards]
+    given: list[tuple[Tensor, int]] = []
+
+    def scratch(scored: Problem, words: int) -> Tensor:
+        given.append((guarded(len(case.tokens), words, dtype=torch.int64), words))
+        return given[-1][0]
+
+    def call(name: str, like: Tensor, *arguments: object) -> None:
+        getattr(emulated.module, name)(*arguments, *emulated.where)
+
+    monkeypatch.setattr(Problem, "scratch", scratch)
+    monkeypatch.setattr(compiled, "call", call)
+    corpus._norms.clear()
+    for reward, scores in zip(rewards, expected, strict=True):
+        torch.testing.assert_close(reward(samples, lengths, case.references), scores, rtol=1e-13, atol=0.0)
+    assert len(given) == 4
+    for memory, words in given:
+        written(memory, len(case.tokens), words)
 
 
 def test_scratch_is_required(emulated: Emulated) -> None:
