@@ -6,6 +6,7 @@
 Suites:
     logits  the loss on given logits        linear  the loss with the linear layer
     lazy    what smoothing costs            exact   dense similarity rows with the linear layer
+    rewards CIDEr, BLEU, ... of candidates
 
 Peers that are not installed, or cannot run here, are rows that say why. Every suite writes one JSON file.
 """
@@ -19,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import exact, linear, logits, mle_vs_lazy
+from benchmarks import exact, linear, logits, mle_vs_lazy, rewards
 from benchmarks.contest import Settings, broken, run_suite
 from benchmarks.measure import Row, markdown, write_json
 from benchmarks.problems import Shape, parse_shape
@@ -29,42 +30,60 @@ SUITES: dict[str, Callable[[list[Shape], list[torch.dtype], Settings], list[Row]
     "linear": functools.partial(run_suite, linear.suite),
     "lazy": mle_vs_lazy.run,
     "exact": functools.partial(run_suite, exact.suite),
+    "rewards": rewards.run,
 }
 SHAPES = {
-    "cpu": {"logits": ("coco", "30k"), "linear": ("coco", "wmt"), "lazy": ("coco", "wmt"), "exact": ("coco", "wmt")},
+    "cpu": {
+        "logits": ("coco", "30k"),
+        "linear": ("coco", "wmt"),
+        "lazy": ("coco", "wmt"),
+        "exact": ("coco", "wmt"),
+        "rewards": ("captions", "samples"),
+    },
     "cuda": {
         "logits": ("coco", "wmt", "32k", "64k", "llama3", "gemma2"),
         "linear": ("coco", "wmt", "llama3", "gemma2"),
         "lazy": ("coco", "wmt"),
         "exact": ("coco", "wmt"),
+        "rewards": ("samples", "captions"),
     },
 }
 DTYPES = {
-    "cpu": {"logits": ("float32", "bfloat16"), "linear": ("float32",), "lazy": ("float32",), "exact": ("float32",)},
+    "cpu": {
+        "logits": ("float32", "bfloat16"),
+        "linear": ("float32",),
+        "lazy": ("float32",),
+        "exact": ("float32",),
+        "rewards": ("int64",),
+    },
     "cuda": {
         "logits": ("bfloat16", "float32"),
         "linear": ("bfloat16",),
         "lazy": ("bfloat16",),
         "exact": ("bfloat16",),
+        "rewards": ("int64",),
     },
 }
 COLUMNS = {
     "shape": "shape",
     "dtype": "dtype",
     "mode": "mode",
-    "what": "forward + backward",
+    "what": "what",
     "ms": "ms",
     "ms_p20": "20 %",
     "ms_p80": "80 %",
 }
 MORE_COLUMNS = {
     "relative_to_mle": "relative to MLE",
+    "speedup": "times faster than the peer",
+    "data": "data",
     "peak_mib": "peak MiB",
     "of_floor": "of the floor",
     "gb_per_s": "GB/s",
     "tflops": "TFLOP/s",
     "extra_mib": "extra MiB",
     "launches": "launches",
+    "score_error": "difference of scores",
     "loss_error": "error of loss",
     "d_logits_error": "of d logits",
     "d_input_error": "of d input",
