@@ -6,7 +6,7 @@
 Suites:
     logits  the loss on given logits        linear  the loss with the linear layer
     lazy    what smoothing costs            exact   dense similarity rows with the linear layer
-    sampling    what drawing samples costs
+    rewards CIDEr, BLEU, ... of candidates  sampling  what drawing samples costs
 
 Peers that are not installed, or cannot run here, are rows that say why. Every suite writes one JSON file.
 """
@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import exact, linear, logits, mle_vs_lazy, sampling
+from benchmarks import exact, linear, logits, mle_vs_lazy, rewards, sampling
 from benchmarks.contest import Settings, broken, run_suite
 from benchmarks.measure import Row, markdown, write_json
 from benchmarks.problems import Shape, parse_shape
@@ -30,6 +30,7 @@ SUITES: dict[str, Callable[[list[Shape], list[torch.dtype], Settings], list[Row]
     "linear": functools.partial(run_suite, linear.suite),
     "lazy": mle_vs_lazy.run,
     "exact": functools.partial(run_suite, exact.suite),
+    "rewards": rewards.run,
     "sampling": sampling.run,
 }
 SHAPES = {
@@ -38,6 +39,7 @@ SHAPES = {
         "linear": ("coco", "wmt"),
         "lazy": ("coco", "wmt"),
         "exact": ("coco", "wmt"),
+        "rewards": ("captions", "samples"),
         "sampling": ("coco",),
     },
     "cuda": {
@@ -45,6 +47,7 @@ SHAPES = {
         "linear": ("coco", "wmt", "llama3", "gemma2"),
         "lazy": ("coco", "wmt"),
         "exact": ("coco", "wmt"),
+        "rewards": ("samples", "captions"),
         "sampling": ("coco",),
     },
 }
@@ -54,6 +57,7 @@ DTYPES = {
         "linear": ("float32",),
         "lazy": ("float32",),
         "exact": ("float32",),
+        "rewards": ("int64",),
         "sampling": ("float32",),
     },
     "cuda": {
@@ -61,6 +65,7 @@ DTYPES = {
         "linear": ("bfloat16",),
         "lazy": ("bfloat16",),
         "exact": ("bfloat16",),
+        "rewards": ("int64",),
         "sampling": ("float32",),
     },
 }
@@ -68,19 +73,22 @@ COLUMNS = {
     "shape": "shape",
     "dtype": "dtype",
     "mode": "mode",
-    "what": "forward + backward",
+    "what": "what",
     "ms": "ms",
     "ms_p20": "20 %",
     "ms_p80": "80 %",
 }
 MORE_COLUMNS = {
     "relative_to_mle": "relative to MLE",
+    "speedup": "times faster than the peer",
+    "data": "data",
     "peak_mib": "peak MiB",
     "of_floor": "of the floor",
     "gb_per_s": "GB/s",
     "tflops": "TFLOP/s",
     "extra_mib": "extra MiB",
     "launches": "launches",
+    "score_error": "difference of scores",
     "loss_error": "error of loss",
     "d_logits_error": "of d logits",
     "d_input_error": "of d input",

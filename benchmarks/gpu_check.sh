@@ -9,7 +9,7 @@
 # In the environment, all optional:
 #   PEERS    folder with wheels of peers (liger_kernel, cut_cross_entropy, ...), installed beside the package
 #   COMMIT   what the results are recorded under where git is not at hand
-#   STEPS    the steps to run, default: "tests sanitizer logits linear exact lazy"
+#   STEPS    the steps to run, default: "tests sanitizer logits linear exact lazy rewards"
 # The steps are functions that `step` calls through bash -c, where their arguments expand:
 # shellcheck disable=SC2329,SC2016
 set -u
@@ -17,7 +17,7 @@ set -u
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 out=$(realpath -m "${OUT:-$root/build/gpu_check}")
 python=${PYTHON:-python3}
-steps=${STEPS:-tests sanitizer logits linear exact lazy}
+steps=${STEPS:-tests sanitizer logits linear exact lazy rewards}
 peers=${PEERS:+$(realpath -m "$PEERS")}
 total=535 # seconds for everything
 site=$(mktemp -d)
@@ -73,7 +73,7 @@ describe() {
 run_tests() {
     local workers=()
     "$python" -c "import xdist" 2>/dev/null && workers=(-n 4)
-    cd "$root/tests" && "$python" -m pytest ops -m gpu --quiet -p no:cacheprovider "${workers[@]}"
+    cd "$root/tests" && "$python" -m pytest ops rewards -m gpu --quiet -p no:cacheprovider "${workers[@]}"
 }
 
 # One tool over the CUDA kernels. The allocator of torch is switched off, or it would hide what lies between tensors.
@@ -145,6 +145,9 @@ fi
 if wanted lazy; then
     bench lazy lazy 20 || failed=1
 fi
+if wanted rewards; then
+    bench rewards rewards 20 || failed=1
+fi
 step targets 20 bash -c judge || failed=1
 
 report() {
@@ -153,7 +156,7 @@ report() {
     for tool in memcheck racecheck; do
         [[ -f $logs/$tool.log ]] && grep -E '^=+ (ERROR|RACECHECK|Invalid|Error|Warning)' "$logs/$tool.log" | head -n 10
     done
-    for suite in linear logits logits32 exact lazy; do
+    for suite in linear logits logits32 exact lazy rewards; do
         [[ -f $logs/$suite.log ]] && grep -E '^\|' "$logs/$suite.log"
     done
     echo

@@ -77,6 +77,9 @@ def _label(row: Row) -> str:
 
 
 def _title(row: Row, device: str) -> str:
+    if row["suite"] == "rewards":
+        sizes = f"{row['rows']} candidates, {row['hidden']} references each"
+        return f"{row['mode']}, {row['shape']}: {sizes}, {device}"
     sizes = f"N = {row['rows']}, V = {row['classes']}"
     if row["suite"] != "logits":
         sizes += f", D = {row['hidden']}"

@@ -45,6 +45,9 @@ SHAPES = {
         Shape("64k", 8192, 65536, 4096, 32),
         Shape("llama3", 8192, 128256, 4096, 32),
         Shape("gemma2", 8192, 256000, 2304, 32),
+        # Of the rewards: candidates, words, references of an input; `length` candidates of each input.
+        Shape("captions", 5000, 9800, 5),
+        Shape("samples", 320, 9800, 5, 4),
     )
 }
 

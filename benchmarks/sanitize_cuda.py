@@ -8,6 +8,7 @@ that the tool has few kernels of others to watch.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable
 
@@ -15,6 +16,7 @@ import torch
 
 import smoothloss.functional as F
 from smoothloss.ops.dispatch import unavailable
+from smoothloss.rewards import Cider, References, bleu_statistics, edit_distance, hamming, rouge_l, sentence_bleu
 from smoothloss.similarity import TailMode
 from smoothloss.testing import make_inputs, make_sequences, make_table
 
@@ -55,6 +57,20 @@ def sequence_losses(v: int, tail: TailMode, dtype: torch.dtype, impl: str) -> li
     return [loss, *torch.autograd.grad(loss, logits)]
 
 
+def rewards(width: int, dtype: torch.dtype, impl: str) -> list[torch.Tensor]:
+    """Return every reward of candidates up to `width` long; what is computed on the CPU is the reference."""
+    generator, device = torch.Generator().manual_seed(width), DEVICES[impl]
+    tokens, given = torch.randint(9, (2, 3, 7, width), generator=generator)
+    lengths = torch.randint(width + 1, (3, 7), generator=generator).to(device)
+    packed = References([[row[:n] for n in (0, width // 2, width)][: b % 4] for b, row in enumerate(given[0].tolist())])
+    functions = (
+        functools.partial(sentence_bleu, n=4), functools.partial(sentence_bleu, n=8, smoothing="coco"), bleu_statistics,
+        rouge_l, hamming, edit_distance, Cider(packed), Cider(packed, variant="cider"),
+    )  # fmt: skip
+    references = packed.to(device)
+    return [function(tokens.to(device, dtype), lengths, references) for function in functions]
+
+
 def off(actual: list[torch.Tensor], expected: list[torch.Tensor]) -> int:
     """Return how many results are further from the reference than half precision explains."""
     count = 0
@@ -74,6 +90,7 @@ def main() -> int:
         (losses, (*size, dtype, options)) for size, dtype, options in itertools.product(SIZES, DTYPES, OPTIONS)
     ]
     cases += [(sequence_losses, case) for case in itertools.product((11, 1003), TAILS, DTYPES)]
+    cases += [(rewards, case) for case in itertools.product((1, 31, 100), (torch.int32, torch.int64))]
     wrong = [off(*(function(*case, impl) for impl in ("native", "reference"))) for function, case in cases]
     print(f"{len(cases)} cases, {sum(wrong)} results off")
     return int(any(wrong))

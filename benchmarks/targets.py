@@ -17,6 +17,7 @@ from benchmarks.linear import LIGER, LIGER_BEST, MATMULS, TOP_K
 from benchmarks.logits import COPY, name
 from benchmarks.measure import Row, markdown
 from benchmarks.problems import HARD, soft
+from benchmarks.rewards import MODES, OURS_ON_GPU
 
 OURS_HARD, OURS_SOFT = name(HARD), name(soft(64))
 FRESH = (OURS_HARD, name(soft(21)), OURS_SOFT)
@@ -41,13 +42,13 @@ class Target(NamedTuple):
 
 
 class Rows:
-    """The bfloat16 rows of all suites, found by suite, shape, name and mode."""
+    """The bfloat16 rows of all suites, and the rewards', found by suite, shape, name and mode."""
 
     def __init__(self, rows: Iterable[Row]) -> None:
         self._rows = {
             (row["suite"], row["shape"], row["what"], row["mode"]): row
             for row in rows
-            if row.get("suite") and row.get("dtype") == "bfloat16" and "mode" in row
+            if row.get("suite") and row.get("dtype") in ("bfloat16", "int64") and "mode" in row
         }
 
     def get(self, suite: str, shape: str, what: str, key: str = "ms", mode: str = "eager") -> float:
@@ -75,6 +76,10 @@ def _bandwidth(rows: Rows) -> float:
 
 def _logits_soft_to_hard(rows: Rows) -> float:
     return max(rows.ratio("logits", shape, OURS_SOFT, OURS_HARD) for shape in LARGE)
+
+
+def _rewards(rows: Rows, key: str) -> float:
+    return max(rows.get("rewards", "samples", OURS_ON_GPU, key, mode) for mode in MODES)
 
 
 def _launches(rows: Rows) -> float:
@@ -130,6 +135,8 @@ TARGETS = [
     ),
     Target("logits op, RNN shapes: launches", _launches, 3),
     Target("logits op, RNN shapes: graph replay to twice the floor or 20 us", _replay, 1.0),
+    Target("rewards of 320 candidates: ms of the slowest", lambda rows: _rewards(rows, "ms"), 0.1),
+    Target("rewards of 320 candidates: launches of each", lambda rows: _rewards(rows, "launches"), 1),
 ]
 
 

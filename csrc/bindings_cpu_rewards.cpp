@@ -28,6 +28,7 @@ void check(const References& r) {
             if (!(0 <= begin && begin <= end && end <= r.num_tokens)) {
                 refuse("tokens", begin, end, "sentence", s, r.num_tokens);
             }
+            if (end - begin > kMaxLength) refuse("tokens", begin, end, "sentence", s, begin + kMaxLength);
         }
     }
 }
@@ -60,44 +61,32 @@ void check(const Candidates& c) {
     c.are_int64 ? check_tokens<int64_t>(c) : check_tokens<int32_t>(c);
 }
 
-void require_threads(int threads) {
-    require(threads >= 1, "threads: got " + std::to_string(threads) + ", expected at least 1");
-}
+struct Cpu {
+    static void score(const BleuArguments& a, int threads, const std::string&) { run(&sentence_bleu, a, threads); }
+    static void score(const CiderArguments& a, int threads, const std::string&) { run(&cider, a, threads); }
+    static void score(const AlignmentArguments& a, int threads, const std::string&) { run(&alignment, a, threads); }
 
-template <class Arguments>
-void run(void (*kernel)(const Arguments&, int), const Arguments& a, int threads) {
-    require_threads(threads);
-    py::gil_scoped_release release;
-    check(a.references);
-    check(a.candidates);
-    kernel(a, threads);
-}
+    static void score(const CiderNormArguments& a, int threads, const std::string&) {
+        require_threads(threads);
+        py::gil_scoped_release release;
+        check_all_sentences(a.references);
+        cider_norms(a, threads);
+    }
 
-void bleu(const RewardCandidatesTuple& candidates, const ReferencesTuple& references, int order, int smoothing,
-          double k, bool effective_order, uintptr_t scores, uintptr_t statistics, int threads, const std::string&) {
-    run(&sentence_bleu, make_bleu(candidates, references, order, smoothing, k, effective_order, scores, statistics),
-        threads);
-}
+  private:
+    static void require_threads(int threads) {
+        require(threads >= 1, "threads: got " + std::to_string(threads) + ", expected at least 1");
+    }
 
-void cider_of(const RewardCandidatesTuple& candidates, const ReferencesTuple& references,
-              const FrequenciesTuple& frequencies, uintptr_t norms, bool is_cider_d, double sigma, uintptr_t scratch,
-              uintptr_t scores, int threads, const std::string&) {
-    run(&cider, make_cider(candidates, references, frequencies, norms, is_cider_d, sigma, scratch, scores), threads);
-}
-
-void norms_of(const ReferencesTuple& references, const FrequenciesTuple& frequencies, uintptr_t norms, int threads,
-              const std::string&) {
-    CiderNormArguments a = make_cider_norms(references, frequencies, norms);
-    require_threads(threads);
-    py::gil_scoped_release release;
-    check_all_sentences(a.references);
-    cider_norms(a, threads);
-}
-
-void align(const RewardCandidatesTuple& candidates, const ReferencesTuple& references, int kind, double beta,
-           uintptr_t scratch, uintptr_t scores, int threads, const std::string&) {
-    run(&alignment, make_alignment(candidates, references, kind, beta, scratch, scores), threads);
-}
+    template <class Arguments>
+    static void run(void (*kernel)(const Arguments&, int), const Arguments& a, int threads) {
+        require_threads(threads);
+        py::gil_scoped_release release;
+        check(a.references);
+        check(a.candidates);
+        kernel(a, threads);
+    }
+};
 
 void count_documents(DocumentCounter& counter, const ReferencesTuple& references) {
     References r = make_references(references);
@@ -131,10 +120,7 @@ void write_slots(const DocumentCounter& counter, uintptr_t out) {
 }  // namespace
 
 void bind_rewards(py::module_& m) {
-    m.def("sentence_bleu", &bleu);
-    m.def("cider", &cider_of);
-    m.def("cider_norms", &norms_of);
-    m.def("alignment", &align);
+    define_rewards<Cpu, int, const std::string&>(m);
     py::class_<DocumentCounter>(m, "DocumentCounter", "In how many documents each n-gram of a corpus occurs.")
         .def(py::init<>())
         .def("add", &count_documents)

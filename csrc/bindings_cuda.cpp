@@ -1,14 +1,10 @@
 // _C_cuda: the CUDA kernels for Python. The tensors behind the pointers are checked in smoothloss/ops/native.py, which
 // also holds the device guard; nothing here waits for the device.
-#include "bindings_common.h"
-#include "cuda/sparse_cross_entropy.h"
+#include "bindings_cuda_common.h"
+#include "bindings_cuda_rewards.h"
 
 namespace smoothloss {
 namespace {
-
-void check(int error, const char* what) {
-    if (error != 0) throw std::runtime_error(std::string(what) + ": " + cuda::error_string(error));
-}
 
 void forward(const LogitsTuple& logits_tuple, const TargetsTuple& targets, const DenseTuple& dense,
              const OptionsTuple& options_tuple, uintptr_t loss, uintptr_t lse, uintptr_t entropy, uintptr_t mass,
@@ -110,4 +106,5 @@ PYBIND11_MODULE(_C_cuda, m) {
     m.def("logsumexp_and_select_forward", &s::select);
     m.def("smoothed_target", &s::smoothed_target);
     m.def("mean", &s::mean);
+    s::bind_cuda_rewards(m);
 }

@@ -1,4 +1,5 @@
-// What the reward bindings of both files share: tuples of pointers and sizes to the arguments of csrc/ngram.
+// What the reward bindings of both modules share: tuples of pointers and sizes to the arguments of csrc/ngram, and the
+// signatures of what they define.
 #pragma once
 
 #include "bindings_common.h"
@@ -30,6 +31,7 @@ inline References make_references(const ReferencesTuple& t) {
 inline Candidates make_candidates(const RewardCandidatesTuple& t, const References& references) {
     auto [tokens, are_int64, lengths, count, width] = t;
     require(count >= 0 && width >= 0, "candidates: got a negative size");
+    require(width <= kMaxLength, "candidates: got " + std::to_string(width) + " positions, expected at most 2^30");
     require(count == 0 || (lengths != 0 && (width == 0 || tokens != 0)), "candidates: got a null pointer");
     require(count == 0 || (references.inputs > 0 && count % references.inputs == 0),
             "candidates: got " + std::to_string(count) + ", expected a multiple of the " +
@@ -94,14 +96,39 @@ inline AlignmentArguments make_alignment(const RewardCandidatesTuple& candidates
     References r = make_references(references);
     Candidates c = make_candidates(candidates, r);
     require(kind >= 0 && kind <= static_cast<int>(Alignment::edit_distance), "kind: got an unknown number");
-    require(c.width < INT32_MAX, "candidates: got " + std::to_string(c.width) + " positions, expected below 2^31 - 1");
     require(c.count == 0 || scores != 0, "scores: got a null pointer");
     return {c,
             r,
             static_cast<Alignment>(kind),
             beta,
-            static_cast<int32_t*>(pointer(scratch)),
+            static_cast<uint64_t*>(pointer(scratch)),
             static_cast<double*>(pointer(scores))};
+}
+
+// `Device::score(arguments, where...)` runs the kernel for each kind of arguments; `Where` says on what, and comes
+// last.
+template <class Device, class... Where>
+void define_rewards(py::module_& m) {
+    m.def("sentence_bleu",
+          [](const RewardCandidatesTuple& candidates, const ReferencesTuple& references, int order, int smoothing,
+             double k, bool effective_order, uintptr_t scores, uintptr_t statistics, Where... where) {
+              Device::score(make_bleu(candidates, references, order, smoothing, k, effective_order, scores, statistics),
+                            where...);
+          });
+    m.def("cider", [](const RewardCandidatesTuple& candidates, const ReferencesTuple& references,
+                      const FrequenciesTuple& frequencies, uintptr_t norms, bool is_cider_d, double sigma,
+                      uintptr_t scratch, uintptr_t scores, Where... where) {
+        Device::score(make_cider(candidates, references, frequencies, norms, is_cider_d, sigma, scratch, scores),
+                      where...);
+    });
+    m.def("cider_norms",
+          [](const ReferencesTuple& references, const FrequenciesTuple& frequencies, uintptr_t norms, Where... where) {
+              Device::score(make_cider_norms(references, frequencies, norms), where...);
+          });
+    m.def("alignment", [](const RewardCandidatesTuple& candidates, const ReferencesTuple& references, int kind,
+                          double beta, uintptr_t scratch, uintptr_t scores, Where... where) {
+        Device::score(make_alignment(candidates, references, kind, beta, scratch, scores), where...);
+    });
 }
 
 }  // namespace ngram

@@ -1,10 +1,17 @@
-"""What all tests share: the data folder, the implementations that this process can run, poisoned memory."""
+"""What all tests share: the data folder, the implementations that this process can run, emulated CUDA kernels"""
 
 from __future__ import annotations
 
+import importlib.util
+import itertools
 import os
-from collections.abc import Iterator
+import shutil
+import subprocess
+import sysconfig
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -41,3 +48,63 @@ def poison() -> Iterator[None]:
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(before)
+
+
+@pytest.fixture(scope="session")
+def emulated_cuda(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+    """Return ``_C_cuda`` compiled for the host, see `ops/cuda_emulation`."""
+    compiler = shutil.which(os.environ.get("CXX", "c++"))
+    if compiler is None:
+        pytest.skip("there is no C++ compiler here")
+    folder = tmp_path_factory.mktemp("cuda_emulation")
+    csrc = Path(__file__).resolve().parents[1] / "csrc"
+    emulation = Path(__file__).parent / "ops" / "cuda_emulation"
+    includes = (emulation, csrc, sysconfig.get_paths()["include"], Path(torch.__file__).parent / "include")
+    flags = ["-std=c++17", "-O1", "-fPIC", "-pthread", "-ffp-contract=off", "-fvisibility=hidden", "-w"]
+    flags += ["-DSMOOTHLOSS_HAS_CLUSTERS", *itertools.chain(*(("-I", str(path)) for path in includes))]
+    sources = [*(csrc / "cuda").glob("*.cu"), *csrc.glob("bindings_cuda*.cpp"), emulation / "emulation.cpp"]
+
+    def compile_one(source: Path) -> Path:
+        target = folder / f"{source.name}.o"
+        subprocess.run([compiler, *flags, "-x", "c++", "-c", source, "-o", target], check=True, capture_output=True)
+        return target
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(compile_one, sources))
+    library = folder / "_C_cuda.so"
+    subprocess.run([compiler, "-shared", "-pthread", *objects, "-o", library], check=True, capture_output=True)
+    spec = importlib.util.spec_from_file_location("_C_cuda", library)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(params=["forward", "reverse", "shuffled"])
+def order(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Run the threads of a block in several orders: what lacks a barrier fails in one of them."""
+    monkeypatch.setenv("EMULATION_ORDER", request.param)
+    return str(request.param)
+
+
+@pytest.fixture
+def no_host_sync() -> Iterator[Callable[[], None]]:
+    """Return the function from whose call on a host sync raises, until the end of the test."""
+    yield lambda: torch.cuda.set_sync_debug_mode("error")
+    torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.fixture
+def launched() -> Callable[[Callable[[], object]], list[str]]:
+    """Return the function that tells the names of everything that a step runs on the device."""
+
+    def names(step: Callable[[], object]) -> list[str]:
+        step()  # compiles
+        torch.cuda.synchronize()
+        activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+        with torch.profiler.profile(activities=activities) as recorded:
+            step()
+            torch.cuda.synchronize()
+        return [event.name for event in recorded.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+
+    return names

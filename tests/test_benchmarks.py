@@ -31,8 +31,12 @@ def _load(name: str) -> ModuleType:
 
 
 main = _load("__main__")
-contest, linear, logits, measure, peers, plots, problems, sampling, targets = map(
-    _load, ("contest", "linear", "logits", "measure", "peers", "plots", "problems", "sampling", "targets")
+captions, contest, linear, logits, measure, peers, plots, problems, rewards, sampling, targets = map(
+    _load,
+    (
+        *("captions", "contest", "linear", "logits", "measure", "peers", "plots", "problems", "rewards", "sampling"),
+        "targets",
+    ),
 )
 CPU = torch.device("cpu")
 
@@ -48,7 +52,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {path.stem.removesuffix("_cpu"): json.loads(path.read_text()) for path in folder.glob("*.json")}
 
 
-@pytest.mark.parametrize("suite", ["logits", "linear", "lazy", "exact", "sampling"])
+@pytest.mark.parametrize("suite", ["logits", "linear", "lazy", "exact", "rewards", "sampling"])
 def test_every_contender_is_a_row_with_a_time_or_a_reason(results: dict[str, Any], suite: str) -> None:
     rows = results[suite]["rows"]
     assert rows
@@ -62,7 +66,7 @@ def test_every_contender_is_a_row_with_a_time_or_a_reason(results: dict[str, Any
         else:
             assert 0 < row["ms_p20"] <= row["ms"] <= row["ms_p80"]
             assert row["runs"] == 2
-    assert {"smoothloss", "floor"} <= {row["kind"] for row in rows if "ms" in row} or suite == "lazy"
+    assert {"smoothloss", "floor"} <= {row["kind"] for row in rows if "ms" in row} or suite in ("lazy", "rewards")
 
 
 def test_the_environment_names_versions_and_no_date(results: dict[str, Any]) -> None:
@@ -109,8 +113,49 @@ def test_plots_draw_every_suite(results: dict[str, Any], tmp_path: Path) -> None
         f"exact_cpu_{SHAPE}_float32.png",
         f"lazy_cpu_{SHAPE}_float32_loss_and_backward.png",
         f"lazy_cpu_{SHAPE}_float32_training_step.png",
+        *(f"rewards_cpu_{SHAPE}_int64_{mode.replace(' ', '_')}.png" for mode in rewards.MODES),
         f"sampling_cpu_{SHAPE}_int64_10_samples.png",
     }
+
+
+def test_rewards_beside_their_peers() -> None:
+    pytest.importorskip("pycocoevalcap")
+    pytest.importorskip("sacrebleu")
+    rows = rewards.run([problems.parse_shape("6x30x3")], [], contest.Settings(CPU, 2))
+    by_name = {(row["mode"], row["what"]): row for row in rows}
+    peers = [(mode, rewards.COCO) for mode in (rewards.CIDER, rewards.BLEU, rewards.ROUGE)]
+    for key in (*peers, (rewards.BLEU, rewards.SACREBLEU)):
+        assert by_name[key]["score_error"] < 1e-9, key
+    for threads in rewards.THREADS:
+        for what in (rewards.ours("prepared", threads), rewards.ours("from text", threads)):
+            row = by_name[rewards.CIDER, what]
+            assert row["speedup"] == by_name[rewards.CIDER, rewards.COCO]["ms"] / row["ms"]
+    assert not any(contest.broken(row) for row in rows)
+
+
+def test_rewards_beside_operators_of_torch(results: dict[str, Any]) -> None:
+    row = next(row for row in results["rewards"]["rows"] if row["what"] == rewards.UNIQUE)
+    assert row["score_error"] < 1e-6
+
+
+def test_captions_are_drawn_alike_or_real(data_dir: Path) -> None:
+    shape = problems.parse_shape("24x101x16")
+    drawn = captions.captions(shape)
+    assert drawn == captions.captions(shape)
+    assert drawn.source == "drawn"
+    assert [len(sample) for sample in drawn.candidates] == [6] * 4
+    assert [len(given) for given in drawn.references] == [16] * 6
+    for name, samples in (("captions", 1), ("samples", 4)):
+        shape = problems.SHAPES[name]
+        real = captions.captions(shape)
+        assert real.source == "coco"
+        assert [len(sample) for sample in real.candidates] == [shape.rows // samples] * samples
+        assert {len(given) for given in real.references} == {5}
+
+
+def test_a_spent_budget_leaves_rewards_that_say_so() -> None:
+    rows = rewards.run([problems.SHAPES["samples"]], [], contest.Settings(CPU, 2, seconds=0.0))
+    assert {row["not_run"] for row in rows} == {"the 0 s for this suite were over"}
 
 
 def test_every_sampler_is_measured_with_every_pool(results: dict[str, Any]) -> None:
@@ -274,6 +319,10 @@ def _good_rows() -> list[dict[str, Any]]:
     }
     dw = {targets.OURS_HARD: 2.3e-3, targets.LIGER: 1.6e-2}
     rows += [_row("linear", "llama3", what, ms=ms, d_weight_error=dw.get(what)) for what, ms in times.items()]
+    rows += [
+        _row("rewards", "samples", targets.OURS_ON_GPU, mode, ms=0.05, launches=1) | {"dtype": "int64"}
+        for mode in targets.MODES
+    ]
     return rows
 
 
@@ -306,6 +355,8 @@ def test_targets_pass_on_good_rows() -> None:
         ({8}, targets.LIGER, "linear llama3", "eager", {"d_weight_error": 5e-3}),
         ({9}, targets.OURS_HARD, "logits wmt", "eager", {"launches": 4}),
         ({10}, targets.OURS_SOFT, "logits coco", "graph", {"ms": 0.021}),
+        ({11}, targets.OURS_ON_GPU, "rewards samples", rewards.CIDER, {"ms": 0.101}),
+        ({12}, targets.OURS_ON_GPU, "rewards samples", rewards.BLEU, {"launches": 2}),
     ],
 )
 def test_a_missed_target_fails_alone(

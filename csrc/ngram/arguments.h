@@ -3,8 +3,9 @@
 
 #include <cstdint>
 
+// Functions that nvcc compiles for the device, and the host's compiler for the CPU.
 #ifdef __CUDACC__
-#define SMOOTHLOSS_NGRAM_HD __host__ __device__ inline
+#define SMOOTHLOSS_NGRAM_HD __device__ inline
 #else
 #define SMOOTHLOSS_NGRAM_HD inline
 #endif
@@ -12,7 +13,9 @@
 namespace smoothloss {
 namespace ngram {
 
-constexpr int kMaxOrder = 8;    // of BLEU
+constexpr int64_t kMaxLength = int64_t{1} << 30;  // of a sentence: positions, counts and distances fit in 32 bits
+constexpr int kUsualOrder = 4;                    // of BLEU: there is room for so many, or for the most there may be
+constexpr int kMaxOrder = 8;
 constexpr int kCiderOrder = 4;  // CIDEr has the orders 1 to 4
 
 // Candidate c belongs to input c % inputs.
@@ -21,10 +24,12 @@ struct Candidates {
     bool are_int64;
     const int64_t* lengths;  // (count,), 0 .. width
     int64_t count;
-    int64_t width;
+    int64_t width;  // at most kMaxLength
 };
 
-// Sentences that do not fit in `tokens`, and spans that do not fit in `offsets`, are refused before a CPU kernel runs.
+// Lengths that are out of range, sentences that do not fit in `tokens` or are longer than kMaxLength, and spans that
+// do not fit in `offsets` are refused before a CPU kernel runs. A CUDA kernel clamps the lengths, and takes the others
+// as empty.
 struct References {
     const int32_t* tokens;   // (num_tokens,) of all sentences, one after the other
     const int64_t* offsets;  // (num_sentences + 1,) where each begins
@@ -66,7 +71,7 @@ struct Frequencies {
 // Of one n-gram of a candidate, at its first position; count 0 elsewhere.
 struct CiderTerm {
     double squared_idf;
-    int64_t count;
+    int32_t count;
 };
 
 struct CiderArguments {
@@ -86,15 +91,20 @@ struct CiderNormArguments {
     double* norms;  // (num_sentences, 4)
 };
 
+// One for every 32 tokens of a candidate.
+SMOOTHLOSS_NGRAM_HD int64_t num_carries(int64_t width) {
+    return (width + 31) / 32;
+}
+
 enum class Alignment : int { rouge_l = 0, hamming = 1, edit_distance = 2 };
 
 struct AlignmentArguments {
     Candidates candidates;
     References references;
     Alignment kind;
-    double beta;       // of ROUGE-L
-    int32_t* scratch;  // (count, width + 1); null on the CPU
-    double* scores;    // (count,)
+    double beta;        // of ROUGE-L
+    uint64_t* scratch;  // (count, num_carries(width)); null on the CPU
+    double* scores;     // (count,)
 };
 
 }  // namespace ngram

@@ -30,10 +30,10 @@ SMOOTHLOSS_NGRAM_HD Slot find(const Frequencies& f, uint32_t parent, int64_t tok
 
 // idf[n - 1] of the n-grams that begin at position i, as far as they fit.
 template <class Token>
-SMOOTHLOSS_NGRAM_HD void inverse_frequencies(const Frequencies& f, const Sentence<Token>& a, int64_t i, double* idf) {
+SMOOTHLOSS_NGRAM_HD void inverse_frequencies(const Frequencies& f, const Sentence<Token>& a, int i, double* idf) {
     uint32_t node = 0;
     bool known = true;
-    int most = static_cast<int>(smaller(kCiderOrder, a.length - i));
+    int most = smaller(kCiderOrder, a.length - i);
     for (int n = 0; n < kCiderOrder; ++n) {
         uint32_t documents = 0;
         if (known && n < most) {
@@ -48,44 +48,86 @@ SMOOTHLOSS_NGRAM_HD void inverse_frequencies(const Frequencies& f, const Sentenc
 
 // The terms of the n-grams at position i; their squares are added to norms.
 template <class Token>
-SMOOTHLOSS_NGRAM_HD void cider_terms(const Frequencies& f, const Sentence<Token>& a, int64_t i, CiderTerm* terms,
+SMOOTHLOSS_NGRAM_HD void cider_terms(const Frequencies& f, const Sentence<Token>& a, int i, CiderTerm* terms,
                                      double* norms) {
     double idf[kCiderOrder];
-    int64_t counts[kCiderOrder];
+    int counts[kCiderOrder];
     inverse_frequencies(f, a, i, idf);
-    count_own(a, i, kCiderOrder, counts);
+    count_own<kCiderOrder>(a, i, kCiderOrder, counts);
     for (int n = 0; n < kCiderOrder; ++n) {
         terms[n] = {idf[n] * idf[n], counts[n]};
-        norms[n] += terms[n].squared_idf * static_cast<double>(counts[n] * counts[n]);
+        norms[n] += terms[n].squared_idf * counts[n] * counts[n];
     }
 }
 
 // Adds position i's share of the products of the candidate's vector with a reference's.
 template <class Token>
-SMOOTHLOSS_NGRAM_HD void add_products(const Sentence<Token>& a, int64_t i, const CiderTerm* terms,
+SMOOTHLOSS_NGRAM_HD void add_products(const Sentence<Token>& a, int i, const CiderTerm* terms,
                                       const Sentence<int32_t>& other, bool clip, double* products) {
-    int64_t counts[kCiderOrder];
-    count_in(a, i, other, kCiderOrder, counts);
-    for (int n = 0; n < kCiderOrder && counts[n]; ++n) {
-        int64_t own = clip ? smaller(terms[n].count, counts[n]) : terms[n].count;
-        products[n] += terms[n].squared_idf * static_cast<double>(own * counts[n]);
+    int counts[kCiderOrder];
+    count_in<kCiderOrder>(a, i, other, kCiderOrder, counts);
+    if (counts[0] == 0) return;
+    for (int n = 0; n < kCiderOrder; ++n) {
+        int own = clip ? smaller(terms[n].count, counts[n]) : terms[n].count;
+        products[n] += terms[n].squared_idf * own * counts[n];
     }
 }
 
 // CIDEr-D's length is the number of bigrams.
-SMOOTHLOSS_NGRAM_HD double length_penalty(int64_t length, int64_t other, double sigma) {
-    double difference = static_cast<double>(num_ngrams(length, 2) - num_ngrams(other, 2));
+SMOOTHLOSS_NGRAM_HD double length_penalty(int length, int other, double sigma) {
+    double difference = num_ngrams(length, 2) - num_ngrams(other, 2);
     return exp(-difference * difference / (2 * sigma * sigma));
 }
 
-// Sum of the orders' cosines with one reference; norms are not squared.
-SMOOTHLOSS_NGRAM_HD double cosines(const double* products, const double* norms, const double* other) {
-    double sum = 0;
-    for (int n = 0; n < kCiderOrder; ++n) {
-        double both = norms[n] * other[n];
-        if (both > 0) sum += products[n] / both;
+template <class Team>
+SMOOTHLOSS_NGRAM_HD double norm(const Team& team, double squares) {
+    return sqrt(team.sum(squares));
+}
+
+// `terms`: (candidate.length, 4), of which each member of the team uses its own positions. What is left to the end is
+// to divide by the candidate's norms, and to add up what the members have.
+template <class Team, class Token>
+SMOOTHLOSS_NGRAM_HD void score_cider(const Team& team, const CiderArguments& a, const Sentence<Token>& candidate,
+                                     int64_t number, int64_t input, CiderTerm* terms) {
+    double squares[kCiderOrder] = {}, sums[kCiderOrder] = {};
+    for (int i = team.rank(); i < candidate.length; i += Team::kSize) {
+        cider_terms(a.frequencies, candidate, i, terms + static_cast<int64_t>(i) * kCiderOrder, squares);
     }
-    return sum;
+    Span span = span_of(a.references, input);
+    for (int64_t s = span.first; s < span.last; ++s) {
+        Sentence<int32_t> other = reference(a.references, s);
+        double products[kCiderOrder] = {};
+        for (int i = team.rank(); i < candidate.length; i += Team::kSize) {
+            add_products(candidate, i, terms + static_cast<int64_t>(i) * kCiderOrder, other, a.is_cider_d, products);
+        }
+        double penalty = a.is_cider_d ? length_penalty(candidate.length, other.length, a.sigma) : 1;
+        for (int n = 0; n < kCiderOrder; ++n) {
+            double length = a.norms[s * kCiderOrder + n];
+            if (length > 0) sums[n] += penalty * products[n] / length;
+        }
+    }
+    double score = 0;
+    for (int n = 0; n < kCiderOrder; ++n) {
+        double length = norm(team, squares[n]), sum = team.sum(sums[n]);
+        if (length > 0) score += sum / length;
+    }
+    double count = static_cast<double>(span.last - span.first);
+    if (team.rank() == 0) a.scores[number] = count > 0 ? 10 * score / (kCiderOrder * count) : 0;
+}
+
+// The lengths of a reference's own vectors.
+template <class Team>
+SMOOTHLOSS_NGRAM_HD void write_norms(const Team& team, const CiderNormArguments& a, int64_t number) {
+    Sentence<int32_t> sentence = reference(a.references, number);
+    double squares[kCiderOrder] = {};
+    CiderTerm terms[kCiderOrder];
+    for (int i = team.rank(); i < sentence.length; i += Team::kSize) {
+        cider_terms(a.frequencies, sentence, i, terms, squares);
+    }
+    for (int n = 0; n < kCiderOrder; ++n) {
+        double length = norm(team, squares[n]);
+        if (team.rank() == 0) a.norms[number * kCiderOrder + n] = length;
+    }
 }
 
 }  // namespace ngram

@@ -48,9 +48,9 @@ void DocumentCounter::add(const References& references) {
         Span span = span_of(references, input);
         for (int64_t s = span.first; s < span.last; ++s) {
             Sentence<int32_t> sentence = reference(references, s);
-            for (int64_t i = 0; i < sentence.length; ++i) {
+            for (int i = 0; i < sentence.length; ++i) {
                 uint32_t node = 0;
-                for (int64_t n = i; n < smaller(i + kCiderOrder, sentence.length); ++n) {
+                for (int n = i; n < smaller(i + kCiderOrder, sentence.length); ++n) {
                     Slot& found = slot(node, sentence.tokens[n]);
                     node = found.node;
                     if (last_document_[node] != document) ++found.documents;

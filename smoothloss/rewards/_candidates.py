@@ -42,6 +42,11 @@ class Problem(NamedTuple):
         """Room for results, one row a candidate."""
         return torch.empty((self.tokens.shape[0], *shape), dtype=dtype, device=self.tokens.device)
 
+    def scratch(self, words: int) -> Tensor:
+        """`words` 64-bit words for each candidate on a GPU; on the CPU none, its kernels have their own."""
+        rows = self.tokens.shape[0] if self.tokens.device.type != "cpu" else 0
+        return torch.empty((rows, words), dtype=torch.int64, device=self.tokens.device)
+
     def result(self, scores: Tensor) -> Tensor:
         """Scores ``(C, ...)`` in the shape and on the device that the caller expects."""
         return scores.reshape(*self.shape, *scores.shape[1:]).to(self.device)

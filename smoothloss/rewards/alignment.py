@@ -70,7 +70,7 @@ def _align(
     candidates: Candidates, lengths: Tensor | None, references: References, kind: int, beta: float = 0.0
 ) -> Tensor:
     scored = problem(candidates, lengths, references)
-    scores = scored.empty()
+    scores, carries = scored.empty(), scored.scratch(-(-scored.tokens.shape[1] // 32))
     compiled.call(
         "alignment",
         scored.tokens,
@@ -78,7 +78,7 @@ def _align(
         scored.references.arguments(),
         kind,
         beta,
-        0,
+        carries.data_ptr(),
         scores.data_ptr(),
     )
     return scored.result(scores)

@@ -20,7 +20,7 @@ from smoothloss.rewards.references import References, Sentences
 Variant = Literal["cider-d", "cider"]
 _ORDER = 4
 _FORMAT = "smoothloss.cider.1"
-_SLOT_WORDS = 2  # a slot of the kernels' hash table is two 64-bit words
+_SLOT_WORDS = _TERM_WORDS = 2  # a slot of the kernels' hash table is two 64-bit words, and so is an n-gram's term
 
 
 class Cider:
@@ -81,7 +81,7 @@ class Cider:
         Raises: as :func:`sentence_bleu`.
         """
         scored = problem(candidates, lengths, references)
-        scores = scored.empty()
+        scores, terms = scored.empty(), scored.scratch(scored.tokens.shape[1] * _ORDER * _TERM_WORDS)
         compiled.call(
             "cider",
             scored.tokens,
@@ -91,7 +91,7 @@ class Cider:
             self._reference_norms(scored.references).data_ptr(),
             self.variant == "cider-d",
             self.sigma,
-            0,
+            terms.data_ptr(),
             scores.data_ptr(),
         )
         return scored.result(scores)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-
 import pytest
 import torch
 
@@ -17,10 +15,3 @@ def gpu_impl(request: pytest.FixtureRequest) -> str:
     if reason is not None:
         pytest.skip(reason)
     return str(request.param)
-
-
-@pytest.fixture
-def no_host_sync() -> Iterator[Callable[[], None]]:
-    """Return the function from whose call on a host sync raises, until the end of the test."""
-    yield lambda: torch.cuda.set_sync_debug_mode("error")
-    torch.cuda.set_sync_debug_mode("default")

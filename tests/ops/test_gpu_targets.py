@@ -33,6 +33,7 @@ pytestmark = [
 
 PLAIN = RowOptions()
 ALL = RowOptions(label_smoothing=0.1, entropy=0.3, z_loss=0.01, logit_scale=1.7, softcap=30.0)
+Launched = Callable[[Callable[[], object]], list[str]]
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 
 
@@ -118,21 +119,12 @@ def test_mean(impl: str, n: int) -> None:
         assert torch.equal(again.view(torch.int32), average.view(torch.int32))
 
 
-def launched(step: Callable[[], object]) -> list[str]:
-    """Return the names of everything that `step` runs on the device."""
-    step()  # compiles
-    torch.cuda.synchronize()
-    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
-    with torch.profiler.profile(activities=activities) as recorded:
-        step()
-        torch.cuda.synchronize()
-    return [event.name for event in recorded.events() if event.device_type == torch.autograd.DeviceType.CUDA]
-
-
 @pytest.mark.filterwarnings("ignore")  # of the profiler
 @pytest.mark.parametrize("s", [21, 300])
 @pytest.mark.parametrize("options", [PLAIN, ALL], ids=["plain", "all"])
-def test_forward_and_backward_of_a_mean_are_three_launches(impl: str, options: RowOptions, s: int) -> None:
+def test_forward_and_backward_of_a_mean_are_three_launches(
+    impl: str, options: RowOptions, s: int, launched: Launched
+) -> None:
     inputs = make_inputs(256, 9800, s, dtype=torch.bfloat16, device="cuda", uniform=True)
     logits, one = inputs.logits.requires_grad_(), torch.ones((), device="cuda")
     keywords = options._asdict() | {"softcap": options.softcap or None}
@@ -148,7 +140,7 @@ def test_forward_and_backward_of_a_mean_are_three_launches(impl: str, options: R
 
 
 @pytest.mark.filterwarnings("ignore")  # of the profiler
-def test_a_smoothed_target_is_one_launch(impl: str) -> None:
+def test_a_smoothed_target_is_one_launch(impl: str, launched: Launched) -> None:
     candidates = torch.randint(100, (5, 16, 20), device="cuda")
     built = make_table(100).to("cuda")
     table, weights = SparseRows(built.indices, built.weights, built.tail), torch.rand(5, 16, device="cuda")

@@ -128,3 +128,13 @@ def test_offsets_that_do_not_fit_are_refused(offsets, spans, message):
         call("alignment", (pointer(tokens), False, pointer(lengths), 1, 3), references, 1, 1.2, 0, pointer(out))
     with pytest.raises(ValueError, match=f"references: got the {message}"):
         compiled.require("_C").DocumentCounter().add(references)
+
+
+def test_what_cannot_be_counted_in_32_bits_is_refused():
+    """Before a token is read: there are none."""
+    lengths, offsets, spans, out = np.array([0]), np.array([0, 2**30 + 1]), np.array([[0, 1]]), np.zeros(1)
+    references = (pointer(out), pointer(offsets), pointer(spans), 2**30 + 1, 1, 1)
+    with pytest.raises(ValueError, match=r"tokens 0 \.\. 1073741825 for sentence 0, expected .* 0 \.\. 1073741824"):
+        call("alignment", (pointer(out), False, pointer(lengths), 1, 3), references, 1, 1.2, 0, pointer(out))
+    with pytest.raises(ValueError, match="candidates: got 1073741825 positions, expected at most"):
+        call("alignment", (pointer(out), False, pointer(lengths), 1, 2**30 + 1), references, 1, 1.2, 0, pointer(out))

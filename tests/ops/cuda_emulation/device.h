@@ -33,6 +33,8 @@ void* in_block_of_cluster(void* shared, unsigned rank);
 
 // Hands `value` to the lanes of this thread's warp and returns what lane `source` handed out. All 32 must come.
 void exchange(void* value, size_t size, unsigned source);
+// Bit l: what lane l of this thread's warp says. All 32 must come.
+unsigned ballot(bool predicate);
 unsigned lane();
 
 }  // namespace emulation
@@ -53,6 +55,10 @@ template <class T>
 T __shfl_xor_sync(unsigned, T value, int offset) {
     emulation::exchange(&value, sizeof(T), emulation::lane() ^ static_cast<unsigned>(offset));
     return value;
+}
+
+inline unsigned __ballot_sync(unsigned, bool predicate) {
+    return emulation::ballot(predicate);
 }
 
 inline void __cluster_barrier_arrive() {

@@ -205,12 +205,28 @@ unsigned lane() {
     return threadIdx.x % kWarp;
 }
 
-void exchange(void* value, size_t size, unsigned source) {
+namespace {
+
+// What the lanes of this thread's warp hand out, once all of them have.
+auto& hand_out(const void* value, size_t size) {
     Warp& warp = block->warps[threadIdx.x / kWarp];
     auto& values = warp.values[block->fibers[block->current].exchanges++ % 2];
     std::memcpy(values[lane()], value, size);
     block->arrive_and_wait(warp.barrier, kWarp);
-    std::memcpy(value, values[source], size);
+    return values;
+}
+
+}  // namespace
+
+void exchange(void* value, size_t size, unsigned source) {
+    std::memcpy(value, hand_out(value, size)[source], size);
+}
+
+unsigned ballot(bool predicate) {
+    auto& said = hand_out(&predicate, sizeof(predicate));
+    unsigned bits = 0;
+    for (unsigned l = 0; l < kWarp; ++l) bits |= static_cast<unsigned>(said[l][0] != 0) << l;
+    return bits;
 }
 
 void arrive_at_cluster() {
