@@ -130,6 +130,12 @@ SMOOTHLOSS_NOINLINE int64_t merge_entries(const Storage* row, const RowEntries<T
                                           const DenseMixture<T>& mixture, const Scratch& scratch) {
     T* weights = static_cast<T*>(scratch.weight);
     T* logits = static_cast<T*>(scratch.logit);
+    // All at once, where the loop below would wait for a few at a time.
+    for (int64_t s = 0; s < entries.slots; ++s) {
+        if (!entries.filled(s)) continue;
+        if (row) __builtin_prefetch(row + entries.indices[s]);
+        __builtin_prefetch(scratch.slot_of + entries.indices[s], 1);
+    }
     int64_t distinct = 0;
     for (int64_t s = 0; s < entries.slots; ++s) {
         if (!entries.filled(s)) continue;

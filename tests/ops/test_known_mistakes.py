@@ -6,6 +6,7 @@ rows that nobody writes (every test under `poison`), gradients with reduction="n
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import smoothloss.functional as F
-from smoothloss.testing import make_sequences, make_table, relative_error
+from smoothloss.testing import assert_error_budget, make_sequences, make_table, relative_error
 
 # torch.compile itself instantiates autograd functions.
 compiles = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
@@ -69,6 +70,16 @@ def test_the_weights_gradient_does_not_lose_precision_with_the_number_of_chunks(
     truth = weight_gradient(torch.float64, None, "reference")
     one, many = (relative_error(weight_gradient(dtype, size, "auto"), truth) for size in (None, classes * 4))
     assert many < 1.5 * one
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_budget_of_half_precision_lets_no_larger_error_pass(dtype: torch.dtype) -> None:
+    oracle = torch.randn(500, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    eager = oracle.to(dtype)
+    for factor, is_within in ((1.9, True), (2.1, False), (torch.nan, False)):
+        actual = oracle + factor * (eager.double() - oracle)
+        with contextlib.nullcontext() if is_within else pytest.raises(AssertionError, match="exceeds"):
+            assert_error_budget(actual.float(), eager, oracle)
 
 
 @compiles

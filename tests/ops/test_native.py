@@ -272,10 +272,24 @@ def test_bfloat16_is_rounded_to_nearest_even_and_keeps_nan(isa: str) -> None:
     single = one_step(inputs, RowOptions())[1]
     half = one_step(inputs, RowOptions(), poisoned(inputs.logits, torch.bfloat16))[1]
     assert torch.equal(half, single.bfloat16())
-    inputs.logits[3] = float("nan")
-    half = one_step(inputs, RowOptions(), torch.zeros(64, 1003, dtype=torch.bfloat16))[1]
-    assert half[3].isnan().all()
-    assert not half[4:].isnan().any()
+    for bits in (0x7FC00000, 0x7FFFFFFF, -1):  # rounding up could carry out of the last two
+        inputs.logits[3] = torch.tensor(bits, dtype=torch.int32).view(torch.float32)
+        half = one_step(inputs, RowOptions(), torch.zeros(64, 1003, dtype=torch.bfloat16))[1]
+        assert half[3].isnan().all()
+        assert not half[4:].isnan().any()
+
+
+@pytest.mark.parametrize(("dtype", "smallest", "vanished"), [(torch.float32, -80, -88), (torch.float64, -700, -709)])
+def test_small_probabilities_are_as_precise_as_large_ones(
+    isa: str, dtype: torch.dtype, smallest: float, vanished: float
+) -> None:
+    """The largest logit is 0, so that no distance from it is rounded."""
+    logits = torch.cat((torch.linspace(0, smallest, 1001), torch.linspace(vanished, 100 * vanished, 70))).to(dtype)
+    target = torch.zeros(1, 1, dtype=torch.int32), torch.ones(1, 1, dtype=dtype)
+    d_logits = one_step(Inputs(logits[None], *target, None), RowOptions())[1][0]
+    expected = logits.double().softmax(0)
+    assert ((d_logits[1:1001] - expected[1:1001]).abs() / expected[1:1001]).max() < 8 * torch.finfo(dtype).eps
+    assert not d_logits[1001:].any()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
