@@ -6,9 +6,11 @@ from typing import Any
 import pytest
 import torch
 
+from smoothloss.rewards import References
 from smoothloss.similarity import SimilarityTable
-from smoothloss.trainer.config import LossConfig, Recipe, RecipeError
-from smoothloss.trainer.losses import build_loss, decode_samples, encode
+from smoothloss.trainer.config import LossConfig, Recipe, RecipeError, RewardConfig
+from smoothloss.trainer.losses import build_loss, decode_samples, encode, same_width
+from smoothloss.trainer.rewards import SampleWeights
 from smoothloss.trainer.tasks import Batch, SequenceModel, task_class
 from smoothloss.trainer.vocabulary import PAD, SPECIAL_TOKENS
 
@@ -38,7 +40,13 @@ def config(name: str, **values: Any) -> LossConfig:
     return LossConfig(name=name, **{**defaults, **values})  # type: ignore[arg-type]
 
 
-def dense_loss(model: SequenceModel, batch: Batch, table: SimilarityTable, settings: LossConfig) -> torch.Tensor:
+def dense_loss(
+    model: SequenceModel,
+    batch: Batch,
+    table: SimilarityTable,
+    settings: LossConfig,
+    sample_weights: SampleWeights | None = None,
+) -> torch.Tensor:
     """The definition: one dense target per position, sample and ground truth each on its states (or lazily on h*)."""
     loss = build_loss(settings, table, table.num_tokens)
     generator = torch.Generator().manual_seed(7)
@@ -55,18 +63,21 @@ def dense_loss(model: SequenceModel, batch: Batch, table: SimilarityTable, setti
     delta = (1 - token_share) * one_hot + token_share * rows
     alpha = {"raml": 1.0, "mle": 0.0, "tok": 0.0, "label_smoothing": 0.0}.get(settings.name, settings.alpha)
     sequences = [batch.target]
+    omega = torch.full((settings.num_samples, len(batch.target)), 1 / settings.num_samples)
     if loss.sampler is not None:
         drawn = loss.sampler(batch.target, batch.lengths, settings.num_samples, generator=generator)
         assert bool((drawn.tokens != batch.target).any())
         sequences += list(drawn.tokens)
+        if sample_weights is not None:
+            omega = sample_weights(drawn.tokens, batch.lengths.expand_as(omega), drawn.log_prob, batch).float()
     total = torch.zeros(())
     for number, sequence in enumerate(sequences):
         read = batch.target if settings.is_lazy else sequence
         inputs = torch.cat((torch.ones_like(read[:, :1]), read[:, :-1]), 1)
         log_prob = torch.log_softmax(model.classifier(model.decode(encode(model, batch), inputs)), -1)
         target = (1 - settings.label_smoothing) * delta[sequence] + settings.label_smoothing / size
-        weight = 1 - alpha if number == 0 else alpha / settings.num_samples
-        total = total - weight * (target * log_prob).sum(-1)[valid].sum()
+        weight = torch.full_like(omega[0], 1 - alpha) if number == 0 else alpha * omega[number - 1]
+        total = total - (weight[:, None] * (target * log_prob).sum(-1))[valid].sum()
     return total / valid.sum()
 
 
@@ -80,6 +91,27 @@ def test_every_loss_equals_its_definition(setting: tuple[SequenceModel, Batch, S
     torch.testing.assert_close(loss, expected, rtol=2e-6, atol=0)
     for found, wanted in zip(gradient, torch.autograd.grad(expected, list(model.parameters())), strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=2e-7)
+
+
+@pytest.mark.parametrize("normalize", ["samples", "batch"])
+@pytest.mark.parametrize("name", ["seq", "seq_lazy", "tok_seq", "tok_seq_lazy"])
+def test_rewarded_losses_equal_their_definition(
+    setting: tuple[SequenceModel, Batch, SimilarityTable], name: str, normalize: str
+) -> None:
+    model, batch, table = setting
+    settings = config(name, reward=RewardConfig(name="bleu", tau=0.05, normalize=normalize))  # type: ignore[arg-type]
+    packed = References(
+        [[row[: int(length)].tolist()] for row, length in zip(batch.target, batch.lengths, strict=True)]
+    )
+    weights = SampleWeights(settings.reward, packed, None, torch.device("cpu"))
+    loss = build_loss(settings, table, table.num_tokens, weights)(model, batch, torch.Generator().manual_seed(7))
+    expected = dense_loss(model, batch, table, settings, weights)
+    torch.testing.assert_close(loss, expected, rtol=2e-6, atol=0)
+    parameters = list(model.parameters())
+    gradients = zip(torch.autograd.grad(loss, parameters), torch.autograd.grad(expected, parameters), strict=True)
+    for found, wanted in gradients:
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=2e-7)
+    assert weights.means()["effective_samples"] < 2.5, "the reward makes a difference"
 
 
 def test_entropy_lowers_the_loss_by_the_entropy(setting: tuple[SequenceModel, Batch, SimilarityTable]) -> None:
@@ -102,6 +134,16 @@ def test_one_pass_over_samples_equals_one_pass_each(setting: tuple[SequenceModel
     for states, sequence in zip(together, [batch.target, *samples], strict=True):
         inputs = torch.cat((torch.ones_like(sequence[:, :1]), sequence[:, :-1]), 1)
         torch.testing.assert_close(states, model.decode(memory, inputs))
+
+
+def test_the_narrower_of_target_and_samples_is_padded() -> None:
+    target, samples = torch.ones(2, 3, dtype=torch.int64), torch.ones(4, 2, 5, dtype=torch.int64)
+    wide, same = same_width(target, samples)
+    assert torch.equal(same, samples)
+    assert wide.tolist() == [[1, 1, 1, PAD, PAD]] * 2
+    same, wide = same_width(torch.ones(2, 6, dtype=torch.int64), samples)
+    assert same.shape == (2, 6)
+    assert wide[0].tolist() == [[1, 1, 1, 1, 1, PAD]] * 2
 
 
 def test_targets_that_share_a_source_are_encoded_once(

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from smoothloss.rewards import References
 from smoothloss.trainer.config import RecipeError, existing_file, expand_path
 from smoothloss.trainer.tasks import Batch, pad_rows
 from smoothloss.trainer.tasks.captioning import formats
@@ -244,6 +245,7 @@ class CaptionBatches:
         self.tokens: list[list[int]] = []
         self.numbers: list[range] = []  # caption numbers of each image
         self.references: dict[str, list[int]] = {}
+        self.position = {image: number for number, image in enumerate(images)}
         for image in images:
             encoded = [vocabulary.encode(words) for words in captions[image] if words]
             start = len(self.tokens)
@@ -275,7 +277,12 @@ class CaptionBatches:
             lengths=torch.tensor([len(self.tokens[number]) for number in numbers]),
             source_index=torch.tensor([row[image] for image in owners]),
             references=pad_rows([self.references[image] for image in owners]),
+            inputs=torch.tensor([self.position[image] for image in owners]),
         )
+
+    def packed_references(self) -> References:
+        """All captions of each image, cut as they are in batches; image i is input i."""
+        return References([self.tokens[own.start : own.stop] for own in self.numbers])
 
     def images(self, numbers: Sequence[int]) -> list[str]:
         """The images of these captions in order of appearance, each once."""
