@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from smoothloss.trainer import files
 from smoothloss.trainer.config import RecipeError, existing_file
 from smoothloss.trainer.tasks import Batch, pad_rows
 from smoothloss.trainer.vocabulary import EOS
@@ -67,11 +67,7 @@ def read_lines(prefix: str, language: str, key: str) -> list[Sentence]:
             path = existing_file(f"{prefix}.{language}.gz", key)
         except RecipeError:
             raise missing from None
-    try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        return [line.split() for line in content.decode("utf-8").removesuffix("\n").split("\n")]
-    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
-        raise RecipeError(f"{key}: cannot read {path}: {error}") from None
+    return [line.split() for line in files.read_lines(path, key)]
 
 
 def read_parallel(prefix: str, data: TranslationData, key: str) -> ParallelText:
