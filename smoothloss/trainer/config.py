@@ -8,8 +8,6 @@ A recipe is a YAML file with the fields of :class:`Recipe`. ``base: other.yaml``
 
 from __future__ import annotations
 
-import os
-import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -258,31 +256,6 @@ class Recipe:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
-
-
-def expand_path(path: str) -> Path:
-    """``path`` with ``~`` and environment variables (``${SMOOTHLOSS_DATA}``) filled in.
-
-    Raises:
-        RecipeError: when a variable is not set.
-    """
-    expanded = os.path.expandvars(path)
-    missing = re.search(r"\$\{?(\w+)\}?", expanded)
-    if missing:
-        raise RecipeError(f"the environment variable {missing[1]} of the path {path!r} is not set")
-    return Path(expanded).expanduser()
-
-
-def existing_file(path: str, key: str) -> Path:
-    """The expanded ``path``, which must be a file; ``key`` is the recipe key that the error names.
-
-    Raises:
-        RecipeError: when there is no such file.
-    """
-    expanded = expand_path(path)
-    if not expanded.is_file():
-        raise RecipeError(f"{key}: no such file: {expanded}")
-    return expanded
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

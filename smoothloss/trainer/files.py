@@ -1,14 +1,41 @@
-"""Text and JSON files, plain or ``.gz``, with errors of one line."""
+"""Paths that recipes name, and text and JSON files, plain or ``.gz``, with errors of one line."""
 
 from __future__ import annotations
 
 import gzip
 import json
+import os
+import re
 import zlib
 from pathlib import Path
 from typing import Any
 
-from smoothloss.trainer.config import RecipeError, existing_file
+from smoothloss.trainer.config import RecipeError
+
+
+def expand_path(path: str) -> Path:
+    """``path`` with ``~`` and environment variables (``${SMOOTHLOSS_DATA}``) filled in.
+
+    Raises:
+        RecipeError: when a variable is not set.
+    """
+    expanded = os.path.expandvars(path)
+    missing = re.search(r"\$\{?(\w+)\}?", expanded)
+    if missing:
+        raise RecipeError(f"the environment variable {missing[1]} of the path {path!r} is not set")
+    return Path(expanded).expanduser()
+
+
+def existing_file(path: str, key: str) -> Path:
+    """The expanded ``path``, which must be a file; ``key`` is the recipe key that the error names.
+
+    Raises:
+        RecipeError: when there is no such file.
+    """
+    expanded = expand_path(path)
+    if not expanded.is_file():
+        raise RecipeError(f"{key}: no such file: {expanded}")
+    return expanded
 
 
 def read_text(path: Path, key: str) -> str:

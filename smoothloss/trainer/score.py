@@ -11,8 +11,8 @@ from typing import Any
 
 import smoothloss
 from smoothloss.trainer.checkpoint import write_json
-from smoothloss.trainer.config import RecipeError, existing_file
-from smoothloss.trainer.files import read_json, read_lines
+from smoothloss.trainer.config import RecipeError
+from smoothloss.trainer.files import existing_file, read_json, read_lines
 from smoothloss.trainer.metrics import Scores, score_texts
 from smoothloss.trainer.tokenizers import Tokenizer, tokenizer
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from smoothloss.trainer.config import Recipe, RecipeError, existing_file, expand_path, load_recipe, parse_recipe
+from smoothloss.trainer.config import Recipe, RecipeError, load_recipe, parse_recipe
 from smoothloss.trainer.run import recipe_values as as_values
 
 Values = Callable[..., dict[str, Any]]
@@ -95,16 +95,6 @@ def test_what_is_no_recipe_is_said(tmp_path: Path, content: str) -> None:
     (tmp_path / "r.yaml").write_text(content)
     with pytest.raises(RecipeError, match=r"r\.yaml"):
         load_recipe(tmp_path / "r.yaml")
-
-
-def test_paths_use_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SOME_FOLDER", str(tmp_path))
-    assert expand_path("${SOME_FOLDER}/a") == tmp_path / "a"
-    monkeypatch.delenv("SOME_FOLDER")
-    with pytest.raises(RecipeError, match="SOME_FOLDER"):
-        expand_path("${SOME_FOLDER}/a")
-    with pytest.raises(RecipeError, match=r"data\.train: no such file: /nope"):
-        existing_file("/nope", "data.train")
 
 
 def test_validation_searches_whatever_the_test_does(recipe_values: Values) -> None:

@@ -6,7 +6,17 @@ from pathlib import Path
 import pytest
 
 from smoothloss.trainer.config import RecipeError
-from smoothloss.trainer.files import read_json, read_lines
+from smoothloss.trainer.files import existing_file, expand_path, read_json, read_lines
+
+
+def test_paths_use_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_FOLDER", str(tmp_path))
+    assert expand_path("${SOME_FOLDER}/a") == tmp_path / "a"
+    monkeypatch.delenv("SOME_FOLDER")
+    with pytest.raises(RecipeError, match="SOME_FOLDER"):
+        expand_path("${SOME_FOLDER}/a")
+    with pytest.raises(RecipeError, match=r"data\.train: no such file: /nope"):
+        existing_file("/nope", "data.train")
 
 
 def test_plain_and_gzipped_files_are_read(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from smoothloss.rewards import References
-from smoothloss.trainer.config import RecipeError, existing_file, expand_path
-from smoothloss.trainer.files import read_json, read_text
+from smoothloss.trainer.config import RecipeError
+from smoothloss.trainer.files import existing_file, expand_path, read_json, read_text
 from smoothloss.trainer.tasks import Batch, pad_rows
 from smoothloss.trainer.tasks.captioning import formats
 from smoothloss.trainer.tasks.captioning.arrays import ArrayFeatures

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from smoothloss.trainer import files
-from smoothloss.trainer.config import RecipeError, existing_file
+from smoothloss.trainer.config import RecipeError
 from smoothloss.trainer.tasks import Batch, pad_rows
 from smoothloss.trainer.vocabulary import EOS
 
@@ -61,10 +61,10 @@ def read_lines(prefix: str, language: str, key: str) -> list[Sentence]:
         RecipeError: when the file is missing or is not UTF-8.
     """
     try:
-        path = existing_file(f"{prefix}.{language}", key)
+        path = files.existing_file(f"{prefix}.{language}", key)
     except RecipeError as missing:
         try:
-            path = existing_file(f"{prefix}.{language}.gz", key)
+            path = files.existing_file(f"{prefix}.{language}.gz", key)
         except RecipeError:
             raise missing from None
     return [line.split() for line in files.read_lines(path, key)]
