@@ -67,7 +67,7 @@ def read_json(path: str | None, key: str) -> Any:
         RecipeError: as :func:`read_text`, when it is not named, is missing, and when it is no JSON.
     """
     if path is None:
-        raise RecipeError(f"{key} is needed for this data.format")
+        raise RecipeError(f"{key} is needed")
     file = existing_file(path, key)
     try:
         return json.loads(read_text(file, key))

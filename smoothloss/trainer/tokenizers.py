@@ -23,14 +23,15 @@ _BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-
 
 
 def ptb_like(text: str) -> str:
-    """Lowercased words as coco-caption's Java tokeniser has them, its punctuation left out, without Java.
+    """Lowercased words without punctuation, close to those of coco-caption's tokeniser, Stanford CoreNLP in Java.
 
-    Contractions are split (``do n't``, ``dog 's``), hyphens, dotted letters and numbers stay whole, brackets become
-    ``-lrb-`` and ``-rrb-``. What it has not are the tokeniser's lists, such as abbreviations (``st.``). Of the 202,654
-    captions of COCO val2014, 99.92 % come out as from the original; coco-caption's own example gets 59.99 CIDEr instead
-    of 59.98.
+        "The bear's nose isn't red, it's close-up." -> the bear 's nose is n't red it 's close-up
+
+    Brackets become ``-lrb-`` and ``-rrb-``. What it has not are the tokeniser's lists, such as abbreviations (``st.``).
+    Of the 202,654 captions of COCO val2014, 99.92 % come out as from the original; coco-caption's own example gets
+    59.99 CIDEr instead of 59.98. To compare scores with others', give captions that CoreNLP has tokenised.
     """
-    words = _TOKEN.findall(_SPLIT.sub(" ", text.lower()))
+    words = _TOKEN.findall(_SPLIT.sub(" ", text.lower().replace("’", "'")))
     return " ".join(_BRACKETS.get(word, word) for word in words if word not in _DROPPED)
 
 
