@@ -93,6 +93,7 @@ class LossConfig:
         tau: Temperature of the sampler.
         pool: Where substitutes come from: ``vocabulary``, ``batch``, ``references`` (those of the same input) or
             ``similar`` (the similarity row of the token they replace).
+        max_insertions: Tokens that the ``edit`` sampler inserts at most.
         num_samples: Samples per ground truth (L).
         reward: What the samples are worth.
         label_smoothing: Mass spread evenly over the vocabulary; may be added to any loss.
@@ -110,6 +111,7 @@ class LossConfig:
     sampler: Literal["hamming", "edit"] = "hamming"
     tau: float = 0.15
     pool: Literal["vocabulary", "batch", "references", "similar"] = "batch"
+    max_insertions: int = 4
     num_samples: int = 1
     reward: RewardConfig = field(default_factory=RewardConfig)
     label_smoothing: float = 0.0
@@ -380,7 +382,8 @@ def check_recipe(recipe: Recipe) -> None:
         if not 0.0 <= share <= 1.0:
             raise RecipeError(f"{key} must be between 0 and 1, got {share}")
     positive = {"loss.token_tau": loss.token_tau, "loss.tau": loss.tau, "loss.num_samples": loss.num_samples}
-    positive |= {"loss.neighbours": loss.neighbours, "loss.reward.tau": loss.reward.tau}
+    positive |= {"loss.neighbours": loss.neighbours, "loss.max_insertions": loss.max_insertions}
+    positive |= {"loss.reward.tau": loss.reward.tau}
     positive |= {"training.epochs": training.epochs}
     positive |= {"training.batch_size": training.batch_size, "training.validate_every": training.validate_every}
     positive |= {"training.log_every": training.log_every, "optimizer.lr": recipe.optimizer.lr}
@@ -397,6 +400,9 @@ def _check_sampling(loss: LossConfig) -> None:
     if loss.sampler == "edit" and loss.is_lazy:
         lengths = "draws samples of other lengths, and lazy losses score samples on the ground truth's own states"
         raise RecipeError(f"loss.sampler edit {lengths}; loss.name {loss.name.removesuffix('_lazy')} takes it")
+    if loss.sampler == "edit" and loss.pool == "similar" and loss.name != "raml":
+        alone = "inserts tokens too, which replace none and have no similarity row to be drawn from"
+        raise RecipeError(f"loss.sampler edit {alone}; loss.pool similar needs loss.sampler hamming")
     if not 1 <= reward.bleu_order <= 8:
         raise RecipeError(f"loss.reward.bleu_order must be between 1 and 8, got {reward.bleu_order}")
     if not reward.reads_references:

@@ -9,7 +9,16 @@ import torch
 from torch import Tensor
 
 import smoothloss.functional as F
-from smoothloss.sampling import BatchPool, HammingSampler, ReferencePool, VocabularyPool
+from smoothloss.sampling import (
+    BatchPool,
+    EditSampler,
+    HammingSampler,
+    Pool,
+    ReferencePool,
+    SimilarPool,
+    UniformPool,
+    VocabularyPool,
+)
 from smoothloss.similarity import SimilarityTable
 from smoothloss.trainer.config import LossConfig, RecipeError
 from smoothloss.trainer.rewards import SampleWeights
@@ -30,7 +39,7 @@ class TrainingLoss:
 
     config: LossConfig
     table: SimilarityTable | None = None
-    sampler: HammingSampler | None = None
+    sampler: HammingSampler | EditSampler | None = None
     weights: SampleWeights | None = None
 
     def __call__(self, model: SequenceModel, batch: Batch, generator: torch.Generator) -> Tensor:
@@ -45,7 +54,8 @@ class TrainingLoss:
             return F.linear_lazy_sequence_cross_entropy(
                 hidden, model.classifier.weight, batch.target, samples, weights, **options
             )
-        target, samples = same_width(batch.target, samples)
+        # As wide as samples with insertions.
+        target = torch.nn.functional.pad(batch.target, (0, samples.shape[-1] - batch.target.shape[-1]), value=PAD)
         hidden = decode_samples(model, memory, target, samples)
         return F.linear_sequence_cross_entropy(hidden, model.classifier.weight, target, samples, weights, **options)
 
@@ -55,10 +65,7 @@ class TrainingLoss:
         drawn = self.sampler(
             batch.target, batch.lengths, self.config.num_samples, generator=generator, references=batch.references
         )
-        if self.weights is None:
-            return drawn.tokens, None
-        lengths = batch.lengths.expand_as(drawn.log_prob)
-        return drawn.tokens, self.weights(drawn.tokens, lengths, drawn.log_prob, batch)
+        return drawn.tokens, None if self.weights is None else self.weights(drawn, batch)
 
     def _token_loss(self, model: SequenceModel, hidden: Tensor, target: Tensor) -> Tensor:
         alpha = self.config.alpha if self.table is not None else 0.0
@@ -84,14 +91,6 @@ def encode(model: SequenceModel, batch: Batch) -> Any:
     """The memory of a batch, one row per target."""
     memory = model.encode(*batch.source)
     return memory if batch.source_index is None else select_rows(memory, batch.source_index)
-
-
-def same_width(target: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
-    """Target (B, T) and samples (L, B, T'), the narrower ones padded with PAD."""
-    wider = samples.shape[-1] - target.shape[-1]
-    return torch.nn.functional.pad(target, (0, max(wider, 0)), value=PAD), torch.nn.functional.pad(
-        samples, (0, max(-wider, 0)), value=PAD
-    )
 
 
 def decode_samples(model: SequenceModel, memory: Any, target: Tensor, samples: Tensor) -> Tensor:
@@ -120,15 +119,27 @@ def build_loss(
         raise RecipeError("loss.label_smoothing must be above 0 for loss.name label_smoothing, got 0")
     if config.needs_table:
         if table is None:
-            raise RecipeError(f"loss.name {config.name} needs a similarity table")
+            wanted = f"loss.name {config.name}" if config.smooths_tokens else "loss.pool similar"
+            raise RecipeError(f"{wanted} needs a similarity table")
         if table.num_tokens != num_tokens:
             sizes = f"of {table.num_tokens} tokens, the target vocabulary {num_tokens}"
             raise RecipeError(f"the similarity table is {sizes}: they belong to different vocabularies")
-    sampler = HammingSampler(config.tau, pool=_pool(config, num_tokens)) if config.samples_sequences else None
+    sampler = _sampler(config, table, num_tokens) if config.samples_sequences else None
     return TrainingLoss(config, table if config.smooths_tokens else None, sampler, weights)
 
 
-def _pool(config: LossConfig, num_tokens: int) -> VocabularyPool | BatchPool | ReferencePool:
+def _sampler(config: LossConfig, table: SimilarityTable | None, num_tokens: int) -> HammingSampler | EditSampler:
+    pool = _pool(config, table, num_tokens)
+    if config.sampler == "hamming":
+        return HammingSampler(config.tau, pool)
+    assert isinstance(pool, UniformPool)  # of a recipe that was checked
+    return EditSampler(config.tau, pool, max_insertions=config.max_insertions, pad=PAD)
+
+
+def _pool(config: LossConfig, table: SimilarityTable | None, num_tokens: int) -> Pool:
     if config.pool == "vocabulary" or config.name == "raml":
         return VocabularyPool(num_tokens, exclude=SPECIAL_TOKENS)
+    if config.pool == "similar":
+        assert table is not None  # build_loss has refused that
+        return SimilarPool(table, exclude=SPECIAL_TOKENS)
     return BatchPool(exclude=SPECIAL_TOKENS) if config.pool == "batch" else ReferencePool(exclude=SPECIAL_TOKENS)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from smoothloss.rewards import Cider, References, edit_distance, hamming, rouge_l, sentence_bleu
-from smoothloss.sampling import effective_sample_size, importance_weights
+from smoothloss.sampling import Samples, effective_sample_size, importance_weights
 from smoothloss.trainer.config import RewardConfig
 from smoothloss.trainer.tasks import Batch
 
@@ -44,11 +44,10 @@ class SampleWeights:
         self.sums = torch.zeros(2, dtype=torch.float64, device=device)
         self.count = 0
 
-    def __call__(self, tokens: Tensor, lengths: Tensor, log_prob: Tensor, batch: Batch) -> Tensor:
-        """``(L, B)`` weights of samples ``(L, B, T)`` with these lengths and log-probabilities ``(L, B)``."""
-        scores = self.score(tokens, lengths, batch)
-        if self._reward is None:
-            log_prob = torch.zeros_like(log_prob)
+    def __call__(self, samples: Samples, batch: Batch) -> Tensor:
+        """``(L, B)`` weights of the samples of a batch."""
+        scores = self.score(samples.tokens, samples.lengths, batch)
+        log_prob = samples.log_prob if self.config.reads_references else torch.zeros_like(samples.log_prob)
         config = self.config
         weights = importance_weights(scores, log_prob, tau=config.tau, normalize=config.normalize, clip=config.clip)
         self._count(scores, weights)

@@ -45,6 +45,8 @@ def test_a_recipe_survives_its_snapshot(make_recipe: Callable[..., Recipe]) -> N
         ({"loss": {"name": "tokk"}}, "loss.name"),
         ({"loss": {"alpha": 1.5}}, "loss.alpha must be between 0 and 1, got 1.5"),
         ({"loss": {"name": "seq_lazy", "sampler": "edit"}}, "loss.sampler edit draws samples of other lengths"),
+        ({"loss": {"name": "seq", "sampler": "edit", "pool": "similar"}}, "loss.sampler edit inserts tokens too"),
+        ({"loss": {"name": "seq", "max_insertions": 0}}, "loss.max_insertions must be positive, got 0"),
         ({"loss": {"name": "mle", "reward": {"name": "bleu"}}}, "reward.name bleu needs a loss that draws samples"),
         ({"loss": {"name": "seq", "reward": {"name": "bleu"}}}, "normalize samples gives a single sample the weight 1"),
         ({"loss": {"name": "seq", "reward": {"name": "meteor"}}}, "loss.reward.name"),

@@ -84,12 +84,18 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-@pytest.mark.parametrize("reward", ["bleu", "cider"])
+@pytest.mark.parametrize(
+    ("reward", "settings"),
+    [
+        ("bleu", {"name": "seq_lazy", "pool": "similar"}),
+        ("cider", {"name": "tok_seq", "token_alpha": 0.3, "sampler": "edit"}),
+    ],
+)
 def test_a_resumed_run_with_a_reward_equals_an_uninterrupted_one(
-    tmp_path: Path, make_recipe: Make, monkeypatch: pytest.MonkeyPatch, reward: str
+    tmp_path: Path, make_recipe: Make, monkeypatch: pytest.MonkeyPatch, reward: str, settings: dict[str, Any]
 ) -> None:
-    settings = {"name": reward, "normalize": "batch", "clip": 1.0}
-    loss = {"name": "seq_lazy", "alpha": 0.4, "tau": 0.5, "reward": settings, "num_samples": 2}
+    weighing = {"name": reward, "normalize": "batch", "clip": 1.0}
+    loss = {**settings, "alpha": 0.4, "tau": 0.5, "reward": weighing, "num_samples": 2}
     recipe = make_recipe(loss=loss, training={"log_every": 3, "checkpoint_every": 5})
     whole, broken = RunDirectory(tmp_path / "whole"), RunDirectory(tmp_path / "broken")
     expected = train(recipe, whole)
@@ -101,6 +107,7 @@ def test_a_resumed_run_with_a_reward_equals_an_uninterrupted_one(
         with pytest.raises(Killed):
             train(recipe, broken)
     assert broken.cider_file.is_file() == (reward == "cider")
+    assert broken.table_file.is_file(), "for the pool, or to smooth tokens"
     with monkeypatch.context() as patch:
         patch.delattr(Cider, "__init__")  # the document frequencies are those of the run directory
         assert train(recipe, broken, resume=True) == expected

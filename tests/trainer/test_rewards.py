@@ -5,10 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from smoothloss.rewards import Cider, References, edit_distance, hamming, rouge_l, sentence_bleu
-from smoothloss.sampling import HammingSampler, VocabularyPool
+from smoothloss.sampling import EditSampler, HammingSampler, Samples, VocabularyPool
 from smoothloss.trainer.config import RewardConfig
 from smoothloss.trainer.rewards import SampleWeights
 from smoothloss.trainer.tasks import Batch
@@ -22,11 +21,10 @@ BATCH = Batch((), TARGET, torch.tensor([5, 3]), inputs=torch.tensor([2, 0]))
 NAMES = ["hamming", "edit_distance", "bleu", "cider", "rouge_l"]
 
 
-def draw(num_samples: int, tau: float = 0.6) -> tuple[Tensor, Tensor, Tensor]:
-    """Return samples, their lengths and log-probabilities."""
-    sampler = HammingSampler(tau, pool=VocabularyPool(10, exclude=SPECIAL_TOKENS))
-    drawn = sampler(TARGET, BATCH.lengths, num_samples, torch.Generator().manual_seed(3))
-    return drawn.tokens, BATCH.lengths.expand(num_samples, -1), drawn.log_prob
+def draw(num_samples: int, kind: type[HammingSampler | EditSampler] = HammingSampler) -> Samples:
+    """Return samples around the ground truths."""
+    sampler = kind(0.6, VocabularyPool(10, exclude=SPECIAL_TOKENS))
+    return sampler(TARGET, BATCH.lengths, num_samples, torch.Generator().manual_seed(3))
 
 
 def make(**values: Any) -> SampleWeights:
@@ -48,13 +46,17 @@ def reward_of(name: str, sentence: list[int], references: list[list[int]]) -> fl
     return float(functions[name]([sentence], None, packed))  # type: ignore[operator]
 
 
+@pytest.mark.parametrize("kind", [HammingSampler, EditSampler])
 @pytest.mark.parametrize("normalize", ["samples", "batch"])
 @pytest.mark.parametrize("name", NAMES)
-def test_weights_are_rewards_of_the_inputs_references_over_q(name: str, normalize: str) -> None:
+def test_weights_are_rewards_of_the_inputs_references_over_q(
+    name: str, normalize: str, kind: type[HammingSampler | EditSampler]
+) -> None:
     settings = {"name": name, "tau": 0.7, "clip": 0.4, "normalize": normalize}
     weights = make(**settings, bleu_order=2, bleu_smoothing="exp")
-    tokens, lengths, log_prob = draw(4)
-    found = weights(tokens, lengths, log_prob, BATCH)
+    drawn = draw(4, kind)
+    tokens, lengths, log_prob = drawn.tokens, drawn.lengths, drawn.log_prob
+    found = weights(drawn, BATCH)
     rewards = [
         [reward_of(name, tokens[row, column, : lengths[row, column]].tolist(), TRAINING[number]) for row in range(4)]
         for column, number in enumerate([2, 0])
@@ -78,9 +80,9 @@ def test_weights_are_rewards_of_the_inputs_references_over_q(name: str, normaliz
 @pytest.mark.parametrize("normalize", ["samples", "batch"])
 def test_a_constant_reward_gives_equal_weights(normalize: str) -> None:
     weights = SampleWeights(RewardConfig(name="constant", normalize=normalize), None, None, CPU)  # type: ignore[arg-type]
-    tokens, lengths, log_prob = draw(4)
-    assert log_prob.unique().numel() > 2
-    torch.testing.assert_close(weights(tokens, lengths, log_prob, BATCH), torch.full((2, 4), 0.25).double().T)
+    drawn = draw(4)
+    assert drawn.log_prob.unique().numel() > 2
+    torch.testing.assert_close(weights(drawn, BATCH), torch.full((2, 4), 0.25).double().T)
     assert weights.means() == {"reward": 1.0, "effective_samples": pytest.approx(4.0)}
 
 
@@ -91,7 +93,7 @@ def test_the_samplers_own_reward_gives_equal_weights() -> None:
     )
     weights = SampleWeights(RewardConfig(name="hamming", tau=0.6), references, None, CPU)
     batch = Batch((), TARGET, BATCH.lengths, inputs=torch.arange(2))
-    found = weights(*draw(5), batch)
+    found = weights(draw(5), batch)
     torch.testing.assert_close(found, torch.full((5, 2), 0.2).double(), rtol=1e-6, atol=0.0)
 
 
@@ -100,9 +102,9 @@ def test_sums_are_kept_until_they_are_reset() -> None:
     assert weights.means() == {"reward": 0.0, "effective_samples": 0.0}
     values = []
     for num_samples in (1, 3):
-        weights(*draw(num_samples), BATCH)
+        weights(draw(num_samples), BATCH)
         other.reset()
-        other(*draw(num_samples), BATCH)
+        other(draw(num_samples), BATCH)
         values.append(other.means())
     assert values[0] != values[1]
     expected = {key: pytest.approx((values[0][key] + values[1][key]) / 2) for key in values[0]}
@@ -116,6 +118,6 @@ def test_sums_are_kept_until_they_are_reset() -> None:
 def test_what_is_missing_is_named() -> None:
     nowhere = Batch((), TARGET, BATCH.lengths)
     with pytest.raises(ValueError, match=r"batch\.inputs: got None"):
-        make(name="bleu")(*draw(2), nowhere)
+        make(name="bleu")(draw(2), nowhere)
     with pytest.raises(ValueError, match="cider: got None"):
         SampleWeights(RewardConfig(name="cider"), References(TRAINING), None, CPU)
