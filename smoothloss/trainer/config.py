@@ -51,13 +51,15 @@ class RewardConfig:
         name: ``none``: all samples weigh the same, so that the sampler's q is the distribution that smooths
             (stratified sampling). ``hamming`` and ``edit_distance`` (minus the distance to the nearest reference),
             ``bleu`` (sentence BLEU), ``cider`` (CIDEr-D, document frequencies of the training references), ``rouge_l``.
-            ``constant``: the control that takes the reward out and leaves all else: r = 1 and q taken for the same
-            everywhere. It is the loss of ``none`` and what the authors' constant reward was, since their q was one
-            number for a whole batch; ``hamming`` with a huge ``tau`` is the other reading, 1 / q.
+            ``constant``: r = 1, the control; without ``divide_by_q`` it is the loss of ``none``.
         tau: Temperature of the reward (tau_r).
         clip: Upper bound of the reward; the authors clip CIDEr at 1.
         normalize: ``samples``: the weights of an input's samples sum to one (Eq. 11). ``batch``: they are divided by
             the mini-batch's mean, which is what a single sample needs, and what the authors ran.
+        divide_by_q: Whether weights are divided by the probability q of their sample, as Eq. 11 has it. q falls by
+            exp(-1 / tau) with every edit of the sampler, so that few samples, the odd ones, get all the weight; see
+            ``effective_samples`` in ``metrics.jsonl``. In the authors' code it made no difference: q was one number for
+            a whole batch there. Without it the distribution that smooths is q exp(r / tau).
         bleu_order: Longest n-grams of ``bleu``.
         bleu_smoothing: ``add-k-all`` is the paper's, one added at every order; ``none``, ``floor``, ``add-k`` and
             ``exp`` are sacrebleu's, ``coco`` coco-caption's.
@@ -67,6 +69,7 @@ class RewardConfig:
     tau: float = 0.5
     clip: float | None = None
     normalize: Literal["samples", "batch"] = "samples"
+    divide_by_q: bool = True
     bleu_order: int = 4
     bleu_smoothing: Smoothing = "add-k-all"
 
@@ -405,10 +408,10 @@ def _check_sampling(loss: LossConfig) -> None:
         raise RecipeError(f"loss.sampler edit {alone}; loss.pool similar needs loss.sampler hamming")
     if not 1 <= reward.bleu_order <= 8:
         raise RecipeError(f"loss.reward.bleu_order must be between 1 and 8, got {reward.bleu_order}")
-    if not reward.reads_references:
+    if reward.name == "none":
         return
     if not loss.samples_sequences:
         raise RecipeError(f"loss.reward.name {reward.name} needs a loss that draws samples, got loss.name {loss.name}")
-    if loss.num_samples == 1 and reward.normalize == "samples":
+    if loss.num_samples == 1 and reward.normalize == "samples" and reward.reads_references:
         alone = "gives a single sample the weight 1 whatever its reward"
         raise RecipeError(f"loss.reward.normalize samples {alone}; use batch, or raise loss.num_samples")

@@ -17,7 +17,7 @@ Reward = Callable[[Tensor, Tensor, References], Tensor]
 
 
 class SampleWeights:
-    """``omega ∝ exp(min(r, clip) / tau) / q`` of the samples of a batch, and what a log line says about them.
+    """``omega ∝ exp(min(r, clip) / tau) / q`` of a batch's samples (or without q), and what a log line says of them.
 
     Args:
         config: The recipe's ``loss.reward:`` section; its name is not ``none``.
@@ -47,8 +47,8 @@ class SampleWeights:
     def __call__(self, samples: Samples, batch: Batch) -> Tensor:
         """``(L, B)`` weights of the samples of a batch."""
         scores = self.score(samples.tokens, samples.lengths, batch)
-        log_prob = samples.log_prob if self.config.reads_references else torch.zeros_like(samples.log_prob)
         config = self.config
+        log_prob = samples.log_prob if config.divide_by_q else torch.zeros_like(samples.log_prob)
         weights = importance_weights(scores, log_prob, tau=config.tau, normalize=config.normalize, clip=config.clip)
         self._count(scores, weights)
         return weights

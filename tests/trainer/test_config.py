@@ -48,6 +48,7 @@ def test_a_recipe_survives_its_snapshot(make_recipe: Callable[..., Recipe]) -> N
         ({"loss": {"name": "seq", "sampler": "edit", "pool": "similar"}}, "loss.sampler edit inserts tokens too"),
         ({"loss": {"name": "seq", "max_insertions": 0}}, "loss.max_insertions must be positive, got 0"),
         ({"loss": {"name": "mle", "reward": {"name": "bleu"}}}, "reward.name bleu needs a loss that draws samples"),
+        ({"loss": {"name": "tok", "reward": {"name": "constant"}}}, "reward.name constant needs a loss that draws"),
         ({"loss": {"name": "seq", "reward": {"name": "bleu"}}}, "normalize samples gives a single sample the weight 1"),
         ({"loss": {"name": "seq", "reward": {"name": "meteor"}}}, "loss.reward.name"),
         ({"loss": {"reward": {"tau": 0}}}, "loss.reward.tau must be positive, got 0"),

@@ -46,13 +46,14 @@ def reward_of(name: str, sentence: list[int], references: list[list[int]]) -> fl
     return float(functions[name]([sentence], None, packed))  # type: ignore[operator]
 
 
+@pytest.mark.parametrize("divide_by_q", [True, False])
 @pytest.mark.parametrize("kind", [HammingSampler, EditSampler])
 @pytest.mark.parametrize("normalize", ["samples", "batch"])
 @pytest.mark.parametrize("name", NAMES)
 def test_weights_are_rewards_of_the_inputs_references_over_q(
-    name: str, normalize: str, kind: type[HammingSampler | EditSampler]
+    name: str, normalize: str, kind: type[HammingSampler | EditSampler], divide_by_q: bool
 ) -> None:
-    settings = {"name": name, "tau": 0.7, "clip": 0.4, "normalize": normalize}
+    settings = {"name": name, "tau": 0.7, "clip": 0.4, "normalize": normalize, "divide_by_q": divide_by_q}
     weights = make(**settings, bleu_order=2, bleu_smoothing="exp")
     drawn = draw(4, kind)
     tokens, lengths, log_prob = drawn.tokens, drawn.lengths, drawn.log_prob
@@ -63,7 +64,10 @@ def test_weights_are_rewards_of_the_inputs_references_over_q(
     ]
     raw = torch.tensor(
         [
-            [math.exp(min(value, 0.4) / 0.7 - float(log_prob[row, column])) for row, value in enumerate(values)]
+            [
+                math.exp(min(value, 0.4) / 0.7 - divide_by_q * float(log_prob[row, column]))
+                for row, value in enumerate(values)
+            ]
             for column, values in enumerate(rewards)
         ],
         dtype=torch.float64,
@@ -79,11 +83,14 @@ def test_weights_are_rewards_of_the_inputs_references_over_q(
 
 @pytest.mark.parametrize("normalize", ["samples", "batch"])
 def test_a_constant_reward_gives_equal_weights(normalize: str) -> None:
-    weights = SampleWeights(RewardConfig(name="constant", normalize=normalize), None, None, CPU)  # type: ignore[arg-type]
+    settings = RewardConfig(name="constant", normalize=normalize, divide_by_q=False)  # type: ignore[arg-type]
+    weights = SampleWeights(settings, None, None, CPU)
     drawn = draw(4)
     assert drawn.log_prob.unique().numel() > 2
     torch.testing.assert_close(weights(drawn, BATCH), torch.full((2, 4), 0.25).double().T)
     assert weights.means() == {"reward": 1.0, "effective_samples": pytest.approx(4.0)}
+    settings.divide_by_q = True
+    torch.testing.assert_close(weights(drawn, BATCH).log().diff(dim=0), -drawn.log_prob.double().diff(dim=0))
 
 
 def test_the_samplers_own_reward_gives_equal_weights() -> None:
