@@ -15,6 +15,7 @@ from smoothloss.sampling import (
     HammingSampler,
     Pool,
     ReferencePool,
+    Sampler,
     SimilarPool,
     UniformPool,
     VocabularyPool,
@@ -39,7 +40,7 @@ class TrainingLoss:
 
     config: LossConfig
     table: SimilarityTable | None = None
-    sampler: HammingSampler | EditSampler | None = None
+    sampler: Sampler | None = None
     weights: SampleWeights | None = None
 
     def __call__(self, model: SequenceModel, batch: Batch, generator: torch.Generator) -> Tensor:
@@ -128,7 +129,7 @@ def build_loss(
     return TrainingLoss(config, table if config.smooths_tokens else None, sampler, weights)
 
 
-def _sampler(config: LossConfig, table: SimilarityTable | None, num_tokens: int) -> HammingSampler | EditSampler:
+def _sampler(config: LossConfig, table: SimilarityTable | None, num_tokens: int) -> Sampler:
     pool = _pool(config, table, num_tokens)
     if config.sampler == "hamming":
         return HammingSampler(config.tau, pool)
