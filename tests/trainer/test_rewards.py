@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from smoothloss.rewards import Cider, References, edit_distance, hamming, rouge_l, sentence_bleu
 from smoothloss.sampling import EditSampler, HammingSampler, Samples, VocabularyPool
@@ -120,6 +121,23 @@ def test_sums_are_kept_until_they_are_reset() -> None:
     assert other.means() == weights.means()
     weights.reset()
     assert weights.state() == ([0.0, 0.0], 0)
+
+
+class NoValues(TorchDispatchMode):
+    """Refuses what would wait for a GPU: reading a number, and shapes that depend on numbers."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
+        assert function not in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+        return function(*arguments, **(keywords or {}))
+
+
+@pytest.mark.parametrize("name", [*NAMES, "constant"])
+def test_weighing_reads_no_number(name: str) -> None:
+    weights, drawn = make(name=name, normalize="batch"), draw(3)
+    with NoValues():
+        weights(drawn, BATCH)
+    with NoValues(), pytest.raises(AssertionError):
+        float(weights.sums[0])
 
 
 def test_what_is_missing_is_named() -> None:
