@@ -1,7 +1,8 @@
-"""What smoothing costs: time and peak memory of MLE, Tok, exact and lazy Seq, lazy Tok-Seq.
+"""What smoothing costs: time and peak memory of MLE, Tok, exact and lazy Seq, lazy Tok-Seq, and of CIDEr as a reward.
 
 For each loss (a) the loss and its backward on given logits, target building included, and (b) a whole training step
-of an LSTM language model: sampling, forward, loss, backward, Adam. Exact Seq forwards its L samples too, lazy does not.
+of an LSTM language model: sampling, reward, forward, loss, backward, Adam. Exact Seq forwards its L samples too, lazy
+does not. Beside the steps stand two of their parts alone: drawing samples, and the reward of 250 of them.
 
     python -m benchmarks --suite lazy --device cpu --shapes coco
 """
@@ -21,20 +22,28 @@ from benchmarks.contest import Settings, note, release
 from benchmarks.measure import Row, interleaved, peak_memory
 from benchmarks.problems import Shape
 from smoothloss import SimilarityTable
-from smoothloss.sampling import BatchPool, HammingSampler
+from smoothloss.rewards import Cider, References
+from smoothloss.sampling import BatchPool, HammingSampler, Samples, importance_weights
 
 NEIGHBOURS = 20
 SPECIAL_TOKENS = (0, 1, 2, 3)
 ALPHA, TOKEN_ALPHA = 0.4, 0.3
+REWARD_TAU = 0.5
+NUM_REFERENCES, NUM_DOCUMENTS = 5, 2000
+CANDIDATES = 250  # rewarded together: 50 captions with 5 samples each
 
 
 class Case(NamedTuple):
-    """A loss: its kind, the number of samples, whether they are scored lazily, whether tokens are smoothed."""
+    """A loss: its kind, the number of samples, whether these are scored lazily, whether tokens are smoothed.
+
+    With a reward the samples weigh by their CIDEr.
+    """
 
     name: str
     num_samples: int = 0
     lazy: bool = True
     smooth: bool = False
+    reward: bool = False
 
     @property
     def forwards(self) -> int:
@@ -50,6 +59,7 @@ CASES = [
     Case("Seq, lazy, L = 1", 1),
     Case("Seq, lazy, L = 5", 5),
     Case("Seq, lazy, L = 10", 10),
+    Case("Seq CIDEr, lazy, L = 5", 5, reward=True),
     Case("Tok-Seq, lazy, L = 1", 1, smooth=True),
     Case("Tok-Seq, lazy, L = 5", 5, smooth=True),
     Case("Tok-Seq, lazy, L = 10", 10, smooth=True),
@@ -88,31 +98,55 @@ class Problem:
         ).to(device)
         self.sampler = HammingSampler(0.15, pool=BatchPool(exclude=SPECIAL_TOKENS))
         self.generator = torch.Generator(device).manual_seed(0)
+        self.cider, self.references = self._rewards()
         self.model = LanguageModel(vocabulary, shape.hidden).to(device)
         self.optimizer = torch.optim.Adam(self.model.parameters(), fused=device.type == "cuda")
 
-    def draw(self, case: Case) -> Tensor | None:
-        """Return samples ``(L, B, T)`` around the ground truth, None where the loss needs none."""
-        if not case.num_samples:
-            return None
-        return self.sampler(self.target, self.lengths, case.num_samples, self.generator).tokens
+    def _rewards(self) -> tuple[Cider, References]:
+        """Return document frequencies of random texts, and references of the batch, the ground truths among them."""
 
-    def loss(self, case: Case, logits: Tensor, samples: Tensor | None) -> Tensor:
+        def texts(*size: int) -> Tensor:
+            return torch.randint(len(SPECIAL_TOKENS), self.vocabulary, (*size, self.target.shape[1]))
+
+        own = torch.cat((self.target.cpu()[:, None], texts(len(self.target), NUM_REFERENCES - 1)), 1)
+        documents = texts(NUM_DOCUMENTS, NUM_REFERENCES)
+        return Cider(References(documents.tolist())), References(own.tolist(), device=self.device)
+
+    def sample(self, num_samples: int) -> Samples:
+        """Return samples ``(L, B, T)`` around the ground truth."""
+        return self.sampler(self.target, self.lengths, num_samples, self.generator)
+
+    def score(self, tokens: Tensor) -> Tensor:
+        """Return the CIDEr of samples ``(L, B', T)`` of the first B' ground truths."""
+        count, inputs = tokens.shape[:2]
+        references = self.references.select(torch.arange(inputs, device=self.device))
+        return self.cider(tokens, self.lengths[:inputs].expand(count, -1), references)
+
+    def draw(self, case: Case) -> tuple[Tensor | None, Tensor | None]:
+        """Return samples and their weights ``(L, B)``, None where the loss needs none."""
+        if not case.num_samples:
+            return None, None
+        drawn = self.sample(case.num_samples)
+        if not case.reward:
+            return drawn.tokens, None
+        return drawn.tokens, importance_weights(self.score(drawn.tokens), drawn.log_prob, tau=REWARD_TAU)
+
+    def loss(self, case: Case, logits: Tensor, samples: Tensor | None, weights: Tensor | None) -> Tensor:
         """Return the loss of logits ``(B, T, V)``, or ``(L + 1, B, T, V)`` for an exact one."""
         table = self.table if case.smooth else None
         if samples is None:
             return F.cross_entropy(logits, self.target, table=table, alpha=TOKEN_ALPHA if case.smooth else 0.0)
         function = F.lazy_sequence_cross_entropy if case.lazy else F.sequence_cross_entropy
         token_alpha = TOKEN_ALPHA if case.smooth else 0.0
-        return function(logits, self.target, samples, alpha=ALPHA, table=table, token_alpha=token_alpha)
+        return function(logits, self.target, samples, weights, alpha=ALPHA, table=table, token_alpha=token_alpha)
 
-    def loss_and_backward(self, case: Case, logits: Tensor, samples: Tensor | None) -> None:
+    def loss_and_backward(self, case: Case, logits: Tensor, samples: Tensor | None, weights: Tensor | None) -> None:
         """Run (a)."""
-        torch.autograd.grad(self.loss(case, logits, samples), logits)
+        torch.autograd.grad(self.loss(case, logits, samples, weights), logits)
 
     def step(self, case: Case) -> None:
         """Run (b)."""
-        samples = self.draw(case)
+        samples, weights = self.draw(case)
         sequences = self.target
         if samples is not None and not case.lazy:
             sequences = torch.cat((self.target.unsqueeze(0), samples)).flatten(0, 1)
@@ -120,7 +154,7 @@ class Problem:
             logits = self.model(sequences)
         if not case.lazy:
             logits = logits.unflatten(0, (case.forwards, -1))
-        self.loss(case, logits, samples).backward()
+        self.loss(case, logits, samples, weights).backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
 
@@ -131,13 +165,18 @@ def bench_losses(problem: Problem, settings: Settings) -> list[Row]:
     for case in CASES:
         shape = (*((case.forwards,) if not case.lazy else ()), *problem.target.shape, problem.vocabulary)
         logits = torch.randn(shape, device=problem.device, dtype=problem.dtype, requires_grad=True)
-        functions[case.name] = functools.partial(problem.loss_and_backward, case, logits, problem.draw(case))
+        functions[case.name] = functools.partial(problem.loss_and_backward, case, logits, *problem.draw(case))
     return collect("loss + backward", functions, settings)
 
 
 def bench_steps(problem: Problem, settings: Settings) -> list[Row]:
-    """Return a row of (b) for each case."""
-    functions = {case.name: functools.partial(problem.step, case) for case in CASES}
+    """Return a row of (b) for each case, and of the parts."""
+    functions: dict[str, Callable[[], object]] = {case.name: functools.partial(problem.step, case) for case in CASES}
+    candidates = problem.sample(5).tokens[:, : CANDIDATES // 5]
+    functions["drawing alone, L = 5"] = functools.partial(problem.sample, 5)
+    functions[f"CIDEr of {candidates.shape[:2].numel()} candidates alone"] = functools.partial(
+        problem.score, candidates
+    )
     return collect("training step", functions, settings)
 
 

@@ -1,4 +1,4 @@
-"""The command line: ``smoothloss train | evaluate | average | features | table | demo``."""
+"""The command line: ``smoothloss train | evaluate | average | features | score | table | demo``."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
+
+from smoothloss.rewards.bleu import Smoothing
 
 DESCRIPTION = """\
 Train sequence models with token-level and sequence-level loss smoothing.
@@ -17,6 +20,7 @@ Train sequence models with token-level and sequence-level loss smoothing.
   smoothloss evaluate runs/a runs/b --out runs/a+b           score the ensemble of several
   smoothloss average runs/mle --last 3                       average the last models that a run kept
   smoothloss features IMAGES --out features.npy              what a ResNet sees of your images, for captioning
+  smoothloss score output.txt reference.txt --tokenize 13a   BLEU, ROUGE-L and CIDEr-D of text or COCO captions
   smoothloss table build VECTORS --vocabulary V.json --out table.safetensors
   smoothloss table show runs/tok/table.safetensors --vocabulary runs/tok/vocabulary.target.json dog
   smoothloss demo                                            a few minutes from nothing to a report
@@ -100,6 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     average.add_argument("--last", type=int, metavar="N", help="how many (default: all that were kept)")
     average.set_defaults(function=_average)
     _add_features(commands)
+    _add_score(commands)
     _add_table(commands)
     demo = commands.add_parser("demo", help="train MLE and lazy Tok-Seq on small scenes, and write an HTML report")
     demo.add_argument("--out", metavar="DIR", default="runs/demo", help="where the runs and the report go")
@@ -140,6 +145,38 @@ def _add_features(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     features.add_argument("--batch_size", type=int, default=32, help="images at a time (default: 32)")
     features.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: auto)")
     features.set_defaults(function=_features)
+
+
+SCORE_EPILOG = """\
+Text files hold one text a line, several reference files as many references each; an empty line is none. JSON files hold
+COCO results [{"image_id", "caption"}] and annotations, or {id: text} and {id: [texts]}; references of other ids are
+left out. All may be .gz.
+
+BLEU-1 to 4, ROUGE-L and CIDEr-D equal coco-caption's, BLEU equals sacrebleu's. Text is split at spaces as it stands
+unless --tokenize says otherwise: 13a and intl are sacrebleu's; ptb-like stands in for coco-caption's Java tokeniser,
+which lowercases and drops punctuation, and differs from it in 0.08 % of COCO's captions. CIDEr-D takes its document
+frequencies from the references that are scored, as coco-caption does, or from --df."""
+
+
+def _add_score(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    raw = argparse.RawDescriptionHelpFormatter
+    score = commands.add_parser(
+        "score", help="BLEU, ROUGE-L and CIDEr-D of candidates in a file", epilog=SCORE_EPILOG, formatter_class=raw
+    )
+    score.add_argument("candidates", metavar="CANDIDATES", help="text or JSON")
+    score.add_argument("references", metavar="REFERENCES", nargs="+", help="text files, or one JSON file")
+    score.add_argument("--tokenize", default="none", choices=("none", "13a", "intl", "ptb-like"))
+    score.add_argument("--lowercase", action="store_true", help="before it is tokenised")
+    smoothings = "none, floor, add-k, exp (sacrebleu's), add-k-all (the paper's reward), coco"
+    score.add_argument(
+        "--sentence_bleu",
+        metavar="SMOOTHING",
+        choices=get_args(Smoothing),
+        help=f"mean sentence BLEU too: {smoothings}",
+    )
+    score.add_argument("--df", metavar="FILE", help="document frequencies from these references, text or JSON")
+    score.add_argument("--out", metavar="FILE", help="JSON with signature, scores and those of every sentence")
+    score.set_defaults(function=_score)
 
 
 def _add_table(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -219,6 +256,12 @@ def _features(options: argparse.Namespace) -> None:
     how = Extraction(**{key: value for key, value in vars(options).items() if key in Extraction.__dataclass_fields__})
     shape = extract_features(options.folder, options.out, how)
     sys.stdout.write(f"{options.out}: {' x '.join(map(str, shape))}\n")
+
+
+def _score(options: argparse.Namespace) -> None:
+    from smoothloss.trainer.score import score_files
+
+    sys.stdout.write(score_files(options) + "\n")
 
 
 def _table_build(options: argparse.Namespace) -> None:

@@ -8,8 +8,6 @@ A recipe is a YAML file with the fields of :class:`Recipe`. ``base: other.yaml``
 
 from __future__ import annotations
 
-import os
-import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +15,10 @@ from typing import Any, Literal
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
+from smoothloss.rewards.bleu import Smoothing
+
 LossName = Literal["mle", "label_smoothing", "tok", "seq", "seq_lazy", "tok_seq", "tok_seq_lazy", "raml"]
+RewardName = Literal["none", "hamming", "edit_distance", "bleu", "cider", "rouge_l", "constant"]
 
 
 class RecipeError(ValueError):
@@ -43,6 +44,42 @@ class EmbeddingsConfig:
 
 
 @dataclass
+class RewardConfig:
+    """What samples are worth: a reward r against the references of their input makes them weigh as exp(r / tau) / q.
+
+    Args:
+        name: ``none``: all samples weigh the same, so that the sampler's q is the distribution that smooths
+            (stratified sampling). ``hamming`` and ``edit_distance`` (minus the distance to the nearest reference),
+            ``bleu`` (sentence BLEU), ``cider`` (CIDEr-D, document frequencies of the training references), ``rouge_l``.
+            ``constant``: r = 1, the control; without ``divide_by_q`` it is the loss of ``none``.
+        tau: Temperature of the reward (tau_r).
+        clip: Upper bound of the reward; the authors clip CIDEr at 1.
+        normalize: ``samples``: the weights of an input's samples sum to one (Eq. 11). ``batch``: they are divided by
+            the mini-batch's mean, which is what a single sample needs, and what the authors ran.
+        divide_by_q: Whether weights are divided by the probability q of their sample, as Eq. 11 has it. q falls by
+            exp(-1 / tau) with every edit of the sampler, so that few samples, the odd ones, get all the weight; see
+            ``effective_samples`` in ``metrics.jsonl``. In the authors' code it made no difference: q was one number for
+            a whole batch there. Without it the distribution that smooths is q exp(r / tau).
+        bleu_order: Longest n-grams of ``bleu``.
+        bleu_smoothing: ``add-k-all`` is the paper's, one added at every order; ``none``, ``floor``, ``add-k`` and
+            ``exp`` are sacrebleu's, ``coco`` coco-caption's.
+    """
+
+    name: RewardName = "none"
+    tau: float = 0.5
+    clip: float | None = None
+    normalize: Literal["samples", "batch"] = "samples"
+    divide_by_q: bool = True
+    bleu_order: int = 4
+    bleu_smoothing: Smoothing = "add-k-all"
+
+    @property
+    def reads_references(self) -> bool:
+        """Whether the samples are compared with references."""
+        return self.name not in ("none", "constant")
+
+
+@dataclass
 class LossConfig:
     """The training loss, a row of the paper's tables.
 
@@ -55,9 +92,13 @@ class LossConfig:
         beta: Promotion of rare tokens (Eq. 13); 0 leaves frequencies out.
         neighbours: Entries kept per row of the similarity table.
         tail: What becomes of the rest of a row: ``uniform``, ``renormalize`` or ``exact``.
-        tau: Temperature of the Hamming sampler.
-        pool: Where substitutes come from: ``vocabulary``, ``batch`` or ``references``.
+        sampler: ``hamming``: substitutions; ``edit``: insertions and deletions too, for the losses that are not lazy.
+        tau: Temperature of the sampler.
+        pool: Where substitutes come from: ``vocabulary``, ``batch``, ``references`` (those of the same input) or
+            ``similar`` (the similarity row of the token they replace).
+        max_insertions: Tokens that the ``edit`` sampler inserts at most.
         num_samples: Samples per ground truth (L).
+        reward: What the samples are worth.
         label_smoothing: Mass spread evenly over the vocabulary; may be added to any loss.
         entropy: Weight (gamma) of the entropy bonus; may be added to any loss.
         embeddings: Word vectors of the similarity table.
@@ -70,17 +111,25 @@ class LossConfig:
     beta: float = 0.0
     neighbours: int = 64
     tail: Literal["uniform", "renormalize", "exact"] = "uniform"
+    sampler: Literal["hamming", "edit"] = "hamming"
     tau: float = 0.15
-    pool: Literal["vocabulary", "batch", "references"] = "batch"
+    pool: Literal["vocabulary", "batch", "references", "similar"] = "batch"
+    max_insertions: int = 4
     num_samples: int = 1
+    reward: RewardConfig = field(default_factory=RewardConfig)
     label_smoothing: float = 0.0
     entropy: float = 0.0
     embeddings: EmbeddingsConfig = field(default_factory=EmbeddingsConfig)
 
     @property
     def smooths_tokens(self) -> bool:
-        """Whether the loss needs a similarity table."""
+        """Whether the loss gives some of a token's mass to similar ones."""
         return self.name in ("tok", "tok_seq", "tok_seq_lazy")
+
+    @property
+    def needs_table(self) -> bool:
+        """Whether the loss needs a similarity table, to smooth tokens or to draw similar ones."""
+        return self.smooths_tokens or (self.samples_sequences and self.pool == "similar" and self.name != "raml")
 
     @property
     def samples_sequences(self) -> bool:
@@ -214,31 +263,6 @@ class Recipe:
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
 
 
-def expand_path(path: str) -> Path:
-    """``path`` with ``~`` and environment variables (``${SMOOTHLOSS_DATA}``) filled in.
-
-    Raises:
-        RecipeError: when a variable is not set.
-    """
-    expanded = os.path.expandvars(path)
-    missing = re.search(r"\$\{?(\w+)\}?", expanded)
-    if missing:
-        raise RecipeError(f"the environment variable {missing[1]} of the path {path!r} is not set")
-    return Path(expanded).expanduser()
-
-
-def existing_file(path: str, key: str) -> Path:
-    """The expanded ``path``, which must be a file; ``key`` is the recipe key that the error names.
-
-    Raises:
-        RecipeError: when there is no such file.
-    """
-    expanded = expand_path(path)
-    if not expanded.is_file():
-        raise RecipeError(f"{key}: no such file: {expanded}")
-    return expanded
-
-
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in over.items():
@@ -361,10 +385,33 @@ def check_recipe(recipe: Recipe) -> None:
         if not 0.0 <= share <= 1.0:
             raise RecipeError(f"{key} must be between 0 and 1, got {share}")
     positive = {"loss.token_tau": loss.token_tau, "loss.tau": loss.tau, "loss.num_samples": loss.num_samples}
-    positive |= {"loss.neighbours": loss.neighbours, "training.epochs": training.epochs}
+    positive |= {"loss.neighbours": loss.neighbours, "loss.max_insertions": loss.max_insertions}
+    positive |= {"loss.reward.tau": loss.reward.tau}
+    positive |= {"training.epochs": training.epochs}
     positive |= {"training.batch_size": training.batch_size, "training.validate_every": training.validate_every}
     positive |= {"training.log_every": training.log_every, "optimizer.lr": recipe.optimizer.lr}
     positive |= {"optimizer.decay_every": recipe.optimizer.decay_every}
     for key, value in positive.items():
         if not value > 0:
             raise RecipeError(f"{key} must be positive, got {value}")
+    _check_sampling(loss)
+
+
+def _check_sampling(loss: LossConfig) -> None:
+    """Refuse sequence losses whose settings exclude each other."""
+    reward = loss.reward
+    if loss.sampler == "edit" and loss.is_lazy:
+        lengths = "draws samples of other lengths, and lazy losses score samples on the ground truth's own states"
+        raise RecipeError(f"loss.sampler edit {lengths}; loss.name {loss.name.removesuffix('_lazy')} takes it")
+    if loss.sampler == "edit" and loss.pool == "similar" and loss.name != "raml":
+        alone = "inserts tokens too, which replace none and have no similarity row to be drawn from"
+        raise RecipeError(f"loss.sampler edit {alone}; loss.pool similar needs loss.sampler hamming")
+    if not 1 <= reward.bleu_order <= 8:
+        raise RecipeError(f"loss.reward.bleu_order must be between 1 and 8, got {reward.bleu_order}")
+    if reward.name == "none":
+        return
+    if not loss.samples_sequences:
+        raise RecipeError(f"loss.reward.name {reward.name} needs a loss that draws samples, got loss.name {loss.name}")
+    if loss.num_samples == 1 and reward.normalize == "samples" and reward.reads_references:
+        alone = "gives a single sample the weight 1 whatever its reward"
+        raise RecipeError(f"loss.reward.normalize samples {alone}; use batch, or raise loss.num_samples")

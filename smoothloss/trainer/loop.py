@@ -7,17 +7,19 @@ import math
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
+from smoothloss.rewards import Cider
 from smoothloss.similarity import SimilarityTable
 from smoothloss.trainer import checkpoint
 from smoothloss.trainer.config import OptimizerConfig, Recipe, RecipeError
 from smoothloss.trainer.evaluation import choose_device, evaluate_split, generate, negative_log_likelihood
 from smoothloss.trainer.losses import build_loss
+from smoothloss.trainer.rewards import SampleWeights
 from smoothloss.trainer.run import RunDirectory
 from smoothloss.trainer.table import build_table
 from smoothloss.trainer.tasks import Task, task_class
@@ -34,6 +36,8 @@ class Progress:
         seconds: Time spent training so far, validation included.
         loss_sum: Sum of the loss times target tokens since the last line of ``metrics.jsonl``.
         tokens: Target tokens since the last line.
+        reward_sums: What :class:`~smoothloss.trainer.rewards.SampleWeights` summed up since the last line.
+        rewarded: Over how many inputs.
         best: Best validation metric so far.
         stale: Validations since then.
         metric_lines: Lines of ``metrics.jsonl``.
@@ -46,6 +50,8 @@ class Progress:
     seconds: float = 0.0
     loss_sum: float = 0.0
     tokens: int = 0
+    reward_sums: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    rewarded: int = 0
     best: float | None = None
     stale: int = 0
     metric_lines: int = 0
@@ -81,7 +87,8 @@ def train(recipe: Recipe, run: RunDirectory, *, resume: bool = False, overwrite:
         run.check_free(overwrite=False)
     task = task_class(recipe.task)(recipe, run.vocabularies() if resume else None)
     table = _table(recipe, run, task, resume=resume)
-    trainer = Trainer(recipe, run, task, table, device)
+    weights, cider = _weights(recipe, run, task, device, resume=resume)
+    trainer = Trainer(recipe, run, task, table, device, weights)
     if resume:
         trainer.restore()
     else:
@@ -89,6 +96,8 @@ def train(recipe: Recipe, run: RunDirectory, *, resume: bool = False, overwrite:
         run.create(recipe, task.vocabularies)
         if table is not None:
             table.save(run.table_file)
+        if cider is not None:
+            cider.save(run.cider_file)
         trainer.save()
     trainer.run_epochs()
     checkpoint.load_model(run.best, trainer.model)
@@ -99,11 +108,26 @@ def train(recipe: Recipe, run: RunDirectory, *, resume: bool = False, overwrite:
 
 
 def _table(recipe: Recipe, run: RunDirectory, task: Task, *, resume: bool) -> SimilarityTable | None:
-    if not recipe.loss.smooths_tokens:
+    if not recipe.loss.needs_table:
         return None
     if resume and run.table_file.is_file():
         return SimilarityTable.load(run.table_file, len(task.vocabulary))
     return build_table(recipe.loss, task.vocabulary, task.target_sentences(), seed=recipe.seed)
+
+
+def _weights(
+    recipe: Recipe, run: RunDirectory, task: Task, device: torch.device, *, resume: bool
+) -> tuple[SampleWeights | None, Cider | None]:
+    """What weighs the samples by their reward, and the document frequencies behind it, where the recipe has them."""
+    config = recipe.loss.reward
+    if not recipe.loss.samples_sequences or config.name == "none":
+        return None, None
+    references = task.training_references() if config.reads_references else None
+    cider = None
+    if config.name == "cider" and references is not None:
+        cider = Cider.load(run.cider_file) if resume and run.cider_file.is_file() else Cider(references)
+    weights = SampleWeights(config, None if references is None else references.to(device), cider, device)
+    return weights, cider
 
 
 class Trainer:
@@ -115,16 +139,23 @@ class Trainer:
         task: The data.
         table: The similarity table, when the loss has one.
         device: Where to train.
+        weights: What weighs samples by their reward, when the loss has one.
 
     Raises:
         RecipeError: when loss and table do not fit.
     """
 
     def __init__(
-        self, recipe: Recipe, run: RunDirectory, task: Task, table: SimilarityTable | None, device: torch.device
+        self,
+        recipe: Recipe,
+        run: RunDirectory,
+        task: Task,
+        table: SimilarityTable | None,
+        device: torch.device,
+        weights: SampleWeights | None = None,
     ) -> None:
-        self.recipe, self.run, self.task, self.device = recipe, run, task, device
-        self.loss = build_loss(recipe.loss, None if table is None else table.to(device), len(task.vocabulary))
+        self.recipe, self.run, self.task, self.device, self.weights = recipe, run, task, device, weights
+        self.loss = build_loss(recipe.loss, None if table is None else table.to(device), len(task.vocabulary), weights)
         torch.manual_seed(recipe.seed)
         self.generator = torch.Generator(device).manual_seed(recipe.seed)
         self.model = task.build_model().to(device)
@@ -210,9 +241,12 @@ class Trainer:
             at = f"training diverged: the loss is {loss} before step {self.progress.step}"
             raise RecipeError(f"{at}; a smaller optimizer.lr or training.clip may help")
         now = time.perf_counter()
+        rewards = {} if self.weights is None else self.weights.means()
         throughput = {"tokens_per_second": tokens / (now - self._logged), "seconds": self._seconds()}
-        self._write({"train_loss": loss, "lr": self.optimizer.param_groups[0]["lr"], **throughput})
+        self._write({"train_loss": loss, **rewards, "lr": self.optimizer.param_groups[0]["lr"], **throughput})
         self._loss_sum.zero_()
+        if self.weights is not None:
+            self.weights.reset()
         self.progress.tokens, self._logged = 0, now
         return loss
 
@@ -247,6 +281,8 @@ class Trainer:
     def save(self) -> None:
         """Write the last checkpoint: all that the next step depends on."""
         self.progress.loss_sum, self.progress.seconds = float(self._loss_sum), self._seconds()
+        if self.weights is not None:
+            self.progress.reward_sums, self.progress.rewarded = self.weights.state()
         optimizer, rest = checkpoint.flatten_optimizer(self.optimizer)
         tensors = checkpoint.with_prefix("model", self.model.state_dict())
         tensors |= checkpoint.with_prefix("optimizer", optimizer)
@@ -268,6 +304,8 @@ class Trainer:
         checkpoint.restore_random_states(checkpoint.without_prefix("random", tensors), self.generator)
         self.progress = Progress(**state["progress"])
         self._loss_sum.fill_(self.progress.loss_sum)
+        if self.weights is not None:
+            self.weights.restore(self.progress.reward_sums, self.progress.rewarded)
         self.run.cut_metrics(self.progress.metric_lines)
         for file in self.run.step_files():
             if file > self.run.step_file(self.progress.step):  # of a future that may come out differently

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from smoothloss.rewards import Cider, References, bleu_statistics, rouge_l, sentence_bleu
+from smoothloss.rewards import corpus_bleu as bleu_of_statistics
+from smoothloss.rewards.bleu import Smoothing
 
 
 def corpus_bleu(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float | str]:
@@ -19,31 +26,79 @@ def corpus_bleu(candidates: Sequence[str], references: Sequence[Sequence[str]]) 
     return {"bleu": float(score.score), "bleu_signature": str(metric.get_signature())}
 
 
+@dataclass(frozen=True)
+class Scores:
+    """Scores of a set of sentences, times 100.
+
+    ``bleu_1`` to ``bleu_4``, ``rouge_l`` and ``cider`` are coco-caption's, CIDEr being CIDEr-D; ``bleu`` is sacrebleu's
+    BLEU-4; ``sentence_bleu`` is the mean of the sentences' BLEU-4, where it was asked for.
+
+    Args:
+        corpus: Score by metric.
+        sentences: ``(B,)`` float64 scores of the sentences by metric; ``bleu`` is one of corpora alone.
+    """
+
+    corpus: dict[str, float]
+    sentences: dict[str, Tensor]
+
+
+def score_texts(
+    candidates: Sequence[str],
+    references: Sequence[Sequence[str]],
+    *,
+    documents: Iterable[Sequence[str]] | None = None,
+    sentence_smoothing: Smoothing | None = None,
+) -> Scores:
+    """Scores of B texts, tokens separated by spaces.
+
+    Args:
+        candidates: B texts.
+        references: The references of each.
+        documents: Texts whose document frequencies CIDEr uses, one sequence a document; None for the references.
+        sentence_smoothing: Asks for ``sentence_bleu`` with this smoothing, with its usual constant.
+
+    Raises:
+        ValueError: when there is no candidate.
+    """
+    numbers: dict[str, int] = {}
+
+    def encode(text: str) -> list[int]:
+        return [numbers.setdefault(word, len(numbers)) for word in text.split()]
+
+    def pack(groups: Iterable[Sequence[str]]) -> References:
+        return References([[encode(text) for text in texts] for texts in groups])
+
+    tokens, packed = [encode(text) for text in candidates], pack(references)
+    cider = Cider(packed if documents is None else pack(documents))
+    sentences = {f"bleu_{n}": sentence_bleu(tokens, None, packed, n=n, smoothing="coco") for n in range(1, 5)}
+    sentences |= {"rouge_l": rouge_l(tokens, None, packed), "cider": cider(tokens, None, packed)}
+    if sentence_smoothing is not None:
+        sentences["sentence_bleu"] = sentence_bleu(tokens, None, packed, smoothing=sentence_smoothing)
+    statistics = bleu_statistics(tokens, None, packed)
+    corpus = {name: values.mean() for name, values in sentences.items()}
+    corpus |= {f"bleu_{n}": value for n, value in enumerate(bleu_of_statistics(statistics, smoothing="coco"), 1)}
+    corpus["bleu"] = bleu_of_statistics(statistics)[-1]
+    return Scores(
+        corpus={name: 100.0 * float(value) for name, value in corpus.items()},
+        sentences={name: 100.0 * values for name, values in sentences.items()},
+    )
+
+
 def caption_scores(candidates: dict[str, str], references: dict[str, list[str]]) -> dict[str, float]:
-    """``{"bleu_1": ..., "bleu_4": ..., "cider": ...}`` by coco-caption's Python scorers, times 100 as in papers.
+    """``{"bleu_1": ..., "bleu_4": ..., "rouge_l": ..., "cider": ...}`` as coco-caption has them, times 100.
 
     Args:
         candidates: Tokenised caption by image id.
         references: Tokenised reference captions of the same images.
 
     Raises:
-        ImportError: without the extra ``[caption]``.
-        ValueError: when the ids differ or an image has no reference.
+        ValueError: when there is no image, the ids differ, or an image has no reference.
     """
-    try:
-        from pycocoevalcap.bleu.bleu import Bleu
-        from pycocoevalcap.cider.cider import Cider
-    except ImportError:
-        raise ImportError("caption metrics need pycocoevalcap: pip install 'smoothloss[caption]'") from None
     if candidates.keys() != references.keys():
         odd = sorted(candidates.keys() ^ references.keys())
         raise ValueError(f"candidates and references must have the same ids; only one has {', '.join(odd[:3])}")
     empty = [key for key, captions in references.items() if not captions]
     if empty:
         raise ValueError(f"references must have a caption for each id, got none for {empty[0]}")
-    results = {key: [caption] for key, caption in candidates.items()}
-    truths = {key: list(references[key]) for key in candidates}
-    bleu, _ = Bleu(4).compute_score(truths, results, verbose=0)
-    cider, _ = Cider().compute_score(truths, results)
-    scores = {f"bleu_{n}": 100.0 * float(value) for n, value in enumerate(bleu, 1)}
-    return {**scores, "cider": 100.0 * float(cider)}
+    scores = score_texts(list(candidates.values()), [references[key] for key in candidates]).corpus
+    return {name: score for name, score in scores.items() if name != "bleu"}

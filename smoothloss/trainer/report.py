@@ -25,7 +25,7 @@ from smoothloss.trainer.run import RunDirectory, recipe_values
 from smoothloss.trainer.vocabulary import Vocabulary
 
 COLOURS = 6  # as many lines as the style sheet has colours
-SCORE_NAMES = {"bleu": "BLEU", "bleu_1": "BLEU-1", "bleu_4": "BLEU-4", "cider": "CIDEr"}
+SCORE_NAMES = {"bleu": "BLEU", "bleu_1": "BLEU-1", "bleu_4": "BLEU-4", "rouge_l": "ROUGE-L", "cider": "CIDEr"}
 NEIGHBOURS_SHOWN = 6
 PAGE = """<!doctype html>
 <html lang="en">

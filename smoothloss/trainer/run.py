@@ -4,6 +4,7 @@ recipe.yaml                 the recipe with all defaults filled in
 environment.json            versions, commit, command line, threads
 vocabulary.<name>.json      the vocabularies
 table.safetensors           the similarity table, when the loss has one
+cider.safetensors           the document frequencies of the training references, when the reward is CIDEr
 metrics.jsonl               training loss every few steps; validation after each epoch
 checkpoints/last.safetensors, checkpoints/best.safetensors
 checkpoints/step_<n>.safetensors                  the last validated models, when the recipe keeps them
@@ -51,6 +52,7 @@ class RunDirectory:
         self.recipe_file = self.path / "recipe.yaml"
         self.metrics_file = self.path / "metrics.jsonl"
         self.table_file = self.path / "table.safetensors"
+        self.cider_file = self.path / "cider.safetensors"
         self.last = self.path / "checkpoints" / "last.safetensors"
         self.best = self.path / "checkpoints" / "best.safetensors"
         self.average = self.path / "checkpoints" / "average.safetensors"

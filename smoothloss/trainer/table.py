@@ -17,7 +17,8 @@ from tqdm import tqdm
 from smoothloss.embeddings import load_vectors, train_glove
 from smoothloss.similarity import SimilarityTable
 from smoothloss.trainer.checkpoint import write_atomically
-from smoothloss.trainer.config import EmbeddingsConfig, LossConfig, RecipeError, existing_file
+from smoothloss.trainer.config import EmbeddingsConfig, LossConfig, RecipeError
+from smoothloss.trainer.files import existing_file
 from smoothloss.trainer.vocabulary import SPECIAL_TOKENS, Vocabulary
 
 GLOVE_VERSION = 1  # part of the cache's key: another way of training is another file

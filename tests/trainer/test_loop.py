@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 
+from smoothloss.rewards import Cider
 from smoothloss.trainer import checkpoint
 from smoothloss.trainer.config import OptimizerConfig, Recipe, RecipeError
 from smoothloss.trainer.loop import Trainer, learning_rate, train
@@ -80,6 +81,38 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert losses(broken) == losses(whole)
     first, second = checkpoint.load_checkpoint(whole.last)[0], checkpoint.load_checkpoint(broken.last)[0]
     assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize(
+    ("reward", "settings"),
+    [
+        ("bleu", {"name": "seq_lazy", "pool": "similar"}),
+        ("cider", {"name": "tok_seq", "token_alpha": 0.3, "sampler": "edit"}),
+    ],
+)
+def test_a_resumed_run_with_a_reward_equals_an_uninterrupted_one(
+    tmp_path: Path, make_recipe: Make, monkeypatch: pytest.MonkeyPatch, reward: str, settings: dict[str, Any]
+) -> None:
+    weighing = {"name": reward, "normalize": "batch", "clip": 1.0}
+    loss = {**settings, "alpha": 0.4, "tau": 0.5, "reward": weighing, "num_samples": 2}
+    recipe = make_recipe(loss=loss, training={"log_every": 3, "checkpoint_every": 5})
+    whole, broken = RunDirectory(tmp_path / "whole"), RunDirectory(tmp_path / "broken")
+    expected = train(recipe, whole)
+    lines = [line for line in whole.metrics() if "train_loss" in line]
+    assert all(line["reward"] > 0 and 0 < line["effective_samples"] <= 2 for line in lines)
+    assert len({line["reward"] for line in lines}) > 1
+    with monkeypatch.context() as patch:
+        kill_after(patch, 7)  # the checkpoint at step 5 lies between two lines
+        with pytest.raises(Killed):
+            train(recipe, broken)
+    assert broken.cider_file.is_file() == (reward == "cider")
+    assert broken.table_file.is_file(), "for the pool, or to smooth tokens"
+    with monkeypatch.context() as patch:
+        patch.delattr(Cider, "__init__")  # the document frequencies are those of the run directory
+        assert train(recipe, broken, resume=True) == expected
+    assert losses(broken) == losses(whole)
+    first, second = checkpoint.load_checkpoint(whole.last)[0], checkpoint.load_checkpoint(broken.last)[0]
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 

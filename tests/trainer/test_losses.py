@@ -6,9 +6,11 @@ from typing import Any
 import pytest
 import torch
 
+from smoothloss.rewards import References
 from smoothloss.similarity import SimilarityTable
-from smoothloss.trainer.config import LossConfig, Recipe, RecipeError
+from smoothloss.trainer.config import LossConfig, Recipe, RecipeError, RewardConfig
 from smoothloss.trainer.losses import build_loss, decode_samples, encode
+from smoothloss.trainer.rewards import SampleWeights
 from smoothloss.trainer.tasks import Batch, SequenceModel, task_class
 from smoothloss.trainer.vocabulary import PAD, SPECIAL_TOKENS
 
@@ -38,11 +40,17 @@ def config(name: str, **values: Any) -> LossConfig:
     return LossConfig(name=name, **{**defaults, **values})  # type: ignore[arg-type]
 
 
-def dense_loss(model: SequenceModel, batch: Batch, table: SimilarityTable, settings: LossConfig) -> torch.Tensor:
+def dense_loss(
+    model: SequenceModel,
+    batch: Batch,
+    table: SimilarityTable,
+    settings: LossConfig,
+    sample_weights: SampleWeights | None = None,
+) -> torch.Tensor:
     """The definition: one dense target per position, sample and ground truth each on its states (or lazily on h*)."""
     loss = build_loss(settings, table, table.num_tokens)
     generator = torch.Generator().manual_seed(7)
-    valid, size = batch.target != PAD, table.num_tokens
+    size = table.num_tokens
     # The stored rows in full: the table is read through its public row(), and its tail spread evenly.
     rows = torch.zeros(size, size)
     for token in range(size):
@@ -55,19 +63,22 @@ def dense_loss(model: SequenceModel, batch: Batch, table: SimilarityTable, setti
     delta = (1 - token_share) * one_hot + token_share * rows
     alpha = {"raml": 1.0, "mle": 0.0, "tok": 0.0, "label_smoothing": 0.0}.get(settings.name, settings.alpha)
     sequences = [batch.target]
+    omega = torch.full((settings.num_samples, len(batch.target)), 1 / settings.num_samples)
     if loss.sampler is not None:
         drawn = loss.sampler(batch.target, batch.lengths, settings.num_samples, generator=generator)
-        assert bool((drawn.tokens != batch.target).any())
+        assert bool(drawn.distance.any())
         sequences += list(drawn.tokens)
+        if sample_weights is not None:
+            omega = sample_weights(drawn, batch).float()
     total = torch.zeros(())
     for number, sequence in enumerate(sequences):
         read = batch.target if settings.is_lazy else sequence
         inputs = torch.cat((torch.ones_like(read[:, :1]), read[:, :-1]), 1)
         log_prob = torch.log_softmax(model.classifier(model.decode(encode(model, batch), inputs)), -1)
         target = (1 - settings.label_smoothing) * delta[sequence] + settings.label_smoothing / size
-        weight = 1 - alpha if number == 0 else alpha / settings.num_samples
-        total = total - weight * (target * log_prob).sum(-1)[valid].sum()
-    return total / valid.sum()
+        weight = torch.full_like(omega[0], 1 - alpha) if number == 0 else alpha * omega[number - 1]
+        total = total - (weight[:, None] * (target * log_prob).sum(-1))[sequence != PAD].sum()
+    return total / (batch.target != PAD).sum()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -80,6 +91,46 @@ def test_every_loss_equals_its_definition(setting: tuple[SequenceModel, Batch, S
     torch.testing.assert_close(loss, expected, rtol=2e-6, atol=0)
     for found, wanted in zip(gradient, torch.autograd.grad(expected, list(model.parameters())), strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=2e-7)
+
+
+@pytest.mark.parametrize("normalize", ["samples", "batch"])
+@pytest.mark.parametrize("name", ["seq", "seq_lazy", "tok_seq", "tok_seq_lazy"])
+def test_rewarded_losses_equal_their_definition(
+    setting: tuple[SequenceModel, Batch, SimilarityTable], name: str, normalize: str
+) -> None:
+    model, batch, table = setting
+    settings = config(name, reward=RewardConfig(name="bleu", tau=0.05, normalize=normalize))  # type: ignore[arg-type]
+    packed = References(
+        [[row[: int(length)].tolist()] for row, length in zip(batch.target, batch.lengths, strict=True)]
+    )
+    weights = SampleWeights(settings.reward, packed, None, torch.device("cpu"))
+    loss = build_loss(settings, table, table.num_tokens, weights)(model, batch, torch.Generator().manual_seed(7))
+    expected = dense_loss(model, batch, table, settings, weights)
+    torch.testing.assert_close(loss, expected, rtol=2e-6, atol=0)
+    parameters = list(model.parameters())
+    gradients = zip(torch.autograd.grad(loss, parameters), torch.autograd.grad(expected, parameters), strict=True)
+    for found, wanted in gradients:
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=2e-7)
+    assert weights.means()["effective_samples"] < 2.5, "the reward makes a difference"
+
+
+@pytest.mark.parametrize("reward", ["none", "bleu"])
+@pytest.mark.parametrize("name", ["seq", "tok_seq", "raml"])
+def test_samples_of_other_lengths_are_scored_as_they_are(
+    setting: tuple[SequenceModel, Batch, SimilarityTable], name: str, reward: str
+) -> None:
+    model, batch, table = setting
+    settings = config(name, sampler="edit", tau=0.4, num_samples=9, reward=RewardConfig(name=reward))  # type: ignore[arg-type]
+    packed = References(
+        [[row[: int(length)].tolist()] for row, length in zip(batch.target, batch.lengths, strict=True)]
+    )
+    weights = SampleWeights(settings.reward, packed, None, torch.device("cpu")) if reward != "none" else None
+    training_loss = build_loss(settings, table, table.num_tokens, weights)
+    assert training_loss.sampler is not None
+    drawn = training_loss.sampler(batch.target, batch.lengths, 9, torch.Generator().manual_seed(7))
+    assert bool((drawn.lengths > batch.lengths).any()) and bool((drawn.lengths < batch.lengths).any())
+    loss = training_loss(model, batch, torch.Generator().manual_seed(7))
+    torch.testing.assert_close(loss, dense_loss(model, batch, table, settings, weights), rtol=2e-6, atol=0)
 
 
 def test_entropy_lowers_the_loss_by_the_entropy(setting: tuple[SequenceModel, Batch, SimilarityTable]) -> None:
@@ -129,11 +180,27 @@ def test_pools_draw_from_where_they_say(setting: tuple[SequenceModel, Batch, Sim
     assert torch.isfinite(loss(model, batch, torch.Generator().manual_seed(1)))
 
 
+def test_the_similar_pool_draws_neighbours(setting: tuple[SequenceModel, Batch, SimilarityTable]) -> None:
+    model, batch, _ = setting
+    vectors = torch.randn(setting[2].num_tokens, 5, generator=torch.Generator().manual_seed(2))
+    table = SimilarityTable.from_embeddings(vectors, k=3, tau=0.5, tail="renormalize", exclude=SPECIAL_TOKENS)
+    loss = build_loss(config("seq_lazy", pool="similar", tau=50.0), table, table.num_tokens)
+    assert loss.table is None and loss.sampler is not None, "the table is for the pool alone"
+    drawn = loss.sampler(batch.target, batch.lengths, 5, torch.Generator().manual_seed(1)).tokens
+    changed = drawn != batch.target
+    assert bool(changed.any())
+    pairs = zip(batch.target.expand_as(drawn)[changed].tolist(), drawn[changed].tolist(), strict=True)
+    assert all(other in table.row(token)[0].tolist() for token, other in pairs)
+    assert torch.isfinite(loss(model, batch, torch.Generator().manual_seed(1)))
+
+
 def test_what_does_not_fit_is_refused(setting: tuple[SequenceModel, Batch, SimilarityTable]) -> None:
     size = setting[2].num_tokens
     with pytest.raises(RecipeError, match=rf"table is of {size} tokens, the target vocabulary {size + 1}"):
         build_loss(config("tok"), setting[2], size + 1)
     with pytest.raises(RecipeError, match="tok_seq needs a similarity table"):
         build_loss(config("tok_seq"), None, size)
+    with pytest.raises(RecipeError, match=r"loss\.pool similar needs a similarity table"):
+        build_loss(config("seq", pool="similar"), None, size)
     with pytest.raises(RecipeError, match="label_smoothing must be above 0"):
         build_loss(LossConfig(name="label_smoothing"), None, size)

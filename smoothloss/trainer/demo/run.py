@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -53,10 +52,7 @@ def run_demo(out: Path, overrides: Sequence[str] = ()) -> Path:
 
     Raises:
         RecipeError: when a run fails; its last words are in the message.
-        ImportError: without the extra ``[caption]``.
     """
-    if find_spec("pycocoevalcap") is None:
-        raise ImportError("the demo scores captions: pip install 'smoothloss[train,caption]'")
     out.mkdir(parents=True, exist_ok=True)
     _train(out, overrides)
     runs = [RunDirectory(out / name) for name in RUNS]

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from smoothloss.rewards import References
 from smoothloss.trainer.config import Recipe, RecipeError
 from smoothloss.trainer.vocabulary import BOS, PAD, Vocabulary
 
@@ -83,6 +84,7 @@ class Batch:
         source_index: (B,) the source row each target belongs to, when several targets share one source; None: one each.
         references: (B, R) tokens of all ground truths of each row's input, padded with PAD, for the ``references``
             pool; None: the task has one ground truth per input, the target.
+        inputs: (B,) numbers of the rows' inputs in :meth:`Task.training_references`; None outside training.
     """
 
     source: tuple[Tensor, ...]
@@ -90,6 +92,7 @@ class Batch:
     lengths: Tensor
     source_index: Tensor | None = None
     references: Tensor | None = None
+    inputs: Tensor | None = None
 
     @property
     def decoder_inputs(self) -> Tensor:
@@ -156,6 +159,10 @@ class Task(ABC):
     @abstractmethod
     def train_batch(self, examples: Sequence[int]) -> Batch:
         """The training batch of these examples."""
+
+    @abstractmethod
+    def training_references(self) -> References:
+        """The ground truths of every training input as tokens, EOS not among them: what rewards compare with."""
 
     @abstractmethod
     def validation_batches(self) -> Iterable[Batch]:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 import random
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from smoothloss.trainer.config import RecipeError, existing_file, expand_path
+from smoothloss.rewards import References
+from smoothloss.trainer.config import RecipeError
+from smoothloss.trainer.files import existing_file, expand_path, read_json, read_text
 from smoothloss.trainer.tasks import Batch, pad_rows
 from smoothloss.trainer.tasks.captioning import formats
 from smoothloss.trainer.tasks.captioning.arrays import ArrayFeatures
@@ -94,35 +92,6 @@ class CaptionSet:
         return self.splits[name]
 
 
-def read_text(path: str, key: str) -> tuple[Path, str]:
-    """The name and content of a UTF-8 file, plain or ``.gz``; ``key`` is the recipe key that an error names.
-
-    Raises:
-        RecipeError: when the file is missing or cannot be read.
-    """
-    file = existing_file(path, key)
-    try:
-        content = file.read_bytes()
-        return file, (gzip.decompress(content) if file.suffix == ".gz" else content).decode()
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise RecipeError(f"{key}: cannot read {file}: {error}") from None
-
-
-def read_json(path: str | None, key: str) -> Any:
-    """The content of a JSON file, plain or ``.gz``; ``key`` is the recipe key that an error names.
-
-    Raises:
-        RecipeError: when the file is missing or no JSON.
-    """
-    if path is None:
-        raise RecipeError(f"{key} is needed for this data.format")
-    file, text = read_text(path, key)
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise RecipeError(f"{key}: cannot read {file}: {error}") from None
-
-
 def read_names(path: str, key: str) -> list[str]:
     """Image ids or file names: a JSON list, the images of a COCO JSON, or the last word of each line.
 
@@ -130,7 +99,7 @@ def read_names(path: str, key: str) -> list[str]:
         RecipeError: when the file is missing or something else.
     """
     if not path.endswith((".json", ".json.gz")):
-        return [line.split()[-1] for line in read_text(path, key)[1].splitlines() if line.strip()]
+        return [line.split()[-1] for line in read_text(existing_file(path, key), key).splitlines() if line.strip()]
     content = read_json(path, key)
     if isinstance(content, dict) and isinstance(content.get("images"), list):
         content = [image["id"] for image in content["images"]]
@@ -244,6 +213,7 @@ class CaptionBatches:
         self.tokens: list[list[int]] = []
         self.numbers: list[range] = []  # caption numbers of each image
         self.references: dict[str, list[int]] = {}
+        self.position = {image: number for number, image in enumerate(images)}
         for image in images:
             encoded = [vocabulary.encode(words) for words in captions[image] if words]
             start = len(self.tokens)
@@ -275,7 +245,12 @@ class CaptionBatches:
             lengths=torch.tensor([len(self.tokens[number]) for number in numbers]),
             source_index=torch.tensor([row[image] for image in owners]),
             references=pad_rows([self.references[image] for image in owners]),
+            inputs=torch.tensor([self.position[image] for image in owners]),
         )
+
+    def packed_references(self) -> References:
+        """All captions of each image, cut as they are in batches; image i is input i."""
+        return References([self.tokens[own.start : own.stop] for own in self.numbers])
 
     def images(self, numbers: Sequence[int]) -> list[str]:
         """The images of these captions in order of appearance, each once."""

@@ -1,27 +1,23 @@
-"""Caption files: Karpathy's, COCO's, tokenised captions by image, captions with boxes; and how a raw caption is cut.
+"""Caption files: Karpathy's, COCO's, tokenised captions by image, captions with boxes.
 
 Every function takes the parsed JSON and gives a :class:`Captions`.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from smoothloss.trainer.config import RecipeError
+from smoothloss.trainer.tokenizers import ptb_like
 
 Words = list[str]
 
 SPLITS = ("train", "validation", "test")
 # Karpathy's names: restval is the part of COCO's val2014 that he adds to the training part.
 _SPLIT_NAMES = {"train": "train", "restval": "train", "val": "validation", "validation": "validation", "test": "test"}
-
-# A clitic; or letters and digits, joined by what keeps a word whole ("close-up", "t.v", "7/8", "2,500").
-_WORD = re.compile(r"(?:n't|'(?:s|m|d|re|ll|ve))(?!\w)|[^\W_]+(?:(?:[-./&']+|(?<=\d),(?=\d))[^\W_]+)*|[&$]")
-_CLITIC = re.compile(r"(?<=\w)(n't|'(?:s|m|d|re|ll|ve))(?!\w)")
 
 
 @dataclass(frozen=True)
@@ -39,21 +35,10 @@ class Captions:
     files: dict[str, str] = field(default_factory=dict)
 
 
-def tokenize(caption: str) -> Words:
-    """The words of a raw caption: lower case, clitics split off as in the Penn Treebank, punctuation dropped.
-
-        "The bear's nose isn't red, it's close-up." -> the bear 's nose is n't red it 's close-up
-
-    It agrees with coco-caption's tokeniser (Stanford CoreNLP, which needs Java) but for abbreviations with a full stop
-    ("st.", "t.v."), brackets and such. To compare scores with others', give captions that CoreNLP has tokenised.
-    """
-    return _WORD.findall(_CLITIC.sub(r" \1", caption.lower().replace("’", "'")))
-
-
 def from_karpathy(content: Any) -> Captions:
     """``{"images": [{"split", "cocoid" or "imgid", "filename", "sentences": [{"tokens", "raw"}]}]}``.
 
-    The id is ``cocoid``, or else ``imgid``. A sentence without ``tokens`` is cut by :func:`tokenize`.
+    The id is ``cocoid``, or else ``imgid``. A sentence without ``tokens`` is cut by :func:`.ptb_like`.
     """
     found = Captions({split: [] for split in SPLITS}, {})
     for entry in content["images"]:
@@ -65,7 +50,7 @@ def from_karpathy(content: Any) -> Captions:
             raise RecipeError(f"data.captions: split of image {name} must be one of {expected}, got {entry['split']!r}")
         found.splits[_SPLIT_NAMES[entry["split"]]].append(name)
         found.captions[name] = [
-            list(sentence["tokens"]) if "tokens" in sentence else tokenize(sentence["raw"])
+            list(sentence["tokens"]) if "tokens" in sentence else ptb_like(sentence["raw"]).split()
             for sentence in entry["sentences"]
         ]
         if "filename" in entry:
@@ -95,7 +80,7 @@ def from_coco(
 
     Args:
         contents: The files.
-        tokenised: Tokenised captions by image id, to use in place of the raw ones. None: :func:`tokenize`.
+        tokenised: Tokenised captions by image id, to use in place of the raw ones. None: :func:`.ptb_like`.
         listed: Images of ``validation`` and ``test``, by id or file name. An image that is not listed is in the split
             that its entry names (``"split": "val"``), or else in ``train``.
 
@@ -110,7 +95,7 @@ def from_coco(
             what = f"caption {annotation.get('id', repr(annotation['caption']))} is of image {image}"
             raise RecipeError(f"data.captions: {what}, which is not among the images")
         if tokenised is None:
-            raw[image].append(tokenize(annotation["caption"]))
+            raw[image].append(ptb_like(annotation["caption"]).split())
     captions = raw if tokenised is None else {image: [c.split() for c in tokenised.get(image, ())] for image in raw}
     files = {image: entry["file_name"] for image, entry in entries.items() if "file_name" in entry}
     return Captions(_split(entries, files, listed), captions, files)

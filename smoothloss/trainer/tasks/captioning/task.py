@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from smoothloss.rewards import References
 from smoothloss.trainer.config import Recipe, RecipeError
 from smoothloss.trainer.metrics import caption_scores
 from smoothloss.trainer.tasks import Batch, SequenceModel, Task
@@ -73,6 +74,10 @@ class CaptioningTask(Task):
     def _batch(self, part: CaptionBatches, numbers: Sequence[int]) -> Batch:
         images = part.images(numbers)
         return part.batch(numbers, self.source(images), images)
+
+    def training_references(self) -> References:
+        """The captions of every training image, as they are trained on."""
+        return self.train.packed_references()
 
     def validation_batches(self) -> Iterable[Batch]:
         """All captions of the validation images."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from smoothloss.trainer.config import RecipeError, existing_file
+from smoothloss.trainer import files
+from smoothloss.trainer.config import RecipeError
 from smoothloss.trainer.tasks import Batch, pad_rows
 from smoothloss.trainer.vocabulary import EOS
 
@@ -61,17 +61,13 @@ def read_lines(prefix: str, language: str, key: str) -> list[Sentence]:
         RecipeError: when the file is missing or is not UTF-8.
     """
     try:
-        path = existing_file(f"{prefix}.{language}", key)
+        path = files.existing_file(f"{prefix}.{language}", key)
     except RecipeError as missing:
         try:
-            path = existing_file(f"{prefix}.{language}.gz", key)
+            path = files.existing_file(f"{prefix}.{language}.gz", key)
         except RecipeError:
             raise missing from None
-    try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        return [line.split() for line in content.decode("utf-8").removesuffix("\n").split("\n")]
-    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
-        raise RecipeError(f"{key}: cannot read {path}: {error}") from None
+    return [line.split() for line in files.read_lines(path, key)]
 
 
 def read_parallel(prefix: str, data: TranslationData, key: str) -> ParallelText:

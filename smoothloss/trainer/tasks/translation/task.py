@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
+import torch
 from torch import Tensor
 
+from smoothloss.rewards import References
 from smoothloss.trainer.config import Recipe, RecipeError
 from smoothloss.trainer.metrics import corpus_bleu
 from smoothloss.trainer.tasks import Batch, Task
@@ -68,7 +71,12 @@ class TranslationTask(Task):
     def train_batch(self, examples: Sequence[int]) -> Batch:
         """The pairs of these numbers."""
         source, target = self._train_tokens
-        return make_batch([source[number] for number in examples], [target[number] for number in examples])
+        batch = make_batch([source[number] for number in examples], [target[number] for number in examples])
+        return replace(batch, inputs=torch.tensor(examples))
+
+    def training_references(self) -> References:
+        """The target sentence of every training pair."""
+        return References([[tokens] for tokens in self._train_tokens[1]])
 
     def validation_batches(self) -> Iterator[Batch]:
         """The validation part by length."""

@@ -8,22 +8,7 @@ from typing import Any
 import pytest
 
 from smoothloss.trainer.config import RecipeError
-from smoothloss.trainer.tasks.captioning.formats import from_boxes, from_coco, from_karpathy, from_tokenised, tokenize
-
-
-@pytest.mark.parametrize(
-    ("caption", "words"),
-    [
-        ("A dog, sleeping on a rack.", "a dog sleeping on a rack"),
-        ("The bear's nose isn't red, it's close-up.", "the bear 's nose is n't red it 's close-up"),
-        ("They’ve parked 2,500 cars,buses & bikes!\n", "they 've parked 2,500 cars buses & bikes"),
-        ('A "STOP" sign (red); 7/8 done... ', "a stop sign red 7/8 done"),
-        ("Ein schöner Äpfelkuchen", "ein schöner äpfelkuchen"),
-        (" ?! ", ""),
-    ],
-)
-def test_raw_captions_are_cut_into_words(caption: str, words: str) -> None:
-    assert " ".join(tokenize(caption)) == words
+from smoothloss.trainer.tasks.captioning.formats import from_boxes, from_coco, from_karpathy, from_tokenised
 
 
 def test_words_are_those_of_coco_caption_but_for_abbreviations(data_dir: Path) -> None:
@@ -33,7 +18,8 @@ def test_words_are_those_of_coco_caption_but_for_abbreviations(data_dir: Path) -
     assert found.keys() == tokenised.keys()
     pairs = [(ours, theirs) for image, own in found.items() for ours, theirs in zip(own, tokenised[image], strict=True)]
     assert len(pairs) == 202_654 and all(ours for ours, _ in pairs)
-    assert sum(" ".join(ours) == theirs for ours, theirs in pairs) >= 0.998 * len(pairs)
+    share = sum(" ".join(ours) == theirs for ours, theirs in pairs) / len(pairs)
+    assert share == pytest.approx(0.9992, abs=5e-5), "what the docstring of ptb_like states"
 
 
 def entry(split: str, *captions: str, **names: Any) -> dict[str, Any]:

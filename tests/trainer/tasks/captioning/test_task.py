@@ -40,6 +40,20 @@ def test_a_batch_encodes_each_image_once(make_captioning: Make, attention: bool)
         assert set(said) <= set(task.vocabulary.decode(batch.references[row].tolist()))
 
 
+def test_references_of_a_row_are_the_captions_of_its_image(make_captioning: Make) -> None:
+    task = CaptioningTask(make_captioning(data={"max_words": 5}))
+    references = task.training_references()
+    assert len(references) == len(task.dataset.splits["train"])
+    numbers = task.train_plan(0)[3]
+    batch = task.train_batch(numbers)
+    assert batch.inputs is not None
+    for row, own in enumerate(references.select(batch.inputs).tolist()):
+        said = [task.vocabulary.decode(tokens) for tokens in own]
+        captions = task.dataset.captions[task.train.owner[numbers[row]]]
+        assert said == [words[:5] for words in captions]
+        assert batch.target[row, : int(batch.lengths[row])].tolist() in own
+
+
 @pytest.mark.parametrize("attention", [False, True])
 @pytest.mark.parametrize("name", ["mle", "seq_lazy"])
 def test_padding_does_not_influence_the_loss(make_captioning: Make, attention: bool, name: str) -> None:
@@ -107,14 +121,16 @@ def test_it_learns_to_name_what_is_there(make_captioning: Make, tmp_path: Path, 
 def test_recipes_are_the_base_with_another_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SMOOTHLOSS_DATA", "/data")
     recipes = {file.stem: load_recipe(file) for file in RECIPES.glob("*.yaml")}
-    assert len(recipes) >= 12
+    assert len(recipes) >= 17
+    rewarded = [name for name in recipes if name.startswith(("seq_", "tok_seq_cider"))]
+    assert len(rewarded) == 5
     for one, other in (
-        ("mle", "tok_seq_lazy"),
+        *(("mle", name) for name in ("tok_seq_lazy", *rewarded)),
         ("attention_mle", "attention_tok_seq_lazy"),
         ("short_mle", "short_tok_seq_lazy"),
         ("boxes_mle", "boxes_tok_seq_lazy"),
     ):
-        assert recipes[one].loss.name == "mle" and recipes[other].loss.name == "tok_seq_lazy"
+        assert recipes[one].loss.name == "mle" and recipes[other].loss.samples_sequences
         same = replace(recipes[other], loss=recipes[one].loss, name=recipes[one].name)
         assert same == recipes[one]
     assert recipes["attention_mle"].model.attention and not recipes["mle"].model.attention

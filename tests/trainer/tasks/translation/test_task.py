@@ -22,6 +22,11 @@ def test_batches_hold_the_corpus(make_recipe: Make) -> None:
         assert source.decode(batch.source[0][row].tolist()) == task.train.source[number]
         assert target.decode(batch.target[row].tolist()) == task.train.target[number]
         assert batch.lengths[row] == len(task.train.target[number])
+    assert batch.inputs is not None
+    references = task.training_references()
+    assert len(references) == len(task.train)
+    said = [[target.decode(tokens) for tokens in own] for own in references.select(batch.inputs).tolist()]
+    assert said == [[task.train.target[0]], [task.train.target[5]]]
 
 
 def test_generation_ids_and_scores_go_by_line(make_recipe: Make) -> None:

@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sacrebleu.metrics.bleu import BLEU
+
+from smoothloss.trainer.cli import main
+from smoothloss.trainer.files import read_json
+
+CANDIDATES = ["a Dog runs fast.", "two cats sit here", "it rains"]
+FIRST = ["a dog runs.", "two cats sit there now", "It rains"]
+SECOND = ["the dog runs fast.", "", "rain"]
+Score = Callable[..., dict[str, Any]]
+
+
+def write(path: Path, lines: list[str]) -> str:
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture
+def score(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Score:
+    """Return a function that runs the command and gives what it wrote with what it printed."""
+
+    def run(*words: str) -> dict[str, Any]:
+        out = tmp_path / "out.json"
+        assert main(["score", *words, "--out", str(out)]) == 0
+        return {**json.loads(out.read_text()), "printed": capsys.readouterr().out}
+
+    return run
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> list[str]:
+    """Return three candidates and two files of references, as arguments."""
+    lines = {"candidates": CANDIDATES, "first": FIRST, "second": SECOND}
+    return [write(tmp_path / f"{name}.txt", text) for name, text in lines.items()]
+
+
+@pytest.mark.parametrize("options", [[], ["--tokenize", "13a"], ["--tokenize", "intl", "--lowercase"]])
+def test_text_scores_are_sacrebleus(score: Score, texts: list[str], options: list[str]) -> None:
+    found = score(*texts, *options, "--sentence_bleu", "exp")
+    name = options[1] if options else "none"
+    metric = BLEU(tokenize=name, lowercase="--lowercase" in options)
+    assert found["scores"]["bleu"] == pytest.approx(metric.corpus_score(CANDIDATES, [FIRST, SECOND]).score, rel=1e-9)
+    single = BLEU(tokenize=name, lowercase="--lowercase" in options, effective_order=True)
+    for number, (text, *own) in enumerate(zip(CANDIDATES, FIRST, SECOND, strict=True), 1):
+        expected = single.sentence_score(text, own).score
+        assert found["sentences"][str(number)]["sentence_bleu"] == pytest.approx(expected, rel=1e-9)
+    case = "lc" if "--lowercase" in options else "mixed"
+    assert found["signature"].startswith(f"n:3|nrefs:1-2|case:{case}|tok:{name}|")
+    assert found["signature"] in found["printed"]
+    assert f"{found['scores']['bleu']:.3f}" in found["printed"]
+
+
+def test_json_forms_are_the_same_data(score: Score, tmp_path: Path) -> None:
+    references = {"7": ["a dog runs", "the dog runs fast"], "8": ["two cats sit there now"], "9": ["it rains"]}
+    annotations = [{"image_id": int(key), "caption": text} for key, group in references.items() for text in group]
+    files = {
+        "results.json": [{"image_id": int(key), "caption": text} for key, text in zip("78", CANDIDATES, strict=False)],
+        "texts.json": dict(zip("78", CANDIDATES, strict=False)),
+        "lists.json": {key: [text] for key, text in zip("78", CANDIDATES, strict=False)},
+        "annotations.json": {"images": [], "annotations": annotations},
+        "mapping.json": references,
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    (tmp_path / "mapping.json.gz").write_bytes(gzip.compress((tmp_path / "mapping.json").read_bytes()))
+    pairs = [("results", "annotations.json"), ("texts", "mapping.json"), ("lists", "mapping.json.gz")]
+    found = [score(f"{tmp_path}/{one}.json", f"{tmp_path}/{other}") for one, other in pairs]
+    assert found[0] == found[1] == found[2]
+    assert found[0]["sentences"].keys() == {"7", "8"}, "references of other ids are left out"
+    assert "n:2|nrefs:1-2|" in found[0]["signature"]
+    assert "df:refs[2]" in found[0]["signature"]
+    other = score(f"{tmp_path}/results.json", f"{tmp_path}/mapping.json", "--df", f"{tmp_path}/mapping.json")
+    assert "df:mapping.json[3]" in other["signature"]
+    assert other["scores"]["cider"] != found[0]["scores"]["cider"]
+    assert {**other["scores"], "cider": 0} == {**found[0]["scores"], "cider": 0}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nope.txt", "b.txt"], "candidates: no such file: nope.txt"),
+        (["a.txt", "b.txt", "nope.txt"], "references: no such file: nope.txt"),
+        (["a.txt", "b.txt", "short.txt"], "short.txt has 1 lines and a.txt has 2; they must be the same"),
+        (["a.txt", "b.txt", "--df", "nope.txt"], "--df: no such file: nope.txt"),
+        (["a.txt", "empty.txt"], "2 candidates have no reference, such as that of line 1"),
+        (["a.txt", "r.json"], "must be all .json (or .json.gz), or all text"),
+        (["a.json", "r.json", "r.json"], "references in JSON must be one file, got 2"),
+        (["a.json", "r.json"], "r.json has no reference for 1 of 2 candidates, such as 2"),
+        (["twice.json", "r.json"], "twice.json has 1 ids with more than one candidate, such as 1"),
+        (["list.json", "r.json"], "list.json does not hold results with image_id and caption"),
+        (["none.json", "r.json"], "none.json has no candidate"),
+        (["one.json", "list.json"], "list.json holds neither COCO annotations nor a mapping"),
+        (["one.json", "number.json"], "number.json has no list of texts for the id 1"),
+        (["one.json", "broken.json"], "references: cannot read broken.json"),
+        (["a.txt", "b.txt", "--out", "nowhere/out.json"], "--out: cannot write nowhere/out.json"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, lines in {"a": ["x", "y"], "b": ["x", "y"], "short": ["x"], "empty": ["", " "]}.items():
+        write(tmp_path / f"{name}.txt", lines)
+    contents: dict[str, Any] = {
+        "a": {"1": "x", "2": "y"},
+        "one": {"1": "x"},
+        "r": {"1": ["x"], "2": []},
+        "twice": [{"image_id": 1, "caption": "x"}, {"image_id": 1, "caption": "y"}],
+        "list": [1, 2],
+        "none": [],
+        "number": {"1": [3]},
+    }
+    for name, content in contents.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    (tmp_path / "broken.json").write_text("{")
+    assert main(["score", *arguments]) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert len(printed.err.strip().splitlines()) == 1
+    assert not printed.out
+
+
+def test_newstest2014(score: Score, data_dir: Path) -> None:
+    files = [str(data_dir / "wmt" / name) for name in ("newstest2014.hyp.en", "newstest2014.tok.en")]
+    means = {"none": 33.1006, "floor": 34.8018, "add-k": 39.5183, "exp": 35.8402}
+    for smoothing, mean in means.items():
+        found = score(*files, "--sentence_bleu", smoothing)
+        assert found["scores"]["sentence_bleu"] == pytest.approx(mean, abs=5e-5)
+        assert found["scores"]["bleu"] == pytest.approx(39.13, abs=5e-3)
+    assert score(*files, "--tokenize", "13a")["scores"]["bleu"] == pytest.approx(39.69, abs=5e-3)
+
+
+@pytest.mark.parametrize("name", ["base", "comb", "seq", "tok"])
+def test_the_authors_outputs(score: Score, data_dir: Path, name: str) -> None:
+    golden = read_json(f"{data_dir}/golden/scores_paper_{name}.json.gz", "golden")
+    references = str(data_dir / "coco" / "captions_val2014.ptb.json.gz")
+    found = score(str(data_dir / "paper_outputs" / f"{name}_bw3.json"), references)
+    titles = {f"bleu_{n}": f"Bleu_{n}" for n in range(1, 5)} | {"rouge_l": "ROUGE_L", "cider": "CIDEr"}
+    for key, title in titles.items():
+        assert found["scores"][key] == pytest.approx(100 * golden["corpus"][title], rel=1e-9)
+    if name == "base":
+        shown = {key: round(found["scores"][key], 3) for key in ("bleu_1", "bleu_4", "rouge_l", "cider")}
+        assert shown == {"bleu_1": 73.807, "bleu_4": 33.287, "rouge_l": 54.324, "cider": 101.002}
+    published = read_json(f"{data_dir}/paper_outputs/{name}_bw3.sc_json", "published")
+    for image, entry in published.items():
+        assert found["sentences"][image]["cider"] == pytest.approx(100 * entry["CIDEr"], rel=1e-9)
+
+
+def test_coco_captions_own_example_from_raw_text(score: Score, data_dir: Path) -> None:
+    """The stand-in for the Java tokeniser, on candidates and references, costs a hundredth of a point of CIDEr."""
+    golden = read_json(f"{data_dir}/golden/scores_fakecap.json.gz", "golden")["corpus"]
+    results = str(data_dir / "golden" / "captions_val2014_fakecap_results.json")
+    found = score(results, str(data_dir / "coco" / "captions_val2014.json.gz"), "--tokenize", "ptb-like")
+    for key, title in {"bleu_1": "Bleu_1", "bleu_4": "Bleu_4", "rouge_l": "ROUGE_L", "cider": "CIDEr"}.items():
+        assert found["scores"][key] == pytest.approx(100 * golden[title], abs=0.011)
+    assert "case:lc|tok:ptb-like" in found["signature"]
