@@ -1,4 +1,4 @@
-"""The command line: ``smoothloss train | evaluate | average | features | score | table | demo``."""
+"""The command line: ``smoothloss train | evaluate | average | features | score | reproduce | table | demo``."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ Train sequence models with token-level and sequence-level loss smoothing.
   smoothloss average runs/mle --last 3                       average the last models that a run kept
   smoothloss features IMAGES --out features.npy              what a ResNet sees of your images, for captioning
   smoothloss score output.txt reference.txt --tokenize 13a   BLEU, ROUGE-L and CIDEr-D of text or COCO captions
+  smoothloss reproduce recipes/tables/multi30k.yaml          all runs of a table, and the table
   smoothloss table build VECTORS --vocabulary V.json --out table.safetensors
   smoothloss table show runs/tok/table.safetensors --vocabulary runs/tok/vocabulary.target.json dog
   smoothloss demo                                            a few minutes from nothing to a report
@@ -57,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words[:1] == ["train"] and len(words) > 1 and not words[1].startswith("-") and {"-h", "--help"} & set(words[2:]):
         return _run(_train_help, argparse.Namespace(recipe=words[1]))
     options, rest = parser.parse_known_args(words)
-    if rest and options.command != "train":
+    if rest and options.command not in ("train", "reproduce"):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     options.overrides = rest
     return _run(options.function, options)
@@ -105,6 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     average.set_defaults(function=_average)
     _add_features(commands)
     _add_score(commands)
+    _add_reproduce(commands)
     _add_table(commands)
     demo = commands.add_parser("demo", help="train MLE and lazy Tok-Seq on small scenes, and write an HTML report")
     demo.add_argument("--out", metavar="DIR", default="runs/demo", help="where the runs and the report go")
@@ -177,6 +179,21 @@ def _add_score(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     score.add_argument("--df", metavar="FILE", help="document frequencies from these references, text or JSON")
     score.add_argument("--out", metavar="FILE", help="JSON with signature, scores and those of every sentence")
     score.set_defaults(function=_score)
+
+
+def _add_reproduce(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    reproduce = commands.add_parser(
+        "reproduce", help="train the runs of a table, as far as they are missing, and write it", allow_abbrev=False
+    )
+    reproduce.add_argument("table", metavar="TABLE", help="a YAML file, such as recipes/tables/multi30k.yaml")
+    reproduce.add_argument("--out", metavar="DIR", help="runs and table (default: runs/<name of the table's file>)")
+    reproduce.add_argument("--rows", nargs="+", default=[], metavar="ROW", help="only these, and the baseline")
+    reproduce.add_argument("--seeds", nargs="+", type=int, default=[], metavar="SEED", help="instead of the table's")
+    reproduce.add_argument("--jobs", type=int, default=1, help="runs side by side, sharing the cores (default: 1)")
+    reproduce.add_argument(
+        "--no-train", dest="train", action="store_false", help="only write the table of what is there"
+    )
+    reproduce.set_defaults(function=_reproduce)
 
 
 def _add_table(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -262,6 +279,17 @@ def _score(options: argparse.Namespace) -> None:
     from smoothloss.trainer.score import score_files
 
     sys.stdout.write(score_files(options) + "\n")
+
+
+def _reproduce(options: argparse.Namespace) -> None:
+    from smoothloss.trainer.reproduce import reproduce
+
+    path = Path(options.table)
+    written = reproduce(
+        path, Path(options.out or Path("runs") / path.stem), rows=options.rows, seeds=options.seeds, jobs=options.jobs,
+        overrides=options.overrides, train=options.train,
+    )  # fmt: skip
+    sys.stdout.write(written.read_text(encoding="utf-8"))
 
 
 def _table_build(options: argparse.Namespace) -> None:

@@ -42,6 +42,27 @@ class Scores:
     sentences: dict[str, Tensor]
 
 
+class Numbers:
+    """Numbers words as they come."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
+
+    def encode(self, text: str) -> list[int]:
+        """The numbers of a text's tokens, which spaces separate."""
+        return [self._numbers.setdefault(word, len(self._numbers)) for word in text.split()]
+
+    def pack(self, groups: Iterable[Sequence[str]]) -> References:
+        """The references of each input."""
+        return References([[self.encode(text) for text in texts] for texts in groups])
+
+
+def text_statistics(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> Tensor:
+    """What BLEU-4 adds up over B texts, tokens separated by spaces: `bleu_statistics`, ``(B, 10)``."""
+    numbers = Numbers()
+    return bleu_statistics([numbers.encode(text) for text in candidates], None, numbers.pack(references))
+
+
 def score_texts(
     candidates: Sequence[str],
     references: Sequence[Sequence[str]],
@@ -60,16 +81,9 @@ def score_texts(
     Raises:
         ValueError: when there is no candidate.
     """
-    numbers: dict[str, int] = {}
-
-    def encode(text: str) -> list[int]:
-        return [numbers.setdefault(word, len(numbers)) for word in text.split()]
-
-    def pack(groups: Iterable[Sequence[str]]) -> References:
-        return References([[encode(text) for text in texts] for texts in groups])
-
-    tokens, packed = [encode(text) for text in candidates], pack(references)
-    cider = Cider(packed if documents is None else pack(documents))
+    numbers = Numbers()
+    tokens, packed = [numbers.encode(text) for text in candidates], numbers.pack(references)
+    cider = Cider(packed if documents is None else numbers.pack(documents))
     sentences = {f"bleu_{n}": sentence_bleu(tokens, None, packed, n=n, smoothing="coco") for n in range(1, 5)}
     sentences |= {"rouge_l": rouge_l(tokens, None, packed), "cider": cider(tokens, None, packed)}
     if sentence_smoothing is not None:

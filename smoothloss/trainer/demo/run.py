@@ -17,6 +17,7 @@ from smoothloss.similarity import SimilarityTable
 from smoothloss.trainer import report
 from smoothloss.trainer.config import LossConfig, LossName, RecipeError, load_recipe
 from smoothloss.trainer.demo.task import DemoTask
+from smoothloss.trainer.files import last_words
 from smoothloss.trainer.losses import build_loss
 from smoothloss.trainer.run import RunDirectory
 
@@ -102,7 +103,7 @@ def _watch(out: Path, running: dict[str, subprocess.Popen[bytes]]) -> None:
                     continue
                 if process.returncode:
                     log = out / f"{name}.log"
-                    raise RecipeError(f"the run {name} failed, see {log}: {_last_words(log)}")
+                    raise RecipeError(f"the run {name} failed, see {log}: {last_words(log)}")
                 del running[name]
             time.sleep(0.3)
 
@@ -116,11 +117,6 @@ def _share_done(run: RunDirectory, started: float) -> float:
     except (OSError, RecipeError):  # just being removed or written
         return 0.0
     return min(1.0, lines[-1]["epoch"] / epochs) if lines else 0.0
-
-
-def _last_words(log: Path) -> str:
-    lines = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").split("\n")
-    return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
 
 
 def step_times(task: DemoTask, smoothed: RunDirectory) -> dict[str, list[float]]:

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -121,6 +121,20 @@ def pad_rows(rows: Sequence[Sequence[int]], *, pad: int = PAD) -> Tensor:
     return torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows], dtype=torch.int64).view(len(rows), width)
 
 
+class Input(NamedTuple):
+    """An input and what people wrote about it.
+
+    Args:
+        name: Its id.
+        references: Tokens joined by spaces.
+        source: The input itself, where it is text.
+    """
+
+    name: str
+    references: list[str]
+    source: str | None = None
+
+
 class Task(ABC):
     """Data, model and scores of one kind of problem.
 
@@ -182,6 +196,18 @@ class Task(ABC):
 
         Strings are signatures.
         """
+
+    @abstractmethod
+    def statistics(self, split: str, hypotheses: dict[str, str]) -> Tensor:
+        """``(N, K)`` what :attr:`metric` adds up over the N inputs of a split, in a fixed order."""
+
+    @abstractmethod
+    def metric_of(self, totals: Tensor) -> Tensor:
+        """:attr:`metric`, ``(...)``, of summed statistics ``(..., K)``."""
+
+    @abstractmethod
+    def inputs(self, split: str) -> list[Input]:
+        """The inputs of a split as a person would read them."""
 
     def exports(self, split: str, hypotheses: dict[str, str]) -> dict[str, Any]:
         """Further files of JSON that generated text is written to, by name: what a test server takes, say."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from smoothloss.rewards import References
 from smoothloss.trainer.config import Recipe, RecipeError
-from smoothloss.trainer.metrics import caption_scores
-from smoothloss.trainer.tasks import Batch, SequenceModel, Task
+from smoothloss.trainer.metrics import caption_scores, score_texts
+from smoothloss.trainer.tasks import Batch, Input, SequenceModel, Task
 from smoothloss.trainer.tasks.captioning.data import CaptionBatches, CaptioningData, CaptionSet, load_captions
 from smoothloss.trainer.tasks.captioning.model import CaptioningModel, ShowAndTell, TopDown
 from smoothloss.trainer.vocabulary import Vocabulary
@@ -99,6 +100,21 @@ class CaptioningTask(Task):
     def score(self, split: str, hypotheses: dict[str, str]) -> dict[str, float | str]:
         """BLEU-1 to 4 and CIDEr, times 100."""
         return dict(caption_scores(hypotheses, self.references(split)))
+
+    def statistics(self, split: str, hypotheses: dict[str, str]) -> Tensor:
+        """The CIDEr of each image, and one to count it."""
+        references = self.references(split)
+        scores = score_texts([hypotheses[image] for image in references], list(references.values()))
+        cider = scores.sentences["cider"]
+        return torch.stack((cider, torch.ones_like(cider)), -1)
+
+    def metric_of(self, totals: Tensor) -> Tensor:
+        """The mean CIDEr, times 100."""
+        return totals[..., 0] / totals[..., 1]
+
+    def inputs(self, split: str) -> list[Input]:
+        """The images of a split with their captions."""
+        return [Input(image, captions) for image, captions in self.references(split).items()]
 
     def exports(self, split: str, hypotheses: dict[str, str]) -> dict[str, Any]:
         """``captions.<split>.json`` as COCO's server takes it: ``[{"image_id": 42, "caption": "a dog"}, ...]``."""

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from smoothloss.rewards import References
+from smoothloss.rewards import corpus_bleu as bleu_of_statistics
 from smoothloss.trainer.config import Recipe, RecipeError
-from smoothloss.trainer.metrics import corpus_bleu
-from smoothloss.trainer.tasks import Batch, Task
+from smoothloss.trainer.metrics import corpus_bleu, text_statistics
+from smoothloss.trainer.tasks import Batch, Input, Task
 from smoothloss.trainer.tasks.translation.data import (
     ParallelText,
     TranslationData,
@@ -97,9 +98,23 @@ class TranslationTask(Task):
 
     def score(self, split: str, hypotheses: dict[str, str]) -> dict[str, float | str]:
         """Corpus BLEU on the tokens, with sacrebleu's signature."""
-        references = [" ".join(words) for words in self._split(split).target]
-        candidates = [hypotheses[str(number)] for number in range(len(references))]
-        return corpus_bleu(candidates, [references])
+        inputs = self.inputs(split)
+        return corpus_bleu([hypotheses[each.name] for each in inputs], [[each.references[0] for each in inputs]])
+
+    def statistics(self, split: str, hypotheses: dict[str, str]) -> Tensor:
+        """BLEU's counts of each sentence."""
+        inputs = self.inputs(split)
+        return text_statistics([hypotheses[each.name] for each in inputs], [each.references for each in inputs])
+
+    def metric_of(self, totals: Tensor) -> Tensor:
+        """BLEU, times 100."""
+        return 100 * bleu_of_statistics(totals[None])[..., -1]
+
+    def inputs(self, split: str) -> list[Input]:
+        """The sentence pairs; ids are line numbers from 0."""
+        text = self._split(split)
+        pairs = zip(text.source, text.target, strict=True)
+        return [Input(str(n), [" ".join(target)], " ".join(source)) for n, (source, target) in enumerate(pairs)]
 
 
 def _short_pairs(text: ParallelText, max_length: int) -> ParallelText:

@@ -1,0 +1,353 @@
+"""``smoothloss reproduce TABLE``: the runs behind a table of the paper, and the table.
+
+A table is a YAML file with the fields of :class:`Table`. Its runs lie under the output directory as ``<row>/seed<n>``;
+those that are done are skipped and those that were interrupted go on, so the same command can be given again and again.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import mean, median, stdev
+from typing import Any
+
+import torch
+from jsonargparse import ArgumentError, ArgumentParser
+from torch import Tensor
+
+from smoothloss.trainer import report
+from smoothloss.trainer.checkpoint import write_atomically, write_json
+from smoothloss.trainer.config import RecipeError, load_recipe, read_yaml
+from smoothloss.trainer.files import last_words, read_json
+from smoothloss.trainer.run import RunDirectory
+from smoothloss.trainer.significance import Comparison, paired_bootstrap
+from smoothloss.trainer.tasks import Task, task_class
+
+EXAMPLES = 12
+
+
+@dataclass
+class TableRow:
+    """A row: one recipe, trained once for each seed.
+
+    Args:
+        recipe: Its file, relative to the table's.
+        label: Its name in the table; left out, the row's key.
+        paper: What the paper reports, by metric.
+        overrides: Changes to the recipe, as on the command line: ``{"loss.tau": 0.17}``.
+    """
+
+    recipe: str
+    label: str | None = None
+    paper: dict[str, float] = field(default_factory=dict)
+    overrides: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Table:
+    """A table of runs.
+
+    Args:
+        title: Its title.
+        rows: The rows by key, which names their directories.
+        metrics: Heading of each metric's column by its key in ``scores.<split>.json``. Significance is that of the
+            task's own metric, the first.
+        baseline: Key of the row that the others are compared with.
+        split: The test split.
+        seeds: What each row is trained with.
+        note: What differs from the paper.
+    """
+
+    title: str
+    rows: dict[str, TableRow]
+    metrics: dict[str, str]
+    baseline: str
+    split: str = "test"
+    seeds: list[int] = field(default_factory=lambda: [1, 2])
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run of a table."""
+
+    row: str
+    seed: int
+    recipe: Path
+    overrides: list[str]
+    directory: RunDirectory
+
+    def is_done(self, split: str) -> bool:
+        """Whether it was trained and scored."""
+        return (self.directory.path / f"scores.{split}.json").is_file()
+
+    def command(self) -> list[str]:
+        """What trains it, from where it stands."""
+        words = [sys.executable, "-m", "smoothloss.trainer.cli", "train", str(self.recipe)]
+        words += ["--out", str(self.directory.path), "--seed", str(self.seed), *self.overrides]
+        if self.directory.last.is_file():
+            return [*words, "--resume"]
+        return [*words, "--overwrite"] if self.directory.recipe_file.is_file() else words
+
+
+def load_table(path: str | Path) -> Table:
+    """Read a table's file.
+
+    Raises:
+        RecipeError: one line that names the wrong key or value, or a row's recipe that is missing.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Table, "table")
+    try:
+        parsed = parser.parse_object({"table": read_yaml(Path(path))})
+    except (ArgumentError, TypeError, ValueError) as error:
+        raise RecipeError(f"table {path}: {' '.join(str(error).split())}") from None
+    table: Table = (parser.instantiate if hasattr(parser, "instantiate") else parser.instantiate_classes)(parsed).table
+    if table.baseline not in table.rows:
+        raise RecipeError(f"table {path}: baseline must be one of {', '.join(table.rows)}, got {table.baseline!r}")
+    if not table.metrics or not table.seeds:
+        raise RecipeError(f"table {path}: metrics and seeds must not be empty")
+    return table
+
+
+def reproduce(
+    path: Path,
+    out: Path,
+    *,
+    rows: Sequence[str] = (),
+    seeds: Sequence[int] = (),
+    jobs: int = 1,
+    overrides: Sequence[str] = (),
+    train: bool = True,
+) -> Path:
+    """Train what is missing of a table, and write ``table.md``, ``table.json`` and ``report.html`` of what is there.
+
+    Args:
+        path: The table's file.
+        out: Gets the runs and the table.
+        rows: Only these rows; all when empty. The baseline is always among them.
+        seeds: Instead of the table's.
+        jobs: Runs trained side by side, the machine's cores shared out among them.
+        overrides: Changes to every recipe, as on the command line.
+        train: False only writes the table.
+
+    Returns:
+        The Markdown table's path.
+
+    Raises:
+        RecipeError: when the table or a recipe is wrong, before anything is trained; when a run failed, after the
+            others were trained and the table was written.
+    """
+    table = load_table(path)
+    table.seeds = list(seeds) or table.seeds
+    table.rows = _chosen(table, rows)
+    runs = [
+        _run(row, seed, path.parent / config.recipe, out, [*_words(config.overrides), *overrides])
+        for seed in table.seeds
+        for row, config in table.rows.items()
+    ]
+    for run in runs:
+        load_recipe(run.recipe, run.overrides)  # what is wrong is said before anything starts
+    missing = [run for run in runs if not run.is_done(table.split)]
+    failed = _train_all(missing, jobs, lambda: _write(table, runs, out)) if train else []
+    written = _write(table, runs, out)
+    if failed:
+        raise RecipeError("; ".join(failed))
+    return written
+
+
+def _chosen(table: Table, rows: Sequence[str]) -> dict[str, TableRow]:
+    unknown = [row for row in rows if row not in table.rows]
+    if unknown:
+        raise RecipeError(f"--rows must be some of {', '.join(table.rows)}, got {unknown[0]!r}")
+    return {key: row for key, row in table.rows.items() if not rows or key in rows or key == table.baseline}
+
+
+def _words(overrides: dict[str, Any]) -> list[str]:
+    return [word for key, value in overrides.items() for word in (f"--{key}", str(value))]
+
+
+def _run(row: str, seed: int, recipe: Path, out: Path, overrides: list[str]) -> Run:
+    return Run(row, seed, recipe, overrides, RunDirectory(out / row / f"seed{seed}"))
+
+
+def _train_all(runs: list[Run], jobs: int, finished: Any) -> list[str]:
+    """Train the runs, ``jobs`` at a time; returns a line for each that failed. ``finished`` is called after each."""
+    threads = str(max(1, (os.cpu_count() or 1) // max(1, jobs)))
+    environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+    waiting, failed = list(runs), []
+    running: list[tuple[Run, subprocess.Popen[bytes]]] = []
+    try:
+        while waiting or running:
+            while waiting and len(running) < max(1, jobs):
+                running.append((waiting[0], _start(waiting.pop(0), environment)))
+            ended = [(run, process) for run, process in running if process.poll() is not None]
+            for run, process in ended:
+                running.remove((run, process))
+                if process.returncode:
+                    failed.append(f"{run.row}, seed {run.seed} failed: {last_words(_log(run))} ({_log(run)})")
+                finished()
+            if not ended:
+                time.sleep(0.2)
+    finally:
+        for _, process in running:
+            process.terminate()  # each goes on from its last checkpoint next time
+            process.wait()
+    return failed
+
+
+def _log(run: Run) -> Path:
+    return run.directory.path.with_suffix(".log")
+
+
+def _start(run: Run, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    _log(run).parent.mkdir(parents=True, exist_ok=True)
+    with _log(run).open("ab") as log:
+        return subprocess.Popen(run.command(), stdout=log, stderr=subprocess.STDOUT, env=environment)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a row came to."""
+
+    key: str
+    label: str
+    scores: dict[str, list[float]]  # by metric, one for each seed
+    paper: dict[str, float]
+    step_ms: list[float]
+    comparison: Comparison | None
+
+
+def _write(table: Table, runs: list[Run], out: Path) -> Path:
+    """Write the table of the runs that are done."""
+    done = [run for run in runs if run.is_done(table.split)]
+    results = _results(table, done)
+    out.mkdir(parents=True, exist_ok=True)
+    text = f"# {table.title}\n\n{markdown(table, results)}\n"
+    write_atomically(out / "table.md", text.encode())
+    content = {"title": table.title, "split": table.split, "rows": [asdict(result) for result in results]}
+    environments = {run.row: _read(run, "environment.json") for run in done}
+    for environment in environments.values():
+        environment.pop("command", None)  # paths of the machine it ran on
+    write_json(out / "table.json", {**content, "note": table.note, "environments": environments})
+    shown = [run for run in done if run.seed == table.seeds[0]]
+    if shown:
+        _write_report(table, results, [run.directory for run in shown], out)
+    return out / "table.md"
+
+
+def _results(table: Table, done: list[Run]) -> list[Result]:
+    by_row = {key: [run for run in done if run.row == key] for key in table.rows}
+    baseline = by_row[table.baseline]
+    task = _task_of(baseline[0].directory) if baseline else None
+    found = []
+    for key, row in table.rows.items():
+        if not by_row[key]:
+            continue
+        scores = [_read(run, f"scores.{table.split}.json") for run in by_row[key]]
+        comparison = None
+        if task is not None and key != table.baseline:
+            comparison = _compare(task, table.split, by_row[key], baseline)
+        by_metric = {
+            metric: [float(values[metric]) for values in scores if metric in values] for metric in table.metrics
+        }
+        times = [step_ms(run.directory) for run in by_row[key]]
+        found.append(Result(key, row.label or key, by_metric, row.paper, times, comparison))
+    return found
+
+
+def _task_of(run: RunDirectory) -> Task:
+    recipe = run.recipe()
+    return task_class(recipe.task)(recipe, run.vocabularies())
+
+
+def _compare(task: Task, split: str, system: list[Run], baseline: list[Run]) -> Comparison:
+    def statistics(runs: list[Run]) -> Tensor:
+        return torch.stack([task.statistics(split, _read(run, f"hypotheses.{split}.json")) for run in runs])
+
+    return paired_bootstrap(task.metric_of, statistics(system), statistics(baseline))
+
+
+def _read(run: Run, name: str) -> Any:
+    return read_json(str(run.directory.path / name), name)
+
+
+def step_ms(run: RunDirectory) -> float:
+    """Median time of a training step in milliseconds, between two lines of training loss of one epoch."""
+    lines = run.metrics()
+    steps = [
+        1000 * (after["seconds"] - before["seconds"]) / (after["step"] - before["step"])
+        for before, after in itertools.pairwise(lines)
+        if "train_loss" in before and "train_loss" in after and before["epoch"] == after["epoch"]
+    ]
+    return median(steps) if steps else math.nan
+
+
+def cells(table: Table, result: Result, base_ms: float) -> list[str]:
+    """A row's cells, as text."""
+    shown = [result.label]
+    for metric in table.metrics:
+        values = result.scores[metric]
+        spread = f" ± {stdev(values):.2f}" if len(values) > 1 else ""
+        shown += [f"{mean(values):.2f}{spread}" if values else "–"]
+    comparison = result.comparison
+    if comparison is None:
+        shown += ["–", "–"]
+    else:
+        shown += [
+            f"{comparison.difference:+.2f} [{comparison.low:+.2f}, {comparison.high:+.2f}]",
+            f"{comparison.p_value:.3f}",
+        ]
+    shown += [f"{result.paper[metric]:.2f}" if metric in result.paper else "–" for metric in table.metrics]
+    milliseconds = mean(result.step_ms)
+    return [*shown, str(len(result.step_ms)), f"{milliseconds:.0f}", f"{milliseconds / base_ms:.2f}"]
+
+
+def headings(table: Table) -> list[str]:
+    """The headings of :func:`cells`."""
+    names = list(table.metrics.values())
+    compared = [f"{names[0]} less {table.rows[table.baseline].label or table.baseline}", "p"]
+    return ["", *names, *compared, *(f"{name}, paper" for name in names), "seeds", "ms a step", "relative"]
+
+
+def _legend(table: Table) -> str:
+    spread = "± is the standard deviation over seeds. The difference is averaged over seeds, with its 95 % interval and"
+    bootstrap = "two-sided p of a paired bootstrap over the test sentences (2,000 resamples)."
+    return f"Split {table.split}. {spread} {bootstrap} {table.note}".strip()
+
+
+def _base_ms(table: Table, results: list[Result]) -> float:
+    return next((mean(result.step_ms) for result in results if result.key == table.baseline), math.nan)
+
+
+def markdown(table: Table, results: list[Result]) -> str:
+    """The table and what it means."""
+    head = headings(table)
+    base_ms = _base_ms(table, results)
+    lines = [head, ["---"] * len(head), *(cells(table, result, base_ms) for result in results)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{_legend(table)}"
+
+
+def _write_report(table: Table, results: list[Result], runs: list[RunDirectory], out: Path) -> None:
+    base_ms = _base_ms(table, results)
+    rows = [cells(table, result, base_ms) for result in results]
+    section = report.section(table.title, headings(table), rows, _legend(table))
+    shown = _task_of(runs[0]).inputs(table.split)[:EXAMPLES]
+    examples = [report.Example(each.name, each.references, source=each.source) for each in shown]
+    introduction = f"Curves, examples and settings below are of seed {table.seeds[0]}."
+    report.write(
+        runs,
+        out / "report.html",
+        title=table.title,
+        introduction=introduction,
+        split=table.split,
+        examples=examples,
+        sections=[section],
+    )

@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from smoothloss.trainer import reproduce as module
+from smoothloss.trainer.cli import main
+from smoothloss.trainer.config import RecipeError
+from smoothloss.trainer.reproduce import load_table, reproduce
+
+Values = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def table(tmp_path: Path, recipe_values: Values) -> Path:
+    """Return a table of two rows that each train for a few steps."""
+    folder = tmp_path / "recipes"
+    folder.mkdir()
+    values = recipe_values(training={"max_steps": 24, "log_every": 4}, optimizer={"lr": 0.03})
+    (folder / "mle.yaml").write_text(yaml.safe_dump(values))
+    content = {
+        "title": "A table",
+        "metrics": {"bleu": "BLEU"},
+        "baseline": "mle",
+        "note": "The text is tiny.",
+        "rows": {
+            "mle": {"recipe": "mle.yaml", "label": "MLE", "paper": {"bleu": 27.55}},
+            "smooth": {
+                "recipe": "mle.yaml",
+                "overrides": {"loss.name": "label_smoothing", "loss.label_smoothing": 0.2},
+            },
+        },
+    }
+    path = folder / "table.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return path
+
+
+def rewrite(path: Path, **changes: Any) -> None:
+    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), **changes}, sort_keys=False))
+
+
+def test_trains_what_is_missing_and_writes_the_table(table: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert main(["reproduce", str(table), "--out", str(out), "--jobs", "2"]) == 0
+    text = (out / "table.md").read_text()
+    assert "| MLE | " in text and "| smooth | " in text and "27.55" in text and "The text is tiny." in text
+    content = json.loads((out / "table.json").read_text())
+    mle, smooth = content["rows"]
+    assert len(mle["scores"]["bleu"]) == 2 and mle["comparison"] is None
+    assert 0 < smooth["comparison"]["p_value"] <= 1
+    means = [sum(row["scores"]["bleu"]) / 2 for row in (mle, smooth)]
+    assert smooth["comparison"]["difference"] == pytest.approx(means[1] - means[0], abs=1e-9)
+    assert all(time > 0 for row in content["rows"] for time in row["step_ms"])
+    assert "<h2>A table</h2>" in (out / "report.html").read_text()
+    # The second time there is nothing to train.
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
+    assert main(["reproduce", str(table), "--out", str(out)]) == 0
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")} == before
+    assert len(before) == 8
+
+
+def test_an_interrupted_run_goes_on(table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rewrite(table, seeds=[1])
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    reproduce(table, whole, rows=["mle"])
+    polls: list[int] = []
+
+    def interrupt(seconds: float) -> None:
+        """Stop once the first checkpoint within training is there."""
+        polls.append(1)
+        if len(polls) > 600:
+            raise AssertionError("no checkpoint was written")
+        real_sleep(0.05)
+        if (cut / "mle" / "seed1" / "metrics.jsonl").is_file():
+            raise KeyboardInterrupt
+
+    real_sleep = module.time.sleep
+    monkeypatch.setattr(module.time, "sleep", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        reproduce(table, cut, rows=["mle"])
+    monkeypatch.setattr(module.time, "sleep", real_sleep)
+    assert not (cut / "mle" / "seed1" / "scores.test.json").is_file()
+    reproduce(table, cut, rows=["mle"])
+    losses = [
+        [
+            line["train_loss"]
+            for line in map(json.loads, (out / "mle/seed1/metrics.jsonl").read_text().splitlines())
+            if "train_loss" in line
+        ]
+        for out in (whole, cut)
+    ]
+    assert losses[0] == losses[1] and len(losses[0]) == 6
+
+
+def test_a_failed_run_leaves_the_others(table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rewrite(table, seeds=[1])
+    real = module.Run.command
+    broken = ["python", "-c", "raise SystemExit('no luck')"]
+    monkeypatch.setattr(module.Run, "command", lambda run: broken if run.row == "smooth" else real(run))
+    with pytest.raises(RecipeError, match="smooth, seed 1 failed: no luck"):
+        reproduce(table, tmp_path / "out")
+    assert "| MLE | " in (tmp_path / "out" / "table.md").read_text()
+
+
+def test_rows_seeds_and_overrides_can_be_chosen(table: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = [
+        "reproduce",
+        str(table),
+        "--out",
+        str(out),
+        "--rows",
+        "smooth",
+        "--seeds",
+        "3",
+        "--training.max_steps",
+        "4",
+    ]
+    assert main(words) == 0
+    assert sorted(path.name for path in out.glob("*/seed*")) == ["seed3", "seed3", "seed3.log", "seed3.log"]
+    assert yaml.safe_load((out / "smooth/seed3/recipe.yaml").read_text())["training"]["max_steps"] == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"baseline": "nothing"}, "baseline must be one of mle, smooth, got 'nothing'"),
+        ({"rows": {"mle": {"recip": "x"}}}, "table"),
+        ({"metrics": {}}, "metrics and seeds must not be empty"),
+        ({"seeds": "many"}, "seeds"),
+        ({"titel": "x"}, "titel"),
+    ],
+)
+def test_a_wrong_table_is_one_line(table: Path, changes: dict[str, Any], message: str) -> None:
+    rewrite(table, **changes)
+    with pytest.raises(RecipeError, match=message) as caught:
+        load_table(table)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_wrong_is_said_before_anything_is_trained(table: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="--rows must be some of mle, smooth, got 'tok'"):
+        reproduce(table, tmp_path / "out", rows=["tok"])
+    rewrite(table, rows={"mle": {"recipe": "missing.yaml"}})
+    with pytest.raises(RecipeError, match="no such recipe"):
+        reproduce(table, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_recipes_tables_are_readable() -> None:
+    """Every table of the repository, with all its recipes."""
+    folder = Path(__file__).resolve().parents[2] / "recipes" / "tables"
+    tables = sorted(folder.glob("*.yaml"))
+    assert tables
+    for path in tables:
+        for row in load_table(path).rows.values():
+            assert (folder / row.recipe).is_file(), row.recipe
