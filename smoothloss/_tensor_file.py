@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 
 import torch
 
+from smoothloss._files import write_atomically
+
 
 def write(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
-    """Writes the file next to its place and moves it there, so that nobody ever sees half of it."""
+    """Writes the file; it appears complete or not at all."""
     from safetensors.torch import save
 
     content = save({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, metadata=metadata)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    temporary = Path(name)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-        # mkstemp makes it private to its owner, unlike any other file a program writes.
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    write_atomically(path, content)
 
 
 def read(path: Path, file_format: str, what: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

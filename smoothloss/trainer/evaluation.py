@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 import smoothloss.functional as F
-from smoothloss.trainer.checkpoint import write_atomically, write_json
+from smoothloss._files import write_atomically
+from smoothloss.trainer.checkpoint import write_json
 from smoothloss.trainer.config import DecodingConfig, RecipeError
 from smoothloss.trainer.decoding import Ensemble, Hypothesis, beam_search, sample
 from smoothloss.trainer.losses import encode

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import yaml
 
+from smoothloss._files import write_atomically
 from smoothloss.similarity import SimilarityTable
 from smoothloss.trainer.charts import Line, line_chart
-from smoothloss.trainer.checkpoint import write_atomically
 from smoothloss.trainer.config import RecipeError
 from smoothloss.trainer.run import RunDirectory, recipe_values
 from smoothloss.trainer.vocabulary import Vocabulary

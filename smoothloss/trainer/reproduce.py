@@ -22,8 +22,9 @@ import torch
 from jsonargparse import ArgumentError, ArgumentParser
 from torch import Tensor
 
+from smoothloss._files import write_atomically
 from smoothloss.trainer import report
-from smoothloss.trainer.checkpoint import write_atomically, write_json
+from smoothloss.trainer.checkpoint import write_json
 from smoothloss.trainer.config import RecipeError, load_recipe, read_yaml
 from smoothloss.trainer.files import last_words, read_json
 from smoothloss.trainer.run import RunDirectory

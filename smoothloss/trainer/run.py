@@ -31,7 +31,8 @@ from typing import Any
 import torch
 import yaml
 
-from smoothloss.trainer.checkpoint import write_atomically, write_json
+from smoothloss._files import write_atomically
+from smoothloss.trainer.checkpoint import write_json
 from smoothloss.trainer.config import Recipe, RecipeError, parse_recipe
 from smoothloss.trainer.vocabulary import Vocabulary
 

@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import save
 from tqdm import tqdm
 
+from smoothloss._files import write_atomically
 from smoothloss.embeddings import load_vectors, train_glove
 from smoothloss.similarity import SimilarityTable
-from smoothloss.trainer.checkpoint import write_atomically
 from smoothloss.trainer.config import EmbeddingsConfig, LossConfig, RecipeError
 from smoothloss.trainer.files import existing_file
 from smoothloss.trainer.vocabulary import SPECIAL_TOKENS, Vocabulary
