@@ -20,10 +20,12 @@ import torch
 from torch import Tensor
 
 from benchmarks.measure import Row, markdown, write_json
+from smoothloss.trainer.checkpoint import load_checkpoint
 from smoothloss.trainer.config import LossConfig, LossName, RewardConfig
 from smoothloss.trainer.losses import TrainingLoss, build_loss
 from smoothloss.trainer.models import open_checkpoints
 from smoothloss.trainer.rewards import SampleWeights
+from smoothloss.trainer.run import RunDirectory
 from smoothloss.trainer.tasks import Batch, SequenceModel, Task
 
 REWARDS = {
@@ -124,9 +126,11 @@ def losses_of(task: Task, settings: LossConfig, device: torch.device) -> tuple[T
     return lazy, exact
 
 
-def run(checkpoint: Path, num_batches: int) -> tuple[list[Row], torch.device]:
+def run(folder: Path, num_batches: int) -> tuple[list[Row], torch.device]:
     """Return a row for each reward, number of samples and alpha."""
-    recipe, task, model, device = open_checkpoints([checkpoint])
+    recipe, task, model, device = open_checkpoints([folder])
+    state = load_checkpoint(RunDirectory(folder).best)[1]
+    trained = {"trained": recipe.name, **{key: state[key] for key in ("step", "validation_loss")}}
     assert isinstance(model, SequenceModel)
     model.eval()  # dropout would be another difference
     batches = [task.train_batch(examples).to(device) for examples in task.train_plan(0)[:num_batches]]
@@ -142,7 +146,7 @@ def run(checkpoint: Path, num_batches: int) -> tuple[list[Row], torch.device]:
             estimates = [estimate(loss, model, batch, seed) for loss, seed in calls]
             for tally in tallies:
                 tally.add(likelihood, *estimates)
-        head = {"trained": recipe.name, "reward": name, "num_samples": num_samples, "batches": num_batches}
+        head = {**trained, "batches": num_batches, "reward": name, "num_samples": num_samples}
         rows += [head | tally.row() for tally in tallies]
     return rows, device
 
@@ -150,11 +154,11 @@ def run(checkpoint: Path, num_batches: int) -> tuple[list[Row], torch.device]:
 def main() -> None:
     """Print the table, write the rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path, help="a run directory or one of its checkpoints")
+    parser.add_argument("run", type=Path, help="a run directory, whose best checkpoint is measured")
     parser.add_argument("--batches", type=int, default=10)
     parser.add_argument("--out", type=Path, required=True, help="JSON file")
     arguments = parser.parse_args()
-    rows, device = run(arguments.checkpoint, arguments.batches)
+    rows, device = run(arguments.run, arguments.batches)
     print(markdown(rows, COLUMNS))
     write_json(arguments.out, device, rows)
 
