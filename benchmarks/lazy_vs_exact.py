@@ -20,16 +20,19 @@ import torch
 from torch import Tensor
 
 from benchmarks.measure import Row, markdown, write_json
+from smoothloss.trainer.checkpoint import load_checkpoint
 from smoothloss.trainer.config import LossConfig, LossName, RewardConfig
 from smoothloss.trainer.losses import TrainingLoss, build_loss
 from smoothloss.trainer.models import open_checkpoints
 from smoothloss.trainer.rewards import SampleWeights
+from smoothloss.trainer.run import RunDirectory
 from smoothloss.trainer.tasks import Batch, SequenceModel, Task
 
 REWARDS = {
     "none": RewardConfig(),
-    "BLEU-4": RewardConfig(name="bleu", tau=0.5, normalize="batch"),
+    "BLEU-4": RewardConfig(name="bleu", tau=0.5, normalize="batch", divide_by_q=False),
 }
+KINDS: tuple[LossName, LossName] = ("seq_lazy", "seq")
 COLUMNS = {
     "reward": "reward",
     "num_samples": "L",
@@ -47,27 +50,27 @@ COLUMNS = {
 }
 
 
+ALPHAS = (0.7, 1.0)  # the recipes' and the samples' share alone
+OTHER_SAMPLES = 10_000  # added to a seed
+
+
 class Estimate(NamedTuple):
     """A loss and its gradient, all parameters as one vector."""
 
     loss: float
     gradient: Tensor
 
+    def mixed(self, other: Estimate, alpha: float) -> Estimate:
+        """Return ``(1 - alpha) self + alpha other``: sequence losses are linear in alpha."""
+        gradient = torch.lerp(self.gradient, other.gradient, alpha)
+        return Estimate((1 - alpha) * self.loss + alpha * other.loss, gradient)
 
-class Contest(NamedTuple):
-    """Lazy and exact loss of one row, with the batches they are compared on."""
 
-    model: SequenceModel
-    batches: list[Batch]
-    losses: dict[str, TrainingLoss]
-
-    def estimate(self, kind: str, number: int, seed: int) -> Estimate:
-        """Return loss and gradient of a batch, with samples drawn from a seed."""
-        generator = torch.Generator(self.batches[number].target.device).manual_seed(seed)
-        loss = self.losses[kind](self.model, self.batches[number], generator)
-        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        gradients = torch.autograd.grad(loss, parameters)
-        return Estimate(float(loss), torch.cat([gradient.flatten() for gradient in gradients]))
+def estimate(loss: TrainingLoss, model: SequenceModel, batch: Batch, seed: int) -> Estimate:
+    """Return loss and gradient, with samples drawn from a seed."""
+    value = loss(model, batch, torch.Generator(batch.target.device).manual_seed(seed))
+    gradients = torch.autograd.grad(value, [parameter for parameter in model.parameters() if parameter.requires_grad])
+    return Estimate(float(value.detach()), torch.cat([gradient.flatten() for gradient in gradients]))
 
 
 def compare(one: Tensor, reference: Tensor) -> tuple[float, float, float]:
@@ -77,14 +80,17 @@ def compare(one: Tensor, reference: Tensor) -> tuple[float, float, float]:
     return cosine, float((one - reference).norm()) / norm, float(one.norm()) / norm
 
 
-def measure_row(contest: Contest) -> Row:
-    """Return the means over batches, and the comparison of the gradients' means."""
-    found: dict[str, list[float]] = {}
-    sums: dict[str, Tensor] = {}
-    for number in range(len(contest.batches)):
-        mle = contest.estimate("mle", number, 0)
-        lazy, exact = (contest.estimate(kind, number, number) for kind in ("lazy", "exact"))
-        other = contest.estimate("exact", number, 10_000 + number)
+class Tally:
+    """What is compared on each batch at one alpha, and the sums of the gradients."""
+
+    def __init__(self, alpha: float) -> None:
+        self.alpha = alpha
+        self.found: dict[str, list[float]] = {}
+        self.sums: dict[str, Tensor] = {}
+
+    def add(self, mle: Estimate, lazy: Estimate, exact: Estimate, other: Estimate) -> None:
+        """Take a batch: MLE, the share of the samples lazily and exactly, and exactly with other samples."""
+        lazy, exact, other = (mle.mixed(part, self.alpha) for part in (lazy, exact, other))
         cosine, difference, ratio = compare(lazy.gradient, exact.gradient)
         other_cosine, other_difference, _ = compare(other.gradient, exact.gradient)
         values = {
@@ -99,51 +105,60 @@ def measure_row(contest: Contest) -> Row:
             "other_samples_difference": other_difference,
         }
         for key, value in values.items():
-            found.setdefault(key, []).append(value)
-        for key, estimate in (("lazy", lazy), ("exact", exact)):
-            sums[key] = sums[key] + estimate.gradient if key in sums else estimate.gradient
-    mean_cosine, mean_difference, _ = compare(sums["lazy"], sums["exact"])
-    row: Row = {key: statistics.mean(values) for key, values in found.items()}
-    return row | {"mean_cosine": mean_cosine, "mean_difference": mean_difference, "batches": len(contest.batches)}
+            self.found.setdefault(key, []).append(value)
+        for key, part in (("lazy", lazy), ("exact", exact)):
+            self.sums[key] = self.sums[key] + part.gradient if key in self.sums else part.gradient
+
+    def row(self) -> Row:
+        """Return the means over batches, and the comparison of the gradients' means."""
+        cosine, difference, _ = compare(self.sums["lazy"], self.sums["exact"])
+        means = {key: statistics.mean(values) for key, values in self.found.items()}
+        return {"alpha": self.alpha, **means, "mean_cosine": cosine, "mean_difference": difference}
 
 
-def contest_of(
-    task: Task, model: SequenceModel, batches: list[Batch], settings: LossConfig, reward: RewardConfig
-) -> Contest:
-    """Return lazy, exact and MLE loss with the same sampler."""
-    device = batches[0].target.device
+def losses_of(task: Task, settings: LossConfig, device: torch.device) -> tuple[TrainingLoss, TrainingLoss]:
+    """Return the lazy and the exact loss of the samples alone, with the same sampler."""
     weights = None
-    if reward.name != "none":
-        weights = SampleWeights(reward, task.training_references().to(device), None, device)
-    names: dict[str, LossName] = {"mle": "mle", "lazy": "seq_lazy", "exact": "seq"}
+    if settings.reward.name != "none":
+        weights = SampleWeights(settings.reward, task.training_references().to(device), None, device)
     size = len(task.vocabulary)
-    losses = {kind: build_loss(replace(settings, name=name), None, size, weights) for kind, name in names.items()}
-    return Contest(model, batches, losses)
+    lazy, exact = (build_loss(replace(settings, name=name), None, size, weights) for name in KINDS)
+    return lazy, exact
 
 
-def run(checkpoint: Path, num_batches: int) -> tuple[list[Row], torch.device]:
-    """Return a row for each reward, number of samples and alpha; 1 is the samples' share alone."""
-    recipe, task, model, device = open_checkpoints([checkpoint])
+def run(folder: Path, num_batches: int) -> tuple[list[Row], torch.device]:
+    """Return a row for each reward, number of samples and alpha."""
+    recipe, task, model, device = open_checkpoints([folder])
+    state = load_checkpoint(RunDirectory(folder).best)[1]
+    trained = {"trained": recipe.name, **{key: state[key] for key in ("step", "validation_loss")}}
     assert isinstance(model, SequenceModel)
     model.eval()  # dropout would be another difference
     batches = [task.train_batch(examples).to(device) for examples in task.train_plan(0)[:num_batches]]
-    state = {"task": recipe.task, "trained": recipe.name, "parameters": sum(p.numel() for p in model.parameters())}
+    mle = build_loss(LossConfig(), None, len(task.vocabulary))
+    likelihoods = [estimate(mle, model, batch, 0) for batch in batches]
     rows = []
-    for (name, reward), num_samples, alpha in itertools.product(REWARDS.items(), (1, 5), (0.7, 1.0)):
-        settings = LossConfig(alpha=alpha, tau=0.15, pool="batch", num_samples=num_samples)
-        row = measure_row(contest_of(task, model, batches, settings, reward))
-        rows.append({**state, "reward": name, "num_samples": num_samples, "alpha": alpha, **row})
+    for (name, reward), num_samples in itertools.product(REWARDS.items(), (1, 5)):
+        settings = LossConfig(alpha=1.0, tau=0.15, pool="batch", num_samples=num_samples, reward=reward)
+        lazy, exact = losses_of(task, settings, device)
+        tallies = [Tally(alpha) for alpha in ALPHAS]
+        for number, (batch, likelihood) in enumerate(zip(batches, likelihoods, strict=True)):
+            calls = ((lazy, number), (exact, number), (exact, OTHER_SAMPLES + number))
+            estimates = [estimate(loss, model, batch, seed) for loss, seed in calls]
+            for tally in tallies:
+                tally.add(likelihood, *estimates)
+        head = {**trained, "batches": num_batches, "reward": name, "num_samples": num_samples}
+        rows += [head | tally.row() for tally in tallies]
     return rows, device
 
 
 def main() -> None:
     """Print the table, write the rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path, help="a run directory or one of its checkpoints")
-    parser.add_argument("--batches", type=int, default=20)
+    parser.add_argument("run", type=Path, help="a run directory, whose best checkpoint is measured")
+    parser.add_argument("--batches", type=int, default=10)
     parser.add_argument("--out", type=Path, required=True, help="JSON file")
     arguments = parser.parse_args()
-    rows, device = run(arguments.checkpoint, arguments.batches)
+    rows, device = run(arguments.run, arguments.batches)
     print(markdown(rows, COLUMNS))
     write_json(arguments.out, device, rows)
 

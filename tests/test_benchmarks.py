@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import math
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -395,3 +396,33 @@ def test_other_dtypes_do_not_count() -> None:
     rows = _good_rows()
     rows += [row | {"dtype": "float32", "ms": 1000.0} for row in rows]
     assert set(_verdicts(rows)) == {"pass"}
+
+
+def test_lazy_and_exact_gradients_are_compared(tmp_path: Path) -> None:
+    pytest.importorskip("jsonargparse")
+    from smoothloss.trainer.config import parse_recipe
+    from smoothloss.trainer.loop import train
+    from smoothloss.trainer.run import RunDirectory
+
+    lazy_vs_exact = _load("lazy_vs_exact")
+    found = lazy_vs_exact.compare(torch.tensor([3.0, 4.0]), torch.tensor([5.0, 0.0]))
+    assert found == pytest.approx((0.6, math.sqrt(20) / 5, 1.0))
+    lines = [" ".join(["red dog runs", "cat sleeps here", "a bird sings now"][number % 3 :]) for number in range(20)]
+    for language in ("up", "low"):
+        text = "".join(f"{line}\n" for line in lines)
+        (tmp_path / f"text.{language}").write_text(text.upper() if language == "up" else text)
+    data = {"train": f"{tmp_path}/text", "validation": f"{tmp_path}/text", "source": "up", "target": "low"}
+    sizes = {"embedding": 8, "encoder": 8, "decoder": 8, "attention": 8, "dropout": 0.5}
+    values = {"task": "translation", "device": "cpu", "data": data, "model": sizes}
+    values |= {"training": {"max_steps": 3, "batch_size": 10}, "decoding": {"max_length": 5}}
+    train(parse_recipe(values), RunDirectory(tmp_path / "run"))
+    rows, _ = lazy_vs_exact.run(tmp_path / "run", 2)
+    assert [(row["reward"], row["num_samples"], row["alpha"]) for row in rows] == [
+        (reward, count, alpha) for reward in ("none", "BLEU-4") for count in (1, 5) for alpha in (0.7, 1.0)
+    ]
+    for row in rows:
+        assert row["lazy_loss"] != row["exact_loss"]
+        assert 0 < row["difference"] < 1 and 0 < row["cosine"] < 1, "near to each other, and not the same"
+        assert row["other_samples_difference"] > 0
+    again, _ = lazy_vs_exact.run(tmp_path / "run", 2)
+    assert again == rows, "without dropout, and with samples from seeds, nothing is left to chance"

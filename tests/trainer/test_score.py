@@ -59,7 +59,7 @@ def test_text_scores_are_sacrebleus(score: Score, texts: list[str], options: lis
 
 
 def test_json_forms_are_the_same_data(score: Score, tmp_path: Path) -> None:
-    references = {"7": ["a dog runs", "the dog runs fast"], "8": ["two cats sit there now"], "9": ["it rains"]}
+    references = {"7": ["a dog runs", "the dog runs fast"], "8": ["two cats sit there now"], "9": ["a dog sits"]}
     annotations = [{"image_id": int(key), "caption": text} for key, group in references.items() for text in group]
     files = {
         "results.json": [{"image_id": int(key), "caption": text} for key, text in zip("78", CANDIDATES, strict=False)],
@@ -79,7 +79,8 @@ def test_json_forms_are_the_same_data(score: Score, tmp_path: Path) -> None:
     assert "df:refs[2]" in found[0]["signature"]
     other = score(f"{tmp_path}/results.json", f"{tmp_path}/mapping.json", "--df", f"{tmp_path}/mapping.json")
     assert "df:mapping.json[3]" in other["signature"]
-    assert other["scores"]["cider"] != found[0]["scores"]["cider"]
+    # "a" and "dog" are in two of these documents, and weigh less than other words; with two documents all are alike.
+    assert abs(other["scores"]["cider"] - found[0]["scores"]["cider"]) > 1
     assert {**other["scores"], "cider": 0} == {**found[0]["scores"], "cider": 0}
 
 
