@@ -123,7 +123,7 @@ def _kept_rows(table: SimilarityTable, allowed: Tensor) -> _KeptRows:
         threshold=threshold,
         other=(other - torch.arange(other.shape[1], device=table.device)).to(torch.int32),
         first=start[:, :-1].to(torch.int32),
-        length=length * _ALMOST_ONE,
+        length=length.double() * _ALMOST_ONE,
         log_ratio=share.log() + (count / mass.sum(dim=1)).log()[:, None],
         allowed=torch.nn.functional.pad(torch.where(allowed, own[:, 0], size).sort().values, (0, 1)),
     )
@@ -138,7 +138,7 @@ class _KeptSubstitutes(Substitutes):
 
     def draw(self, number: Tensor) -> tuple[Tensor, Tensor]:
         rows, width = self.rows, self.rows.threshold.shape[1]
-        number = number * (width * _ALMOST_ONE / self.count.clamp(min=1))
+        number = number * (width * _ALMOST_ONE / self.count.clamp(min=1).double())
         slot = number.to(torch.int64)
         # What is behind the point of the number decides between the slot's two outcomes, and among their tokens.
         share = number.sub_(slot)
