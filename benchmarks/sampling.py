@@ -38,17 +38,19 @@ MODE = f"{NUM_SAMPLES} samples"
 
 
 class Problem:
-    """Random sentences of one shape, their references, and all pools."""
+    """Sentences of one shape with words drawn by Zipf's law, their references, and all pools."""
 
     def __init__(self, shape: Shape, device: torch.device) -> None:
         """Draw a batch and build the tables."""
         torch.manual_seed(0)
         self.batch, self.length, self.device = shape.rows // shape.length, shape.length, device
         first, size = len(SPECIAL_TOKENS), shape.classes
-        self.target = torch.randint(first, size, (self.batch, self.length), device=device)
+        # The frequency of a word is the inverse of its rank.
+        frequency = 1 / torch.arange(1, size - first + 1, device=device)
+        drawn = torch.multinomial(frequency, self.batch * NUM_REFERENCES * self.length, replacement=True)
+        self.references = first + drawn.view(self.batch, -1)
+        self.target = self.references[:, : self.length].contiguous()
         self.lengths = torch.full((self.batch,), self.length, device=device)
-        others = torch.randint(first, size, (self.batch, (NUM_REFERENCES - 1) * self.length), device=device)
-        self.references = torch.cat([self.target, others], dim=1)
         self.generator = torch.Generator(device).manual_seed(0)
         vectors = Vocabulary(size, device).vectors
         table = functools.partial(
