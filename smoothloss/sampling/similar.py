@@ -9,12 +9,10 @@ import torch
 from torch import Tensor
 
 from smoothloss.ops.similarity_rows import SimilarityScorer, distinct
-from smoothloss.sampling.alias import alias_table
-from smoothloss.sampling.pools import Pool, Substitutes, check_vocabulary, select
+from smoothloss.sampling.pools import Pool, Substitutes, check_vocabulary
+from smoothloss.sampling.segments import SegmentRows, SegmentSubstitutes
 from smoothloss.similarity import SimilarityTable
 
-# Keeps a number in [0, 1] times n, rounded, below n. Nothing else is as small in float64 and yet above its rounding.
-_ALMOST_ONE = 1 - 2**-50
 # Smaller than a block of scores usually is: the running sums of one are twice as large, and stay in the cache.
 _CPU_BLOCK_BYTES = 8 << 20
 
@@ -49,7 +47,7 @@ class SimilarPool(Pool):
             raise TypeError(f"table: got {type(table).__name__}, expected a smoothloss.SimilarityTable")
         check_vocabulary(self.exclude, table.num_tokens)
         self.table = table
-        self._rows: dict[torch.device, _KeptRows | _DenseRows] = {}
+        self._rows: dict[torch.device, SegmentRows | _DenseRows] = {}
 
     def substitutes(self, target: Tensor, replaceable: Tensor, references: Tensor | None) -> Substitutes:
         """The neighbours of each token."""
@@ -60,95 +58,16 @@ class SimilarPool(Pool):
         if target.device not in self._rows:
             table = self.table.to(target.device)
             allowed = ~self.is_excluded(torch.arange(size, device=target.device)[None])[0]
-            dense = table.tail_mode == "exact"
-            self._rows[target.device] = _dense_rows(table, allowed) if dense else _kept_rows(table, allowed)
+            build = _dense_rows if table.tail_mode == "exact" else SegmentRows.of
+            self._rows[target.device] = build(table, allowed)
         rows = self._rows[target.device]
         known, tokens = target < size, target.to(torch.int64).clamp(0, size - 1)
         if isinstance(rows, _DenseRows):
             return _DenseSubstitutes(rows, tokens, known)
-        return _KeptSubstitutes(rows, tokens, known)
+        return SegmentSubstitutes(rows, tokens, known)
 
     def __repr__(self) -> str:
         return f"SimilarPool(tau={self.table.tau:g}, tail_mode={self.table.tail_mode!r}, exclude={self.exclude})"
-
-
-class _KeptRows(NamedTuple):
-    """Rows of K entries and an even tail, laid out by token.
-
-    The allowed tokens, ascending, are numbered by rank. A row divides them into W = 2 K + 3 segments of equally likely
-    tokens: those before its first entry, this entry, those between it and the second, and so on, the token itself
-    counted as an entry of weight 0.
-
-    Attributes:
-        num_substitutes: ``(V,)`` int64, the substitutes of each token.
-        threshold: ``(V, W)`` float64, the alias table of the segments.
-        other: ``(V, W)`` int32, the other segment of each slot, less the number of the slot.
-        first: ``(V, W)`` int32, the first rank of each segment.
-        length: ``(V, W)`` float64, the tokens of each segment, less what a share in [0, 1] of it may be rounded up.
-        log_ratio: ``(V, W)`` float64, the logarithm of their number times the probability of a token of the segment.
-        allowed: ``(V + 1,)`` int64, the tokens by rank, then no tokens.
-    """
-
-    num_substitutes: Tensor
-    threshold: Tensor
-    other: Tensor
-    first: Tensor
-    length: Tensor
-    log_ratio: Tensor
-    allowed: Tensor
-
-
-def _kept_rows(table: SimilarityTable, allowed: Tensor) -> _KeptRows:
-    """Lay out the rows of a table without dense ones; ``allowed (V,)`` bool."""
-    size, total = table.num_tokens, allowed.sum()
-    own = torch.arange(size, device=table.device)[:, None]
-    tokens = torch.cat([table.indices.masked_fill(table.indices == own, -1).to(torch.int64), own], dim=1)
-    even = table.tail.double()[:, None] / size
-    weight = torch.nn.functional.pad(table.weights.double() + even, (0, 1))
-    usable = (tokens >= 0) & allowed[tokens.clamp(min=0)]
-    # By rank; what is not usable comes last, behind all tokens.
-    rank, order = torch.where(usable, (allowed.cumsum(0) - 1)[tokens.clamp(min=0)], total).sort(dim=1)
-    weight = weight.where(usable, 0.0).gather(1, order)
-    # A gap, an entry, a gap, ..., an entry, a gap.
-    start = torch.stack([rank, rank + 1], dim=2).flatten(1)
-    start = torch.nn.functional.pad(torch.cat([start, total.expand(size, 1)], dim=1).clamp(max=total), (1, 0))
-    length = start.diff(dim=1)
-    share = torch.nn.functional.pad(torch.stack([even.expand_as(weight), weight], dim=2).flatten(1), (0, 1))
-    share[:, -1:] = even
-    mass = share * length
-    count = length.where(share > 0, 0).sum(dim=1)
-    threshold, other = alias_table(mass)
-    return _KeptRows(
-        num_substitutes=count,
-        threshold=threshold,
-        other=(other - torch.arange(other.shape[1], device=table.device)).to(torch.int32),
-        first=start[:, :-1].to(torch.int32),
-        length=length * _ALMOST_ONE,
-        log_ratio=share.log() + (count / mass.sum(dim=1)).log()[:, None],
-        allowed=torch.nn.functional.pad(torch.where(allowed, own[:, 0], size).sort().values, (0, 1)),
-    )
-
-
-class _KeptSubstitutes(Substitutes):
-    """Draws from rows of K entries and an even tail."""
-
-    def __init__(self, rows: _KeptRows, tokens: Tensor, known: Tensor) -> None:
-        self.rows, self.tokens = rows, tokens
-        self.count = select(rows.num_substitutes, tokens) * known
-
-    def draw(self, number: Tensor) -> tuple[Tensor, Tensor]:
-        rows, width = self.rows, self.rows.threshold.shape[1]
-        number = number * (width * _ALMOST_ONE / self.count.clamp(min=1))
-        slot = number.to(torch.int64)
-        # What is behind the point of the number decides between the slot's two outcomes, and among their tokens.
-        share = number.sub_(slot)
-        segment = slot.add_(self.tokens * width)
-        threshold = select(rows.threshold, segment)
-        is_other = share >= threshold
-        segment += select(rows.other, segment) * is_other
-        share = torch.where(is_other, (share - threshold) / (1 - threshold), share / threshold)
-        rank = share.mul_(select(rows.length, segment)).to(torch.int32).add_(select(rows.first, segment))
-        return select(rows.allowed, rank), select(rows.log_ratio, segment)
 
 
 class _DenseRows(NamedTuple):

@@ -192,3 +192,21 @@ def test_arguments_are_checked():
     assert "SimilarPool(tau=0.6, tail_mode='uniform', exclude=(0, 1))" in repr(
         HammingSampler(1.0, SimilarPool(table, SPECIAL))
     )
+
+
+@pytest.mark.parametrize("tail", TAILS)
+@pytest.mark.parametrize("k", [1, 5, 30])
+def test_the_largest_numbers_are_within_the_row(tail, k):
+    """Just below the count, and just below each slot of the table: where rounding would reach into what follows."""
+    table = make_table(size=200, k=k, tau=0.3, tail=tail, dim=20)
+    target = torch.arange(3, 200)[None]
+    substitutes = SimilarPool(table, SPECIAL).substitutes(target, target >= 0, None)
+    steps = torch.arange(1, 2 * k + 4, dtype=torch.float64)[:, None, None] / (2 * k + 3)
+    number = substitutes.count.double() * steps
+    number = torch.cat([number.nextafter(torch.zeros(())), number * (1 - 1e-9)])
+    drawn, log_ratio = substitutes.draw(number.clone())
+    for position, token in enumerate(target[0].tolist()):
+        row, count = row_of(table, token)
+        if count:
+            expected = (row[drawn[:, 0, position]] * count).log()
+            torch.testing.assert_close(log_ratio[:, 0, position], expected, rtol=1e-5, atol=1e-5)

@@ -1,0 +1,97 @@
+"""Similarity rows laid out for drawing: K entries and an even tail as an alias table of the vocabulary's segments."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from smoothloss.sampling.alias import alias_table
+from smoothloss.sampling.pools import Substitutes, select
+from smoothloss.similarity import SimilarityTable
+
+# Keeps a number in [0, 1] times n, rounded, below n. Nothing else is as small in float64 and yet above its rounding.
+_ALMOST_ONE = 1 - 2**-50
+
+
+class SegmentRows(NamedTuple):
+    """Rows of K entries and an even tail.
+
+    The tokens that may be drawn, ascending, are numbered by rank. A row divides them into W = 2 K + 3 segments of
+    equally likely tokens: those before its first entry, this entry, those between it and the second, and so on, the
+    token itself counted as an entry of weight 0.
+
+    Attributes:
+        num_substitutes: ``(V,)`` int64, the substitutes of each token.
+        slots: ``(V,)`` float64, how many slots of the alias table there are for each substitute.
+        threshold: ``(V, W)`` float64, up to which share a slot is its own segment's.
+        other: ``(V, W)`` int32, whose it is beyond, less the number of the slot.
+        first: ``(V, W)`` int32, the first rank of each segment.
+        length: ``(V, W)`` float64, the tokens of each segment, less what a share of them may be rounded up.
+        log_ratio: ``(V, W)`` float64, the logarithm of their number times the probability of a token of the segment.
+        by_rank: ``(V + 1,)`` int64, the tokens by rank, then no tokens.
+    """
+
+    num_substitutes: Tensor
+    slots: Tensor
+    threshold: Tensor
+    other: Tensor
+    first: Tensor
+    length: Tensor
+    log_ratio: Tensor
+    by_rank: Tensor
+
+    @classmethod
+    def of(cls, table: SimilarityTable, allowed: Tensor) -> SegmentRows:
+        """Lay out the rows of a table; ``allowed (V,)`` bool are the tokens that may be drawn."""
+        size, total = table.num_tokens, allowed.sum()
+        own = torch.arange(size, device=table.device)[:, None]
+        tokens = torch.cat([table.indices.masked_fill(table.indices == own, -1).to(torch.int64), own], dim=1)
+        even = table.tail.double()[:, None] / size
+        weight = torch.nn.functional.pad(table.weights.double() + even, (0, 1))
+        usable = (tokens >= 0) & allowed[tokens.clamp(min=0)]
+        # By rank; what is not usable comes last, behind all tokens.
+        rank, order = torch.where(usable, (allowed.cumsum(0) - 1)[tokens.clamp(min=0)], total).sort(dim=1)
+        weight = weight.where(usable, 0.0).gather(1, order)
+        # A gap, an entry, a gap, ..., an entry, a gap.
+        start = torch.stack([rank, rank + 1], dim=2).flatten(1)
+        start = torch.nn.functional.pad(torch.cat([start, total.expand(size, 1)], dim=1).clamp(max=total), (1, 0))
+        length = start.diff(dim=1)
+        share = torch.cat([torch.stack([even.expand_as(weight), weight], dim=2).flatten(1), even], dim=1)
+        mass = share * length
+        count = length.where(share > 0, 0).sum(dim=1)
+        threshold, other = alias_table(mass)
+        return cls(
+            num_substitutes=count,
+            slots=length.shape[1] * _ALMOST_ONE / count.clamp(min=1).double(),
+            threshold=threshold,
+            other=(other - torch.arange(other.shape[1], device=table.device)).to(torch.int32),
+            first=start[:, :-1].to(torch.int32),
+            length=length.double() * _ALMOST_ONE,
+            log_ratio=share.log() + (count / mass.sum(dim=1)).log()[:, None],
+            by_rank=torch.nn.functional.pad(torch.where(allowed, own[:, 0], size).sort().values, (0, 1)),
+        )
+
+
+class SegmentSubstitutes(Substitutes):
+    """Draws from rows of segments; ``tokens (B, T)`` int64 are in the table, ``known (B, T)`` says which really are."""
+
+    def __init__(self, rows: SegmentRows, tokens: Tensor, known: Tensor) -> None:
+        self.rows, self.tokens = rows, tokens
+        self.count = select(rows.num_substitutes, tokens) * known
+
+    def draw(self, number: Tensor) -> tuple[Tensor, Tensor]:
+        """A slot and a share of it from the number, one of its two segments, and a token of that."""
+        rows = self.rows
+        number = number * select(rows.slots, self.tokens)
+        slot = number.to(torch.int64)
+        # What is behind the point of the number decides between the slot's two segments, and among their tokens.
+        share = number.sub_(slot)
+        segment = slot.add_(self.tokens * rows.threshold.shape[1])
+        threshold = select(rows.threshold, segment)
+        is_other = share >= threshold
+        segment += select(rows.other, segment) * is_other
+        share = torch.where(is_other, (share - threshold) / (1 - threshold), share / threshold)
+        rank = share.mul_(select(rows.length, segment)).to(torch.int32).add_(select(rows.first, segment))
+        return select(rows.by_rank, rank), select(rows.log_ratio, segment)
