@@ -68,7 +68,8 @@ sanitize: $(STAMP)
 	cd tests && PYTHONPATH=$(SANITIZE)/path SMOOTHLOSS_SANITIZED=1 SMOOTHLOSS_FUZZ_SECONDS=60 ASAN_OPTIONS=detect_leaks=0 \
 	    UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc OMP_NUM_THREADS=2 \
 	    LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
-	    $(BIN)/python -m pytest ops/test_native.py ops/test_dense_rows.py ops/test_smoothed_target.py rewards $(PYTEST_ARGS)
+	    $(BIN)/python -m pytest ops/test_native.py ops/test_dense_rows.py ops/test_smoothed_target.py rewards \
+	    sampling/test_segments.py sampling/test_similar.py $(PYTEST_ARGS)
 
 clean:
 	rm -rf build $(VENV) *.egg-info

@@ -3,6 +3,7 @@
 
 #include "bindings_common.h"
 #include "bindings_cpu_rewards.h"
+#include "bindings_cpu_sampling.h"
 #include "cpu/bfloat16_matmul.h"
 #include "cpu/huge_pages.h"
 #include "cpu/isa.h"
@@ -154,6 +155,7 @@ PYBIND11_MODULE(_C, m) {
     m.def("has_bfloat16_matmul", &s::has_bfloat16_matmul);
     m.def("bfloat16_matmul", &s::matmul);
     s::bind_rewards(m);
+    s::bind_sampling(m);
 #ifdef _OPENMP
     m.attr("has_openmp") = true;
 #else

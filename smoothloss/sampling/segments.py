@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from smoothloss.ops import compiled
 from smoothloss.sampling.alias import alias_table
 from smoothloss.sampling.pools import Substitutes, select
 from smoothloss.similarity import SimilarityTable
@@ -73,6 +74,11 @@ class SegmentRows(NamedTuple):
             by_rank=torch.nn.functional.pad(torch.where(allowed, own[:, 0], size).sort().values, (0, 1)),
         )
 
+    def arguments(self) -> tuple[int, ...]:
+        """The rows as ``_C`` takes them: addresses, V and W."""
+        tables = (self.slots, self.threshold, self.other, self.first, self.length, self.log_ratio, self.by_rank)
+        return (*(table.data_ptr() for table in tables), *self.threshold.shape)
+
 
 class SegmentSubstitutes(Substitutes):
     """Draws from rows of segments; ``tokens (B, T)`` int64 are in the table, ``known (B, T)`` says which really are."""
@@ -83,6 +89,11 @@ class SegmentSubstitutes(Substitutes):
 
     def draw(self, number: Tensor) -> tuple[Tensor, Tensor]:
         """A slot and a share of it from the number, one of its two segments, and a token of that."""
+        if number.device.type == "cpu" and compiled.load("_C")[0] is not None:
+            return self._draw_native(number)
+        return self._draw_torch(number)
+
+    def _draw_torch(self, number: Tensor) -> tuple[Tensor, Tensor]:
         rows = self.rows
         number = number * select(rows.slots, self.tokens)
         slot = number.to(torch.int64)
@@ -95,3 +106,11 @@ class SegmentSubstitutes(Substitutes):
         share = torch.where(is_other, (share - threshold) / (1 - threshold), share / threshold)
         rank = share.mul_(select(rows.length, segment)).to(torch.int32).add_(select(rows.first, segment))
         return select(rows.by_rank, rank), select(rows.log_ratio, segment)
+
+    def _draw_native(self, number: Tensor) -> tuple[Tensor, Tensor]:
+        """The same in one pass: the tables are larger than the cache, and torch's passes would each wait for it."""
+        number, tokens = number.contiguous(), self.tokens.contiguous()
+        drawn, log_ratio = torch.empty_like(number, dtype=torch.int64), torch.empty_like(number)
+        inputs = (number.data_ptr(), tokens.data_ptr(), self.rows.arguments(), number.shape[0], tokens.numel())
+        compiled.call("draw_segments", number, *inputs, drawn.data_ptr(), log_ratio.data_ptr())
+        return drawn, log_ratio
