@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import random
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -81,8 +82,8 @@ def _draw(shape: Shape) -> Captions:
 
 def encoder() -> Callable[[str], list[int]]:
     """Return what makes ids of a sentence's words, with a vocabulary that grows."""
-    vocabulary: dict[str, int] = {}
-    return lambda sentence: [vocabulary.setdefault(word, len(vocabulary)) for word in sentence.split()]
+    vocabulary: defaultdict[str, int] = defaultdict(lambda: len(vocabulary))
+    return lambda sentence: list(map(vocabulary.__getitem__, sentence.split()))
 
 
 def pad(sentences: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -6,8 +6,8 @@ A shape NxVxD has N candidates, V words and D references of each input. Shapes:
     captions  5,000 candidates, one of each input; on the CPU beside pycocoevalcap and sacrebleu
     samples   320 candidates, four of each input, beside BLEU from operators of torch
 
-"From text" begins with strings, as the peers do: it numbers words, packs references and counts document frequencies.
-All else is given candidates as tensors, and references that are prepared.
+"Prepared" is given candidates as tensors, and references that are packed, with their document frequencies and norms.
+"From ids" begins with lists of ids, and "from text" with strings, as the peers do.
 """
 
 from __future__ import annotations
@@ -68,26 +68,30 @@ class Problem:
         self.device = device
         self.texts = captions(shape)
         encode = encoder()
-        token_ids = [[encode(text) for text in given] for given in self.texts.references]
-        self.references = References(token_ids, device=device)
-        self.flat_samples, self.flat_lengths = pad(
-            [encode(text) for sample in self.texts.candidates for text in sample], device
-        )
+        self.token_ids = [[encode(text) for text in given] for given in self.texts.references]
+        self.candidate_ids = [encode(text) for sample in self.texts.candidates for text in sample]
+        self.references = References(self.token_ids, device=device)
+        self.flat_samples, self.flat_lengths = pad(self.candidate_ids, device)
         self.samples = self.flat_samples.unflatten(0, (shape.length, -1))
         self.lengths = self.flat_lengths.unflatten(0, (shape.length, -1))
         self.corpus = Cider(self.references)
         self.corpus.prepare(self.references)
-        tokens, lengths = pad([ids for given in token_ids for ids in given], device)
-        self.reference_tokens = tokens.unflatten(0, (len(token_ids), -1)).repeat(shape.length, 1, 1)  # (C, R, T)
-        self.reference_lengths = lengths.unflatten(0, (len(token_ids), -1)).repeat(shape.length, 1)  # (C, R)
+        tokens, lengths = pad([ids for given in self.token_ids for ids in given], device)
+        self.reference_tokens = tokens.unflatten(0, (-1, shape.hidden)).repeat(shape.length, 1, 1)  # (C, R, T)
+        self.reference_lengths = lengths.unflatten(0, (-1, shape.hidden)).repeat(shape.length, 1)  # (C, R)
 
     def reward(self, mode: str, **options: object) -> Scores:
         """Return a reward of the prepared batch."""
         functions = {CIDER: self.corpus, BLEU: sentence_bleu, ROUGE: rouge_l, HAMMING: hamming, EDITS: edit_distance}
         return functools.partial(functions[mode], self.samples, self.lengths, self.references, **options)
 
+    def cider_from_ids(self) -> Tensor:
+        """Return CIDEr-D of lists of ids, with nothing prepared."""
+        references = References(self.token_ids)
+        return Cider(references)(self.candidate_ids, None, references)
+
     def cider_from_text(self) -> Tensor:
-        """Return CIDEr-D with nothing prepared."""
+        """Return CIDEr-D of strings, with nothing prepared."""
         encode = encoder()
         references = References([[encode(text) for text in given] for given in self.texts.references])
         return Cider(references)([encode(text) for text in self.texts.candidates[0]], None, references)
@@ -140,7 +144,8 @@ def _on_gpu(problem: Problem, mode: str) -> list[Contender]:
 
 def _on_text(problem: Problem) -> list[Contender]:
     found = [
-        Contender(ours("from text", threads), OURS, CIDER, with_threads(threads, problem.cider_from_text))
+        Contender(ours(how, threads), OURS, CIDER, with_threads(threads, scores))
+        for how, scores in (("from ids", problem.cider_from_ids), ("from text", problem.cider_from_text))
         for threads in THREADS
     ]
     for what, mode, function, options in (

@@ -61,18 +61,24 @@ def emulated_cuda(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
     emulation = Path(__file__).parent / "ops" / "cuda_emulation"
     includes = (emulation, csrc, sysconfig.get_paths()["include"], Path(torch.__file__).parent / "include")
     flags = ["-std=c++17", "-O1", "-fPIC", "-pthread", "-ffp-contract=off", "-fvisibility=hidden", "-w"]
+    if "SMOOTHLOSS_SANITIZED" in os.environ:
+        flags += ["-fsanitize=address,undefined", "-fno-sanitize=vptr", "-fno-sanitize-recover=undefined"]
     flags += ["-DSMOOTHLOSS_HAS_CLUSTERS", *itertools.chain(*(("-I", str(path)) for path in includes))]
     sources = [*(csrc / "cuda").glob("*.cu"), *csrc.glob("bindings_cuda*.cpp"), emulation / "emulation.cpp"]
 
+    def run(*arguments: str | Path) -> None:
+        environment = {**os.environ, "LD_PRELOAD": ""}  # a sanitizer's runtime is for the tests, not for the compiler
+        subprocess.run([compiler, *flags, *arguments], check=True, capture_output=True, env=environment)
+
     def compile_one(source: Path) -> Path:
         target = folder / f"{source.name}.o"
-        subprocess.run([compiler, *flags, "-x", "c++", "-c", source, "-o", target], check=True, capture_output=True)
+        run("-x", "c++", "-c", source, "-o", target)
         return target
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = list(pool.map(compile_one, sources))
     library = folder / "_C_cuda.so"
-    subprocess.run([compiler, "-shared", "-pthread", *objects, "-o", library], check=True, capture_output=True)
+    run("-shared", *objects, "-o", library)
     spec = importlib.util.spec_from_file_location("_C_cuda", library)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -128,8 +128,8 @@ def test_rewards_beside_their_peers() -> None:
     for key in (*peers, (rewards.BLEU, rewards.SACREBLEU)):
         assert by_name[key]["score_error"] < 1e-9, key
     for threads in rewards.THREADS:
-        for what in (rewards.ours("prepared", threads), rewards.ours("from text", threads)):
-            row = by_name[rewards.CIDER, what]
+        for how in ("prepared", "from ids", "from text"):
+            row = by_name[rewards.CIDER, rewards.ours(how, threads)]
             assert row["speedup"] == by_name[rewards.CIDER, rewards.COCO]["ms"] / row["ms"]
     assert not any(contest.broken(row) for row in rows)
 

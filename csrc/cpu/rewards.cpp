@@ -36,9 +36,9 @@ Sentence<int32_t> load(const Candidates& candidates, int64_t c, Scratch& scratch
 }
 
 template <class Score>
-void for_each(int64_t count, int team, Score score) {
+void for_each(int64_t count, int num_threads, Score score) {
 #ifdef _OPENMP
-#pragma omp parallel num_threads(team)
+#pragma omp parallel num_threads(num_threads)
 #endif
     {
         Scratch scratch;
@@ -47,7 +47,7 @@ void for_each(int64_t count, int team, Score score) {
 #endif
         for (int64_t c = 0; c < count; ++c) score(c, scratch);
     }
-    (void)team;
+    (void)num_threads;
 }
 
 template <class Score>

@@ -61,7 +61,7 @@ struct Slot {
 };
 
 struct Frequencies {
-    const Slot* slots;     // (mask + 1,), a power of two, at most half of them filled
+    const Slot* slots;     // (mask + 1,), a power of two, at most two thirds of them filled
     const double* log_df;  // (max_documents + 1,) log(max(1, df))
     uint64_t mask;
     uint32_t max_documents;

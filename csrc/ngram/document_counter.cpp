@@ -33,7 +33,7 @@ Slot& DocumentCounter::slot(uint32_t parent, int32_t token) {
     size_t at = place(slots_, key);
     if (slots_[at].key) return slots_[at];
     if (last_document_.size() >= UINT32_MAX) throw std::length_error("more than 2^32 different n-grams");
-    if (2 * last_document_.size() > slots_.size()) {
+    if (3 * last_document_.size() > 2 * slots_.size()) {
         grow();
         at = place(slots_, key);
     }
