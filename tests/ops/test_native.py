@@ -139,7 +139,9 @@ def test_equals_the_oracle_on_any_problem(
     terms = inputs.weights.abs().sum().item() * (inputs.logits.abs().max().item() if inputs.logits.numel() else 0) + 1
     terms += 0 if inputs.uniform is None else inputs.uniform.sum().item() * 20
     assert (loss - expected.loss).abs().max().item() <= 20 * accumulator_eps * terms if rows else True
-    bound = (4 * eps + 40 * accumulator_eps) * (inputs.weights.abs().sum().item() + rows) * 3
+    # The gradient is as large as the target's mass, the uniform part included, times the scale of the logits.
+    mass = inputs.weights.abs().sum().item() + (0 if inputs.uniform is None else inputs.uniform.sum().item()) + rows
+    bound = (4 * eps + 40 * accumulator_eps) * mass * max(1.0, options.logit_scale) * 3
     assert (d_logits.double() - expected.grad).norm().item() <= bound
 
 
