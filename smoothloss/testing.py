@@ -194,9 +194,8 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
 def assert_error_budget(actual: Tensor, eager: Tensor, oracle: Tensor, *, factor: float = 2.0) -> None:
     """Assert that `actual` is at most `factor` times as far from the oracle as eager PyTorch at the same precision.
 
-    Where eager is exact by luck one unit of rounding of the result's own dtype is granted, two in float32: eager's own
-    error there depends on the width of the machine's vectors. For float64 results the oracle is itself rounded, and
-    1e-13 is granted.
+    One unit of rounding of the result's own dtype is granted where eager is exact by luck. For float64 results the
+    oracle is itself rounded, and 1e-13 is granted.
 
     Raises:
         AssertionError: on a wrong shape, a NaN, or an error beyond the budget.
@@ -204,8 +203,7 @@ def assert_error_budget(actual: Tensor, eager: Tensor, oracle: Tensor, *, factor
     if actual.shape != oracle.shape:
         raise AssertionError(f"shape {tuple(actual.shape)}, expected {tuple(oracle.shape)}")
     error, budget = relative_error(actual, oracle), factor * relative_error(eager, oracle)
-    floor = {torch.float64: 1e-13, torch.float32: 2 * torch.finfo(torch.float32).eps}
-    budget = max(budget, floor.get(actual.dtype, torch.finfo(actual.dtype).eps))
+    budget = max(budget, 1e-13 if actual.dtype == torch.float64 else torch.finfo(actual.dtype).eps)
     if not error <= budget:
         raise AssertionError(f"relative error {error:.3e} exceeds {factor} times that of eager PyTorch, {budget:.3e}")
 
