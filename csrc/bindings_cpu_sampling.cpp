@@ -6,25 +6,16 @@
 namespace smoothloss {
 namespace {
 
-// (slots_ptr, threshold_ptr, other_ptr, first_ptr, length_ptr, log_ratio_ptr, by_rank_ptr, num_tokens, width)
-using RowsTuple =
-    std::tuple<uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t, int64_t, int64_t>;
+// (slots_ptr, segments_ptr, by_rank_ptr, num_tokens, width)
+using RowsTuple = std::tuple<uintptr_t, uintptr_t, uintptr_t, int64_t, int64_t>;
 
 SegmentRows make_rows(const RowsTuple& t) {
-    auto [slots, threshold, other, first, length, log_ratio, by_rank, num_tokens, width] = t;
+    auto [slots, segments, by_rank, num_tokens, width] = t;
     require(num_tokens >= 1 && width >= 1, "rows: got the shape (" + std::to_string(num_tokens) + ", " +
                                                std::to_string(width) + "), expected (V >= 1, W >= 1)");
-    require(slots != 0 && threshold != 0 && other != 0 && first != 0 && length != 0 && log_ratio != 0 && by_rank != 0,
-            "rows: got a null pointer");
-    return {static_cast<const double*>(pointer(slots)),
-            static_cast<const double*>(pointer(threshold)),
-            static_cast<const int32_t*>(pointer(other)),
-            static_cast<const int32_t*>(pointer(first)),
-            static_cast<const double*>(pointer(length)),
-            static_cast<const double*>(pointer(log_ratio)),
-            static_cast<const int64_t*>(pointer(by_rank)),
-            num_tokens,
-            width};
+    require(slots != 0 && segments != 0 && by_rank != 0, "rows: got a null pointer");
+    return {static_cast<const double*>(pointer(slots)), static_cast<const Segment*>(pointer(segments)),
+            static_cast<const int64_t*>(pointer(by_rank)), num_tokens, width};
 }
 
 void check_tokens(const SegmentDraws& a) {

@@ -22,26 +22,21 @@ Slot slot_of(const SegmentRows& rows, int64_t token, double number) {
 }
 
 void prefetch(const SegmentRows& rows, int64_t token, double number) {
-    int64_t segment = slot_of(rows, token, number).segment;
-    __builtin_prefetch(rows.threshold + segment);
-    __builtin_prefetch(rows.other + segment);
-    // Of the slot's two segments the one that is likelier to be drawn.
-    __builtin_prefetch(rows.first + segment);
-    __builtin_prefetch(rows.length + segment);
-    __builtin_prefetch(rows.log_ratio + segment);
+    __builtin_prefetch(rows.segments + slot_of(rows, token, number).segment);
 }
 
 // Without a branch: it would be taken or not at random.
 void draw_one(const SegmentRows& rows, int64_t token, double number, int64_t* drawn, double* log_ratio) {
-    auto [segment, share] = slot_of(rows, token, number);
-    double threshold = rows.threshold[segment];
+    auto [index, share] = slot_of(rows, token, number);
+    const Segment* segment = rows.segments + index;
+    double threshold = segment->threshold;
     bool is_other = share >= threshold;
     double part = is_other ? share - threshold : share;
     double whole = is_other ? 1 - threshold : threshold;
-    segment += is_other ? rows.other[segment] : 0;
-    int64_t rank = static_cast<int64_t>(part / whole * rows.length[segment]) + rows.first[segment];
+    segment += is_other ? segment->other : 0;
+    int64_t rank = static_cast<int64_t>(part / whole * segment->length) + segment->first;
     *drawn = rows.by_rank[rank];
-    *log_ratio = rows.log_ratio[segment];
+    *log_ratio = segment->log_ratio;
 }
 
 }  // namespace

@@ -5,15 +5,19 @@
 
 namespace smoothloss {
 
-// Rows of V tokens, each of W segments of equally likely tokens, with their alias tables. What the arrays hold is said
+// What a draw needs of a segment, side by side: a row of a large table is seldom in the cache.
+struct Segment {
+    double threshold;
+    int32_t other, first;
+    double length, log_ratio;
+};
+static_assert(sizeof(Segment) == 4 * sizeof(double));
+
+// Rows of V tokens, each of W segments of equally likely tokens, with their alias tables. What the fields hold is said
 // in smoothloss/sampling/segments.py.
 struct SegmentRows {
     const double* slots;      // (V)
-    const double* threshold;  // (V, W)
-    const int32_t* other;     // (V, W)
-    const int32_t* first;     // (V, W)
-    const double* length;     // (V, W)
-    const double* log_ratio;  // (V, W)
+    const Segment* segments;  // (V, W)
     const int64_t* by_rank;   // (V + 1)
     int64_t num_tokens, width;
 };

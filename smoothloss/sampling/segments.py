@@ -26,21 +26,16 @@ class SegmentRows(NamedTuple):
     Attributes:
         num_substitutes: ``(V,)`` int64, the substitutes of each token.
         slots: ``(V,)`` float64, how many slots of the alias table there are for each substitute.
-        threshold: ``(V, W)`` float64, up to which share a slot is its own segment's.
-        other: ``(V, W)`` int32, whose it is beyond, less the number of the slot.
-        first: ``(V, W)`` int32, the first rank of each segment.
-        length: ``(V, W)`` float64, the tokens of each segment, less what a share of them may be rounded up.
-        log_ratio: ``(V, W)`` float64, the logarithm of their number times the probability of a token of the segment.
+        segments: ``(V, W, 4)`` float64, what a draw needs of a segment side by side: the share of a slot up to which it
+            is its own segment's; two int32 in the place of a number, whose it is beyond, less the number of the slot,
+            and the first rank of the segment; the tokens of the segment, less what a share of them may be rounded up;
+            the logarithm of the number of substitutes times the probability of a token of the segment.
         by_rank: ``(V + 1,)`` int64, the tokens by rank, then no tokens.
     """
 
     num_substitutes: Tensor
     slots: Tensor
-    threshold: Tensor
-    other: Tensor
-    first: Tensor
-    length: Tensor
-    log_ratio: Tensor
+    segments: Tensor
     by_rank: Tensor
 
     @classmethod
@@ -63,21 +58,27 @@ class SegmentRows(NamedTuple):
         mass = share * length
         count = length.where(share > 0, 0).sum(dim=1)
         threshold, other = alias_table(mass)
+        other = other - torch.arange(other.shape[1], device=table.device)
+        integers = torch.stack([other, start[:, :-1]], dim=2).to(torch.int32).view(torch.float64)[..., 0]
+        log_ratio = share.log() + (count / mass.sum(dim=1)).log()[:, None]
         return cls(
             num_substitutes=count,
             slots=length.shape[1] * _ALMOST_ONE / count.clamp(min=1).double(),
-            threshold=threshold,
-            other=(other - torch.arange(other.shape[1], device=table.device)).to(torch.int32),
-            first=start[:, :-1].to(torch.int32),
-            length=length.double() * _ALMOST_ONE,
-            log_ratio=share.log() + (count / mass.sum(dim=1)).log()[:, None],
+            segments=torch.stack([threshold, integers, length * _ALMOST_ONE, log_ratio], dim=2),
             by_rank=torch.nn.functional.pad(torch.where(allowed, own[:, 0], size).sort().values, (0, 1)),
         )
 
+    def at(self, segment: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Threshold, other, first rank, length and log ratio of segments, counted through all rows."""
+        found = self.segments.view(-1, 4).index_select(0, segment.reshape(-1)).view(*segment.shape, 4)
+        threshold, _, length, log_ratio = found.unbind(dim=-1)
+        other, first = found[..., 1:2].view(torch.int32).unbind(dim=-1)
+        return threshold, other, first, length, log_ratio
+
     def arguments(self) -> tuple[int, ...]:
         """The rows as ``_C`` takes them: addresses, V and W."""
-        tables = (self.slots, self.threshold, self.other, self.first, self.length, self.log_ratio, self.by_rank)
-        return (*(table.data_ptr() for table in tables), *self.threshold.shape)
+        tables = (self.slots, self.segments, self.by_rank)
+        return (*(table.data_ptr() for table in tables), *self.segments.shape[:2])
 
 
 class SegmentSubstitutes(Substitutes):
@@ -99,13 +100,12 @@ class SegmentSubstitutes(Substitutes):
         slot = number.to(torch.int64)
         # What is behind the point of the number decides between the slot's two segments, and among their tokens.
         share = number.sub_(slot)
-        segment = slot.add_(self.tokens * rows.threshold.shape[1])
-        threshold = select(rows.threshold, segment)
+        segment = slot.add_(self.tokens * rows.segments.shape[1])
+        threshold, other, *_ = rows.at(segment)
         is_other = share >= threshold
-        segment += select(rows.other, segment) * is_other
         share = torch.where(is_other, (share - threshold) / (1 - threshold), share / threshold)
-        rank = share.mul_(select(rows.length, segment)).to(torch.int32).add_(select(rows.first, segment))
-        return select(rows.by_rank, rank), select(rows.log_ratio, segment)
+        _, _, first, length, log_ratio = rows.at(segment.add_(other * is_other))
+        return select(rows.by_rank, share.mul_(length).to(torch.int32).add_(first)), log_ratio
 
     def _draw_native(self, number: Tensor) -> tuple[Tensor, Tensor]:
         """The same in one pass: the tables are larger than the cache, and torch's passes would each wait for it."""
