@@ -50,10 +50,13 @@ def load_model(path: str | Path, model: nn.Module) -> dict[str, Any]:
     """Load the model in a checkpoint into ``model``; returns the checkpoint's state.
 
     Raises:
-        RecipeError: when the file is missing or is no checkpoint.
+        RecipeError: when the file is missing, is no checkpoint, or holds a model of other sizes.
     """
     tensors, state = load_checkpoint(path)
-    model.load_state_dict(without_prefix("model", tensors))
+    try:
+        model.load_state_dict(without_prefix("model", tensors))
+    except RuntimeError as error:
+        raise RecipeError(f"{path} does not fit its recipe and data: {' '.join(str(error).split())}") from None
     return state
 
 

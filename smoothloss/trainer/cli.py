@@ -217,14 +217,15 @@ def _add_table(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _train_help(options: argparse.Namespace) -> None:
-    from smoothloss.trainer.config import read_yaml, recipe_parser
+    from smoothloss.trainer.recipes import read_yaml, recipe_parser
 
     recipe_parser(str(read_yaml(Path(options.recipe)).get("task", ""))).print_help()
 
 
 def _train(options: argparse.Namespace) -> None:
-    from smoothloss.trainer.config import RecipeError, load_recipe
+    from smoothloss.trainer.config import RecipeError
     from smoothloss.trainer.loop import train
+    from smoothloss.trainer.recipes import load_recipe
     from smoothloss.trainer.run import RunDirectory
 
     if options.resume and options.overwrite:
@@ -238,9 +239,10 @@ def _train(options: argparse.Namespace) -> None:
 def _evaluate(options: argparse.Namespace) -> None:
     from dataclasses import replace
 
-    from smoothloss.trainer.config import RecipeError, check_decoding
+    from smoothloss.trainer.config import RecipeError
     from smoothloss.trainer.evaluation import evaluate_split
     from smoothloss.trainer.models import open_checkpoints
+    from smoothloss.trainer.recipes import check_decoding
 
     if options.out is None and (len(options.checkpoints) > 1 or Path(options.checkpoints[0]).is_file()):
         raise RecipeError("evaluating other than a run's best checkpoint needs --out, where the scores go")

@@ -73,9 +73,3 @@ def read_json(path: str | None, key: str) -> Any:
         return json.loads(read_text(file, key))
     except ValueError as error:
         raise error if isinstance(error, RecipeError) else RecipeError(f"{key}: cannot read {file}: {error}") from None
-
-
-def last_words(log: Path) -> str:
-    """The last line of a log that is not empty."""
-    lines = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").split("\n")
-    return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -25,8 +23,10 @@ from torch import Tensor
 from smoothloss._files import write_atomically
 from smoothloss.trainer import report
 from smoothloss.trainer.checkpoint import write_json
-from smoothloss.trainer.config import RecipeError, load_recipe, read_yaml
-from smoothloss.trainer.files import last_words, read_json
+from smoothloss.trainer.config import RecipeError
+from smoothloss.trainer.files import read_json
+from smoothloss.trainer.processes import last_words, start_training
+from smoothloss.trainer.recipes import load_recipe, read_yaml
 from smoothloss.trainer.run import RunDirectory
 from smoothloss.trainer.significance import Comparison, paired_bootstrap
 from smoothloss.trainer.tasks import Task, task_class
@@ -63,6 +63,7 @@ class Table:
         baseline: Key of the row that the others are compared with.
         split: The test split.
         seeds: What each row is trained with.
+        overrides: Changes to every row's recipe; a row's own come after them.
         note: What differs from the paper.
     """
 
@@ -72,6 +73,7 @@ class Table:
     baseline: str
     split: str = "test"
     seeds: list[int] = field(default_factory=lambda: [1, 2])
+    overrides: dict[str, Any] = field(default_factory=dict)
     note: str = ""
 
 
@@ -89,10 +91,9 @@ class Run:
         """Whether it was trained and scored."""
         return (self.directory.path / f"scores.{split}.json").is_file()
 
-    def command(self) -> list[str]:
-        """What trains it, from where it stands."""
-        words = [sys.executable, "-m", "smoothloss.trainer.cli", "train", str(self.recipe)]
-        words += ["--out", str(self.directory.path), "--seed", str(self.seed), *self.overrides]
+    def words(self) -> list[str]:
+        """What ``smoothloss train`` is told, to train it from where it stands."""
+        words = [str(self.recipe), "--out", str(self.directory.path), "--seed", str(self.seed), *self.overrides]
         if self.directory.last.is_file():
             return [*words, "--resume"]
         return [*words, "--overwrite"] if self.directory.recipe_file.is_file() else words
@@ -150,7 +151,7 @@ def reproduce(
     table.seeds = list(seeds) or table.seeds
     table.rows = _chosen(table, rows)
     runs = [
-        _run(row, seed, path.parent / config.recipe, out, [*_words(config.overrides), *overrides])
+        _run(row, seed, path.parent / config.recipe, out, [*_words(table.overrides | config.overrides), *overrides])
         for seed in table.seeds
         for row, config in table.rows.items()
     ]
@@ -181,14 +182,13 @@ def _run(row: str, seed: int, recipe: Path, out: Path, overrides: list[str]) -> 
 
 def _train_all(runs: list[Run], jobs: int, finished: Any) -> list[str]:
     """Train the runs, ``jobs`` at a time; returns a line for each that failed. ``finished`` is called after each."""
-    threads = str(max(1, (os.cpu_count() or 1) // max(1, jobs)))
-    environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
     waiting, failed = list(runs), []
     running: list[tuple[Run, subprocess.Popen[bytes]]] = []
     try:
         while waiting or running:
             while waiting and len(running) < max(1, jobs):
-                running.append((waiting[0], _start(waiting.pop(0), environment)))
+                run = waiting.pop(0)
+                running.append((run, start_training(run.words(), _log(run), jobs)))
             ended = [(run, process) for run, process in running if process.poll() is not None]
             for run, process in ended:
                 running.remove((run, process))
@@ -206,12 +206,6 @@ def _train_all(runs: list[Run], jobs: int, finished: Any) -> list[str]:
 
 def _log(run: Run) -> Path:
     return run.directory.path.with_suffix(".log")
-
-
-def _start(run: Run, environment: dict[str, str]) -> subprocess.Popen[bytes]:
-    _log(run).parent.mkdir(parents=True, exist_ok=True)
-    with _log(run).open("ab") as log:
-        return subprocess.Popen(run.command(), stdout=log, stderr=subprocess.STDOUT, env=environment)
 
 
 @dataclass(frozen=True)

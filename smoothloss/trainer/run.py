@@ -33,7 +33,8 @@ import yaml
 
 from smoothloss._files import write_atomically
 from smoothloss.trainer.checkpoint import write_json
-from smoothloss.trainer.config import Recipe, RecipeError, parse_recipe
+from smoothloss.trainer.config import Recipe, RecipeError
+from smoothloss.trainer.recipes import parse_recipe
 from smoothloss.trainer.vocabulary import Vocabulary
 
 # Keys that may differ between a run and its resumption: they say how long, how often and where, not what.
@@ -145,7 +146,7 @@ class RunDirectory:
 
 
 def recipe_values(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as plain values, ready for YAML: what :func:`~smoothloss.trainer.config.parse_recipe` reads."""
+    """The recipe as plain values, ready for YAML: what :func:`~smoothloss.trainer.recipes.parse_recipe` reads."""
     plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(recipe)))
     return plain
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from smoothloss.trainer.config import Recipe, parse_recipe
+from smoothloss.trainer.config import Recipe
+from smoothloss.trainer.recipes import parse_recipe
 
 WORDS = ["red", "green", "blue", "dog", "cat", "bird", "runs", "sleeps", "sings", "here"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
@@ -15,10 +14,11 @@ from tqdm import tqdm
 
 from smoothloss.similarity import SimilarityTable
 from smoothloss.trainer import report
-from smoothloss.trainer.config import LossConfig, LossName, RecipeError, load_recipe
+from smoothloss.trainer.config import LossConfig, LossName, RecipeError
 from smoothloss.trainer.demo.task import DemoTask
-from smoothloss.trainer.files import last_words
 from smoothloss.trainer.losses import build_loss
+from smoothloss.trainer.processes import last_words, start_training
+from smoothloss.trainer.recipes import load_recipe
 from smoothloss.trainer.run import RunDirectory
 
 RECIPES = Path(__file__).parent
@@ -71,15 +71,13 @@ def _train(out: Path, overrides: Sequence[str]) -> None:
     """Both runs as processes of their own, their progress in one bar."""
     for name in RUNS:
         load_recipe(RECIPES / f"{name}.yaml", list(overrides))  # what is wrong is said before anything starts
-    threads = str(max(1, (os.cpu_count() or 1) // len(RUNS)))
-    environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
     running: dict[str, subprocess.Popen[bytes]] = {}
     try:
         for name in RUNS:
-            command = [sys.executable, "-m", "smoothloss.trainer.cli", "train", str(RECIPES / f"{name}.yaml")]
-            command += ["--out", str(out / name), "--overwrite", *overrides]
-            with (out / f"{name}.log").open("wb") as log:
-                running[name] = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+            log = out / f"{name}.log"
+            log.unlink(missing_ok=True)
+            words = [str(RECIPES / f"{name}.yaml"), "--out", str(out / name), "--overwrite", *overrides]
+            running[name] = start_training(words, log, jobs=len(RUNS))
         _watch(out, running)
     finally:
         for process in running.values():

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from smoothloss.trainer.checkpoint import load_checkpoint
-from smoothloss.trainer.config import LossConfig, Recipe, RecipeError, load_recipe
+from smoothloss.trainer.config import LossConfig, Recipe, RecipeError
 from smoothloss.trainer.loop import train
 from smoothloss.trainer.losses import build_loss
+from smoothloss.trainer.recipes import load_recipe
 from smoothloss.trainer.run import RunDirectory
 from smoothloss.trainer.tasks import Batch
 from smoothloss.trainer.tasks.captioning import CaptioningTask

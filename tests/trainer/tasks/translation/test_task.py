@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from smoothloss.trainer.config import Recipe, RecipeError, load_recipe
+from smoothloss.trainer.config import Recipe, RecipeError
+from smoothloss.trainer.recipes import load_recipe
 from smoothloss.trainer.tasks import task_class
 from smoothloss.trainer.tasks.translation import TranslationTask
 
