@@ -143,15 +143,20 @@ class OptimizerConfig:
         betas: Adam's two decay rates.
         eps: Adam's denominator floor.
         weight_decay: Decoupled weight decay.
-        decay: Factor applied to the learning rate every ``decay_every`` epochs, from epoch ``decay_start`` on.
-        decay_every: Epochs between two decays.
-        decay_start: Epoch (counted from 0) in which the first decay is in force.
+        schedule: ``step`` (``decay`` below), ``cosine`` (to 0 at the end of training) or ``inverse_sqrt``; see
+            :func:`smoothloss.trainer.schedules.learning_rate`.
+        warmup_steps: Steps in which the learning rate rises to ``lr``, before any schedule.
+        decay: Of ``step``: factor applied to the learning rate every ``decay_every`` epochs from ``decay_start`` on.
+        decay_every: Of ``step``: epochs between two decays.
+        decay_start: Of ``step``: epoch (counted from 0) in which the first decay is in force.
     """
 
     lr: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.0
+    schedule: Literal["step", "cosine", "inverse_sqrt"] = "step"
+    warmup_steps: int = 0
     decay: float = 1.0
     decay_every: int = 1
     decay_start: int = 1
@@ -163,7 +168,9 @@ class TrainingConfig:
 
     Args:
         epochs: Passes over the training part.
-        batch_size: Target sequences per batch.
+        batch_size: Target sequences per batch, of which each process takes ``accumulate`` a step.
+        accumulate: Batches whose gradients make one step, as if they were one batch.
+        precision: ``bfloat16`` runs forward passes under autocast; weights, loss and optimizer stay in float32.
         clip: Largest gradient norm; 0 does not clip.
         max_steps: Stop after so many steps, whatever the epoch.
         max_minutes: Stop after so many minutes of training (validation included), at a step's end.
@@ -172,10 +179,13 @@ class TrainingConfig:
         validate_every: Epochs between two validations; the last epoch is always validated.
         patience: Stop after so many validations without a better metric; 0 never does.
         keep_checkpoints: Keep the models of the last so many validations besides the best one, to be averaged.
+        tensorboard: Write what ``metrics.jsonl`` holds to ``tensorboard/`` too.
     """
 
     epochs: int = 10
     batch_size: int = 64
+    accumulate: int = 1
+    precision: Literal["float32", "bfloat16"] = "float32"
     clip: float = 1.0
     max_steps: int | None = None
     max_minutes: float | None = None
@@ -184,6 +194,7 @@ class TrainingConfig:
     validate_every: int = 1
     patience: int = 0
     keep_checkpoints: int = 0
+    tensorboard: bool = False
 
 
 @dataclass

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,25 +16,29 @@ from smoothloss.rewards import Cider
 from smoothloss.similarity import SimilarityTable
 from smoothloss.trainer import checkpoint
 from smoothloss.trainer.config import OptimizerConfig, Recipe, RecipeError
-from smoothloss.trainer.evaluation import choose_device, evaluate_split, generate, negative_log_likelihood
+from smoothloss.trainer.distributed import Processes
+from smoothloss.trainer.evaluation import evaluate_split, generate, negative_log_likelihood
 from smoothloss.trainer.losses import build_loss
+from smoothloss.trainer.metrics_log import MetricsLog
 from smoothloss.trainer.rewards import SampleWeights
 from smoothloss.trainer.run import RunDirectory
+from smoothloss.trainer.schedules import learning_rate
+from smoothloss.trainer.stopwatch import Stopwatch
 from smoothloss.trainer.table import build_table
 from smoothloss.trainer.tasks import Task, task_class
 
 
 @dataclass
 class Progress:
-    """Where a run is. All of it goes into the checkpoint.
+    """Where a run is. All of it goes into the checkpoint; sums are over all processes there.
 
     Args:
         epoch: Counted from 0.
         position: Batches of this epoch that are done.
-        step: Batches done in all.
+        step: Steps done in all.
         seconds: Time spent training so far, validation included.
         loss_sum: Sum of the loss times target tokens since the last line of ``metrics.jsonl``.
-        tokens: Target tokens since the last line.
+        tokens: Target tokens since the last line, of this process.
         reward_sums: What :class:`~smoothloss.trainer.rewards.SampleWeights` summed up since the last line.
         rewarded: Over how many inputs.
         best: Best validation metric so far.
@@ -58,13 +61,6 @@ class Progress:
     finished: bool = False
 
 
-def learning_rate(config: OptimizerConfig, epoch: int) -> float:
-    """``lr * decay ** n``, n the number of decays up to this epoch (counted from 0)."""
-    if epoch < config.decay_start:
-        return config.lr
-    return config.lr * config.decay ** ((epoch - config.decay_start) // config.decay_every + 1)
-
-
 def train(recipe: Recipe, run: RunDirectory, *, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
     """Train a recipe in a run directory, and score the best checkpoint on the test splits.
 
@@ -80,43 +76,48 @@ def train(recipe: Recipe, run: RunDirectory, *, resume: bool = False, overwrite:
     Raises:
         RecipeError: before training starts, when something is missing or contradictory.
     """
-    device = choose_device(recipe.device)
-    if resume:
-        run.check_same(recipe)
-    elif not overwrite:
-        run.check_free(overwrite=False)
-    task = task_class(recipe.task)(recipe, run.vocabularies() if resume else None)
-    table = _table(recipe, run, task, resume=resume)
-    weights, cider = _weights(recipe, run, task, device, resume=resume)
-    trainer = Trainer(recipe, run, task, table, device, weights)
+    processes = Processes(recipe.device)
+    opened = resume or not processes.is_main
+    if processes.is_main:
+        if resume:
+            run.check_same(recipe)
+        elif not overwrite:
+            run.check_free(overwrite=False)
+    else:
+        processes.wait()  # until the first one has written what all of them read
+    task = task_class(recipe.task)(recipe, run.vocabularies() if opened else None)
+    table = _table(recipe, run, task, opened=opened)
+    weights, cider = _weights(recipe, run, task, processes.device, opened=opened)
+    trainer = Trainer(recipe, run, task, table, processes, weights)
+    if processes.is_main:
+        if not resume:
+            run.check_free(overwrite=overwrite)
+            run.create(recipe, task.vocabularies)
+            if table is not None:
+                table.save(run.table_file)
+            if cider is not None:
+                cider.save(run.cider_file)
+        processes.wait()
     if resume:
         trainer.restore()
     else:
-        run.check_free(overwrite=overwrite)
-        run.create(recipe, task.vocabularies)
-        if table is not None:
-            table.save(run.table_file)
-        if cider is not None:
-            cider.save(run.cider_file)
         trainer.save()
     trainer.run_epochs()
-    checkpoint.load_model(run.best, trainer.model)
-    return {
-        split: evaluate_split(run.path, task, trainer.model, split, recipe.decoding, device)
-        for split in task.test_splits
-    }
+    scores = trainer.test() if processes.is_main else {}
+    processes.close()
+    return scores
 
 
-def _table(recipe: Recipe, run: RunDirectory, task: Task, *, resume: bool) -> SimilarityTable | None:
+def _table(recipe: Recipe, run: RunDirectory, task: Task, *, opened: bool) -> SimilarityTable | None:
     if not recipe.loss.needs_table:
         return None
-    if resume and run.table_file.is_file():
+    if opened and run.table_file.is_file():
         return SimilarityTable.load(run.table_file, len(task.vocabulary))
     return build_table(recipe.loss, task.vocabulary, task.target_sentences(), seed=recipe.seed)
 
 
 def _weights(
-    recipe: Recipe, run: RunDirectory, task: Task, device: torch.device, *, resume: bool
+    recipe: Recipe, run: RunDirectory, task: Task, device: torch.device, *, opened: bool
 ) -> tuple[SampleWeights | None, Cider | None]:
     """What weighs the samples by their reward, and the document frequencies behind it, where the recipe has them."""
     config = recipe.loss.reward
@@ -125,7 +126,7 @@ def _weights(
     references = task.training_references() if config.reads_references else None
     cider = None
     if config.name == "cider" and references is not None:
-        cider = Cider.load(run.cider_file) if resume and run.cider_file.is_file() else Cider(references)
+        cider = Cider.load(run.cider_file) if opened and run.cider_file.is_file() else Cider(references)
     weights = SampleWeights(config, None if references is None else references.to(device), cider, device)
     return weights, cider
 
@@ -138,7 +139,7 @@ class Trainer:
         run: Where the checkpoints and metrics go.
         task: The data.
         table: The similarity table, when the loss has one.
-        device: Where to train.
+        processes: Those that train.
         weights: What weighs samples by their reward, when the loss has one.
 
     Raises:
@@ -151,18 +152,23 @@ class Trainer:
         run: RunDirectory,
         task: Task,
         table: SimilarityTable | None,
-        device: torch.device,
+        processes: Processes,
         weights: SampleWeights | None = None,
     ) -> None:
-        self.recipe, self.run, self.task, self.device, self.weights = recipe, run, task, device, weights
-        self.loss = build_loss(recipe.loss, None if table is None else table.to(device), len(task.vocabulary), weights)
+        self.recipe, self.run, self.task, self.weights = recipe, run, task, weights
+        self.processes, self.device = processes, processes.device
+        self.stopwatch, self.log = Stopwatch(self.device), MetricsLog(run, tensorboard=recipe.training.tensorboard)
+        table = None if table is None else table.to(self.device)
+        self.loss = build_loss(recipe.loss, table, len(task.vocabulary), weights, self.stopwatch)
         torch.manual_seed(recipe.seed)
-        self.generator = torch.Generator(device).manual_seed(recipe.seed)
-        self.model = task.build_model().to(device)
+        self.model = task.build_model().to(self.device)
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self.optimizer = _optimizer(self.parameters, recipe.optimizer, device)
+        self.optimizer = _optimizer(self.parameters, recipe.optimizer, self.device)
+        if not processes.is_main:  # the same weights everywhere, but dropout and samples of its own
+            torch.manual_seed(recipe.seed + processes.rank)
+        self.generator = torch.Generator(self.device).manual_seed(recipe.seed + processes.rank)
         self.progress = Progress()
-        self._loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+        self._loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         self._started = self._logged = time.perf_counter()
 
     def run_epochs(self) -> None:
@@ -182,6 +188,15 @@ class Trainer:
             self.save()
         if progress.best is None:  # a budget too small for a single step
             self._validate()
+        self.log.close()
+
+    def test(self) -> dict[str, Any]:
+        """Score the best checkpoint on the test splits: the scores of each by its name."""
+        checkpoint.load_model(self.run.best, self.model)
+        return {
+            split: evaluate_split(self.run.path, self.task, self.model, split, self.recipe.decoding, self.device)
+            for split in self.task.test_splits
+        }
 
     def _over(self) -> bool:
         """Whether all epochs are done, the budget is spent, or patience has run out."""
@@ -193,7 +208,10 @@ class Trainer:
         config = self.recipe.training
         if config.max_steps is not None and self.progress.step >= config.max_steps:
             return True
-        return config.max_minutes is not None and self._seconds() >= 60 * config.max_minutes
+        if config.max_minutes is None:
+            return False
+        [seconds] = self.processes.of_main([self._seconds()])  # the clocks of others might say otherwise
+        return seconds >= 60 * config.max_minutes
 
     def _seconds(self) -> float:
         return time.perf_counter() - self._started
@@ -201,20 +219,25 @@ class Trainer:
     def _epoch(self, plan: Sequence[Sequence[int]]) -> None:
         """The rest of an epoch, or of the budget of steps or time."""
         progress, config = self.progress, self.recipe.training
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.recipe.optimizer, progress.epoch)
+        width = self.processes.count * config.accumulate
+        total_steps = config.epochs * -(-len(plan) // width)
+        total_steps = min(total_steps, config.max_steps or total_steps)
         bar = tqdm(
             desc=f"{self.recipe.name} epoch {progress.epoch + 1}/{config.epochs}",
             total=len(plan),
             initial=progress.position,
             dynamic_ncols=True,
             mininterval=1 if sys.stderr.isatty() else 60,  # a log file need not hold a line a second
+            disable=not self.processes.is_main,
         )
         with bar:
-            for examples in plan[progress.position :]:
-                self._step(examples)
-                progress.position, progress.step = progress.position + 1, progress.step + 1
-                bar.update()
+            for start in range(progress.position, len(plan), width):
+                for group in self.optimizer.param_groups:
+                    group["lr"] = learning_rate(self.recipe.optimizer, progress.epoch, progress.step, total_steps)
+                together = plan[start : start + width]
+                self._step(together[self.processes.rank :: self.processes.count])
+                progress.position, progress.step = progress.position + len(together), progress.step + 1
+                bar.update(len(together))
                 if progress.step % config.log_every == 0:
                     bar.set_postfix(loss=f"{self._log_loss():.3f}", refresh=False)
                 if self._budget_spent():
@@ -222,49 +245,72 @@ class Trainer:
                 if config.checkpoint_every and progress.step % config.checkpoint_every == 0:
                     self.save()
 
-    def _step(self, examples: Sequence[int]) -> None:
+    def _step(self, plan: Sequence[Sequence[int]]) -> None:
+        """One step on these batches and those of the other processes, as if all were one batch."""
         self.model.train()
-        batch = self.task.train_batch(examples)
-        tokens = int(batch.lengths.sum()) + len(batch.lengths)  # on the CPU still, so no synchronisation
+        with self.stopwatch("data"):
+            batches = [self.task.train_batch(examples) for examples in plan]
+            # On the CPU still, so no synchronisation.
+            tokens = [int(batch.lengths.sum()) + len(batch.lengths) for batch in batches]
+            batches = [batch.to(self.device) for batch in batches]
+        [total] = self.processes.sum([sum(tokens)])
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self.loss(self.model, batch.to(self.device), self.generator)
-        loss.backward()
-        if self.recipe.training.clip:
-            torch.nn.utils.clip_grad_norm_(self.parameters, self.recipe.training.clip)
-        self.optimizer.step()
-        self._loss_sum += loss.detach() * tokens
-        self.progress.tokens += tokens
+        for batch, count in zip(batches, tokens, strict=True):
+            with torch.autocast(self.device.type, torch.bfloat16, self.recipe.training.precision == "bfloat16"):
+                loss = self.loss(self.model, batch, self.generator)
+            with self.stopwatch("backward"):
+                (loss * (count / total)).backward()
+            self._loss_sum += loss.detach() * count
+        with self.stopwatch("optimizer"):
+            self.processes.sum_gradients(self.parameters)
+            if self.recipe.training.clip:
+                torch.nn.utils.clip_grad_norm_(self.parameters, self.recipe.training.clip)
+            self.optimizer.step()
+        self.progress.tokens += sum(tokens)
 
     def _log_loss(self) -> float:
-        loss, tokens = float(self._loss_sum) / self.progress.tokens, self.progress.tokens
+        loss_sum, tokens = self.processes.sum([float(self._loss_sum), self.progress.tokens])
+        loss = loss_sum / tokens
         if not math.isfinite(loss):
             at = f"training diverged: the loss is {loss} before step {self.progress.step}"
             raise RecipeError(f"{at}; a smaller optimizer.lr or training.clip may help")
         now = time.perf_counter()
-        rewards = {} if self.weights is None else self.weights.means()
-        throughput = {"tokens_per_second": tokens / (now - self._logged), "seconds": self._seconds()}
-        self._write({"train_loss": loss, **rewards, "lr": self.optimizer.param_groups[0]["lr"], **throughput})
+        values: dict[str, Any] = {"train_loss": loss, **self._reward_means()}
+        values |= {"lr": self.optimizer.param_groups[0]["lr"], "tokens_per_second": tokens / (now - self._logged)}
+        self._write({**values, "seconds": self._seconds(), "time": self.stopwatch.shares()})
         self._loss_sum.zero_()
-        if self.weights is not None:
-            self.weights.reset()
         self.progress.tokens, self._logged = 0, now
         return loss
 
+    def _reward_means(self) -> dict[str, float]:
+        """What the samples were worth since the last line, over all processes."""
+        if self.weights is None:
+            return {}
+        means = self.weights.means(self.processes.sum)
+        self.weights.reset()
+        return means
+
     def _write(self, values: dict[str, Any]) -> None:
-        line = {"step": self.progress.step, "epoch": self.progress.epoch + 1, **values}
-        with self.run.metrics_file.open("a", encoding="utf-8") as file:
-            file.write(f"{json.dumps(line)}\n")
-        self.progress.metric_lines += 1
+        if self.processes.is_main:
+            self.log.write(self.progress.step, self.progress.epoch + 1, values)
 
     def _validate(self) -> None:
         """Score the validation part; keep the best checkpoint and the last ones."""
+        metric = self._validate_here() if self.processes.is_main else 0.0
+        [metric] = self.processes.of_main([metric])
+        self._logged = time.perf_counter()
+        if self.progress.best is not None and metric <= self.progress.best:
+            self.progress.stale += 1
+        else:
+            self.progress.best, self.progress.stale = metric, 0
+
+    def _validate_here(self) -> float:
         loss = negative_log_likelihood(self.model, self.task.validation_batches(), self.device)
         texts = generate(self.model, self.task, "validation", self.recipe.decoding.for_validation(), self.device)
         found = self.task.score("validation", texts)
         scores = {f"validation_{key}": value for key, value in found.items() if not isinstance(value, str)}
         metric = float(found[self.task.metric])
         self._write({"validation_loss": loss, **scores, "seconds": self._seconds()})
-        self._logged = time.perf_counter()
         tqdm.write(f"epoch {self.progress.epoch + 1}: validation loss {loss:.4f}, {self.task.metric} {metric:.2f}")
         about = {"step": self.progress.step, "epoch": self.progress.epoch + 1, "validation_loss": loss, **scores}
         weights = checkpoint.with_prefix("model", self.model.state_dict())
@@ -272,43 +318,62 @@ class Trainer:
             checkpoint.save_checkpoint(self.run.step_file(self.progress.step), weights, about)
             for old in self.run.step_files()[: -self.recipe.training.keep_checkpoints]:
                 old.unlink()
-        if self.progress.best is not None and metric <= self.progress.best:
-            self.progress.stale += 1
-            return
-        self.progress.best, self.progress.stale = metric, 0
-        checkpoint.save_checkpoint(self.run.best, weights, about)
+        if self.progress.best is None or metric > self.progress.best:
+            checkpoint.save_checkpoint(self.run.best, weights, about)
+        return metric
 
     def save(self) -> None:
         """Write the last checkpoint: all that the next step depends on."""
-        self.progress.loss_sum, self.progress.seconds = float(self._loss_sum), self._seconds()
+        progress = replace(self.progress, seconds=self._seconds(), metric_lines=self.log.lines)
+        sums = [float(self._loss_sum), progress.tokens]
         if self.weights is not None:
-            self.progress.reward_sums, self.progress.rewarded = self.weights.state()
+            rewards, count = self.weights.state()
+            sums += [*rewards, count]
+        progress.loss_sum, tokens, *rewards = self.processes.sum(sums)
+        progress.tokens = int(tokens)
+        if rewards:
+            progress.reward_sums, progress.rewarded = rewards[:2], int(rewards[2])
+        random = {
+            name: self.processes.gather(state) for name, state in checkpoint.random_states(self.generator).items()
+        }
+        if not self.processes.is_main:
+            return
         optimizer, rest = checkpoint.flatten_optimizer(self.optimizer)
         tensors = checkpoint.with_prefix("model", self.model.state_dict())
         tensors |= checkpoint.with_prefix("optimizer", optimizer)
-        tensors |= checkpoint.with_prefix("random", checkpoint.random_states(self.generator))
-        state = {"progress": asdict(self.progress), "optimizer": rest, "seed": self.recipe.seed}
+        tensors |= checkpoint.with_prefix("random", random)
+        state = {"progress": asdict(progress), "optimizer": rest, "seed": self.recipe.seed}
         checkpoint.save_checkpoint(self.run.last, tensors, state)
 
     def restore(self) -> None:
         """Go back to the last checkpoint.
 
         Raises:
-            RecipeError: when it is missing or broken.
+            RecipeError: when it is missing or broken, or of another number of processes.
         """
         tensors, state = checkpoint.load_checkpoint(self.run.last)
+        random = checkpoint.without_prefix("random", tensors)
+        if len(random["cpu"]) != self.processes.count:
+            counts = f"was trained by {len(random['cpu'])} processes, these are {self.processes.count}"
+            raise RecipeError(f"cannot resume {self.run.path}: it {counts}")
         self.model.load_state_dict(checkpoint.without_prefix("model", tensors))
         checkpoint.restore_optimizer(
             self.optimizer, checkpoint.without_prefix("optimizer", tensors), state["optimizer"]
         )
-        checkpoint.restore_random_states(checkpoint.without_prefix("random", tensors), self.generator)
-        self.progress = Progress(**state["progress"])
-        self._loss_sum.fill_(self.progress.loss_sum)
+        # Copies: torch takes a state to begin where its storage does.
+        own = {name: states[self.processes.rank].clone() for name, states in random.items()}
+        checkpoint.restore_random_states(own, self.generator)
+        self.progress = progress = Progress(**state["progress"])
+        if not self.processes.is_main:  # the first one has the sums of all
+            progress.loss_sum, progress.tokens, progress.reward_sums, progress.rewarded = 0.0, 0, [0.0, 0.0], 0
+        self._loss_sum.fill_(progress.loss_sum)
         if self.weights is not None:
-            self.weights.restore(self.progress.reward_sums, self.progress.rewarded)
-        self.run.cut_metrics(self.progress.metric_lines)
+            self.weights.restore(progress.reward_sums, progress.rewarded)
+        if not self.processes.is_main:
+            return
+        self.log.restore(progress.metric_lines, progress.step)
         for file in self.run.step_files():
-            if file > self.run.step_file(self.progress.step):  # of a future that may come out differently
+            if file > self.run.step_file(progress.step):  # of a future that may come out differently
                 file.unlink()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +28,8 @@ from smoothloss.trainer.rewards import SampleWeights
 from smoothloss.trainer.tasks import Batch, SequenceModel, select_rows, shift_right
 from smoothloss.trainer.vocabulary import PAD, SPECIAL_TOKENS
 
+Timer = Callable[[str], AbstractContextManager[Any]]
+
 
 @dataclass(frozen=True)
 class TrainingLoss:
@@ -36,37 +40,48 @@ class TrainingLoss:
         table: The similarity table, for the losses that smooth tokens.
         sampler: Draws around the ground truth, for the losses that smooth sequences.
         weights: Weighs what was drawn by its reward; None: all samples weigh the same.
+        timed: ``with timed("forward"): ...`` around each part of the work: forward, sampling, reward, loss.
     """
 
     config: LossConfig
     table: SimilarityTable | None = None
     sampler: Sampler | None = None
     weights: SampleWeights | None = None
+    timed: Timer = nullcontext
 
     def __call__(self, model: SequenceModel, batch: Batch, generator: torch.Generator) -> Tensor:
         """One forward pass and the loss; the samples come from ``generator``."""
-        memory = encode(model, batch)
         if self.sampler is None:
-            return self._token_loss(model, model.decode(memory, batch.decoder_inputs), batch.target)
+            with self.timed("forward"):
+                hidden = model.decode(encode(model, batch), batch.decoder_inputs)
+            with self.timed("loss"):
+                return self._token_loss(model, hidden, batch.target)
         samples, weights = self._draw(batch, generator)
-        options = self._sequence_options(model)
         if self.config.is_lazy:
-            hidden = model.decode(memory, batch.decoder_inputs)
-            return F.linear_lazy_sequence_cross_entropy(
-                hidden, model.classifier.weight, batch.target, samples, weights, **options
-            )
-        # As wide as samples with insertions.
-        target = torch.nn.functional.pad(batch.target, (0, samples.shape[-1] - batch.target.shape[-1]), value=PAD)
-        hidden = decode_samples(model, memory, target, samples)
-        return F.linear_sequence_cross_entropy(hidden, model.classifier.weight, target, samples, weights, **options)
+            with self.timed("forward"):
+                hidden = model.decode(encode(model, batch), batch.decoder_inputs)
+            function, target = F.linear_lazy_sequence_cross_entropy, batch.target
+        else:
+            # As wide as samples with insertions.
+            target = torch.nn.functional.pad(batch.target, (0, samples.shape[-1] - batch.target.shape[-1]), value=PAD)
+            with self.timed("forward"):
+                hidden = decode_samples(model, encode(model, batch), target, samples)
+            function = F.linear_sequence_cross_entropy
+        with self.timed("loss"):
+            options = self._sequence_options(model)
+            return function(hidden, model.classifier.weight, target, samples, weights, **options)
 
     def _draw(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
         """Samples (L, B, T'), and their weights (L, B) where a reward tells them apart."""
         assert self.sampler is not None
-        drawn = self.sampler(
-            batch.target, batch.lengths, self.config.num_samples, generator=generator, references=batch.references
-        )
-        return drawn.tokens, None if self.weights is None else self.weights(drawn, batch)
+        with self.timed("sampling"):
+            drawn = self.sampler(
+                batch.target, batch.lengths, self.config.num_samples, generator=generator, references=batch.references
+            )
+        if self.weights is None:
+            return drawn.tokens, None
+        with self.timed("reward"):
+            return drawn.tokens, self.weights(drawn, batch)
 
     def _token_loss(self, model: SequenceModel, hidden: Tensor, target: Tensor) -> Tensor:
         alpha = self.config.alpha if self.table is not None else 0.0
@@ -103,7 +118,11 @@ def decode_samples(model: SequenceModel, memory: Any, target: Tensor, samples: T
 
 
 def build_loss(
-    config: LossConfig, table: SimilarityTable | None, num_tokens: int, weights: SampleWeights | None = None
+    config: LossConfig,
+    table: SimilarityTable | None,
+    num_tokens: int,
+    weights: SampleWeights | None = None,
+    timed: Timer = nullcontext,
 ) -> TrainingLoss:
     """The loss of a recipe.
 
@@ -112,6 +131,7 @@ def build_loss(
         table: The similarity table, needed when ``config.needs_table``.
         num_tokens: Size of the target vocabulary.
         weights: What weighs the samples, when ``config.reward`` has a name.
+        timed: Times its parts.
 
     Raises:
         RecipeError: when the table is missing, of another vocabulary's size, or the settings contradict each other.
@@ -126,7 +146,7 @@ def build_loss(
             sizes = f"of {table.num_tokens} tokens, the target vocabulary {num_tokens}"
             raise RecipeError(f"the similarity table is {sizes}: they belong to different vocabularies")
     sampler = _sampler(config, table, num_tokens) if config.samples_sequences else None
-    return TrainingLoss(config, table if config.smooths_tokens else None, sampler, weights)
+    return TrainingLoss(config, table if config.smooths_tokens else None, sampler, weights, timed)
 
 
 def _sampler(config: LossConfig, table: SimilarityTable | None, num_tokens: int) -> Sampler:

@@ -136,8 +136,12 @@ def check_recipe(recipe: Recipe) -> None:
     """
     check_decoding(recipe.decoding)
     loss, training = recipe.loss, recipe.training
-    if training.keep_checkpoints < 0:
-        raise RecipeError(f"training.keep_checkpoints must not be negative, got {training.keep_checkpoints}")
+    for key, number in {
+        "training.keep_checkpoints": training.keep_checkpoints,
+        "optimizer.warmup_steps": recipe.optimizer.warmup_steps,
+    }.items():
+        if number < 0:
+            raise RecipeError(f"{key} must not be negative, got {number}")
     shares = {"loss.alpha": loss.alpha, "loss.token_alpha": loss.token_alpha}
     shares |= {"loss.label_smoothing": loss.label_smoothing}
     for key, share in shares.items():
@@ -149,7 +153,7 @@ def check_recipe(recipe: Recipe) -> None:
     positive |= {"training.epochs": training.epochs}
     positive |= {"training.batch_size": training.batch_size, "training.validate_every": training.validate_every}
     positive |= {"training.log_every": training.log_every, "optimizer.lr": recipe.optimizer.lr}
-    positive |= {"optimizer.decay_every": recipe.optimizer.decay_every}
+    positive |= {"optimizer.decay_every": recipe.optimizer.decay_every, "training.accumulate": training.accumulate}
     for key, value in positive.items():
         if not value > 0:
             raise RecipeError(f"{key} must be positive, got {value}")

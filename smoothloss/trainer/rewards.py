@@ -72,10 +72,14 @@ class SampleWeights:
         self.sums += torch.stack((scores.sum() / count, effective.double().sum()))
         self.count += inputs
 
-    def means(self) -> dict[str, float]:
-        """``{"reward": ..., "effective_samples": ...}``: means since :meth:`reset`. Waits for the device."""
-        reward, effective = (self.sums / max(self.count, 1)).tolist()
-        return {"reward": reward, "effective_samples": effective}
+    def means(self, total: Callable[[list[float]], list[float]] = list) -> dict[str, float]:
+        """``{"reward": ..., "effective_samples": ...}``: means since :meth:`reset`. Waits for the device.
+
+        Args:
+            total: Sums numbers over the processes that train together.
+        """
+        reward, effective, count = total([*self.sums.tolist(), float(self.count)])
+        return {"reward": reward / max(count, 1.0), "effective_samples": effective / max(count, 1.0)}
 
     def reset(self) -> None:
         """Start the sums anew."""

@@ -40,6 +40,7 @@ from smoothloss.trainer.vocabulary import Vocabulary
 # Keys that may differ between a run and its resumption: they say how long, how often and where, not what.
 FREE_KEYS: tuple[str, ...] = ("name", "device", "decoding.", "data.", "training.epochs", "training.max_steps")
 FREE_KEYS += ("training.max_minutes", "training.checkpoint_every", "training.patience", "training.keep_checkpoints")
+FREE_KEYS += ("training.tensorboard",)
 
 
 class RunDirectory:
@@ -160,7 +161,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def environment() -> dict[str, Any]:
     """Versions, commit, machine and command line."""
-    packages = ("smoothloss", "torch", "triton", "numpy", "sacrebleu", "safetensors")
+    packages = ("smoothloss", "torch", "triton", "numpy", "sacrebleu", "safetensors", "accelerate")
     return {
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in packages}},
         "commit": _commit(),

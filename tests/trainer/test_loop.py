@@ -17,13 +17,14 @@ import yaml
 
 from smoothloss.rewards import Cider
 from smoothloss.trainer import checkpoint
-from smoothloss.trainer.config import OptimizerConfig, Recipe, RecipeError
-from smoothloss.trainer.loop import Trainer, learning_rate, train
+from smoothloss.trainer.config import Recipe, RecipeError
+from smoothloss.trainer.distributed import Processes
+from smoothloss.trainer.loop import Trainer, train
 from smoothloss.trainer.run import RunDirectory
 from smoothloss.trainer.tasks import task_class
 
 Make = Callable[..., Recipe]
-TIMES = {"seconds", "tokens_per_second"}
+TIMES = {"seconds", "tokens_per_second", "time"}
 
 
 class Killed(Exception):
@@ -201,7 +202,7 @@ def test_a_resumed_run_keeps_what_an_uninterrupted_one_keeps(
             train(recipe, broken)
     assert broken.step_files() == [broken.step_file(13), broken.step_file(2 * 13)]
     task = task_class(recipe.task)(recipe, broken.vocabularies())
-    trainer = Trainer(recipe, broken, task, None, torch.device("cpu"))
+    trainer = Trainer(recipe, broken, task, None, Processes("cpu"))
     trainer.restore()
     assert broken.step_files() == [broken.step_file(13)], "step 26 is to come again"
     train(recipe, broken, resume=True)
@@ -270,8 +271,3 @@ def test_validation_loss_is_that_of_mle_whatever_is_trained(tmp_path: Path, make
         train(recipe, run)
         found.append(run.metrics()[-1]["validation_loss"])
     assert found[0] == pytest.approx(found[1], rel=1e-6)
-
-
-def test_the_learning_rate_decays_by_epoch() -> None:
-    config = OptimizerConfig(lr=1.0, decay=0.5, decay_every=2, decay_start=3)
-    assert [learning_rate(config, epoch) for epoch in range(8)] == [1, 1, 1, 0.5, 0.5, 0.25, 0.25, 0.125]
