@@ -21,6 +21,7 @@ Train sequence models with token-level and sequence-level loss smoothing.
   smoothloss average runs/mle --last 3                       average the last models that a run kept
   smoothloss features IMAGES --out features.npy              what a ResNet sees of your images, for captioning
   smoothloss score output.txt reference.txt --tokenize 13a   BLEU, ROUGE-L and CIDEr-D of text or COCO captions
+  smoothloss report runs/mle runs/tok --out report.html      runs side by side: curves, scores, examples, settings
   smoothloss reproduce recipes/tables/multi30k.yaml          all runs of a table, and the table
   smoothloss table build VECTORS --vocabulary V.json --out table.safetensors
   smoothloss table show runs/tok/table.safetensors --vocabulary runs/tok/vocabulary.target.json dog
@@ -104,6 +105,13 @@ def _parser() -> argparse.ArgumentParser:
     average.add_argument("run", metavar="RUN", help="a run directory")
     average.add_argument("--last", type=int, metavar="N", help="how many (default: all that were kept)")
     average.set_defaults(function=_average)
+    compare = commands.add_parser("report", help="write an HTML report on runs side by side")
+    compare.add_argument("runs", metavar="RUN", nargs="+", help="run directories; the first is the baseline")
+    compare.add_argument(
+        "--split", help="whose scores and outputs are shown (default: the first run's first test split)"
+    )
+    compare.add_argument("--out", metavar="FILE", default="report.html", help="default: %(default)s")
+    compare.set_defaults(function=_report)
     _add_features(commands)
     _add_score(commands)
     _add_reproduce(commands)
@@ -262,6 +270,18 @@ def _average(options: argparse.Namespace) -> None:
 
     path = average_run(RunDirectory(options.run), options.last)
     sys.stdout.write(f"{path}\n")
+
+
+def _report(options: argparse.Namespace) -> None:
+    from smoothloss.trainer import report
+    from smoothloss.trainer.models import open_task
+    from smoothloss.trainer.run import RunDirectory
+
+    runs = [RunDirectory(path) for path in options.runs]
+    task = open_task(runs[0])
+    split = options.split or next(iter(task.test_splits), "validation")
+    report.write(runs, options.out, split=split, examples=report.first_examples(task, split))
+    sys.stdout.write(f"{options.out}\n")
 
 
 def _print_scores(split: str, scores: dict[str, float | str]) -> None:

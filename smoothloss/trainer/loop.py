@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from smoothloss.rewards import Cider
 from smoothloss.similarity import SimilarityTable
-from smoothloss.trainer import checkpoint
+from smoothloss.trainer import checkpoint, report
 from smoothloss.trainer.config import OptimizerConfig, Recipe, RecipeError
 from smoothloss.trainer.distributed import Processes
 from smoothloss.trainer.evaluation import evaluate_split, generate, negative_log_likelihood
@@ -191,12 +191,18 @@ class Trainer:
         self.log.close()
 
     def test(self) -> dict[str, Any]:
-        """Score the best checkpoint on the test splits: the scores of each by its name."""
+        """Score the best checkpoint on the test splits, and write ``report.html``: the scores of each by its name."""
         checkpoint.load_model(self.run.best, self.model)
-        return {
+        scores = {
             split: evaluate_split(self.run.path, self.task, self.model, split, self.recipe.decoding, self.device)
             for split in self.task.test_splits
         }
+        for split in [*scores][:1]:
+            examples = report.first_examples(self.task, split)
+            report.write(
+                [self.run], self.run.path / "report.html", title=self.recipe.name, split=split, examples=examples
+            )
+        return scores
 
     def _over(self) -> bool:
         """Whether all epochs are done, the budget is spent, or patience has run out."""

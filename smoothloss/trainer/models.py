@@ -28,7 +28,7 @@ def open_checkpoints(
         RecipeError: when there is no such run or checkpoint, or the models do not read and write the same tokens.
     """
     located = [_locate(Path(path)) for path in paths]
-    tasks = {run.path: _open_task(run) for run in dict(located)}
+    tasks = {run.path: open_task(run) for run in dict(located)}
     (first, task), *others = tasks.items()
     for other in others:
         _check_alike((first, task), other)
@@ -69,7 +69,12 @@ def _locate(path: Path) -> tuple[RunDirectory, Path]:
     return RunDirectory(path), RunDirectory(path).best
 
 
-def _open_task(run: RunDirectory) -> Task:
+def open_task(run: RunDirectory) -> Task:
+    """The task of a run.
+
+    Raises:
+        RecipeError: when the directory holds no run, or its data are missing.
+    """
     recipe = run.recipe()
     return task_class(recipe.task)(recipe, run.vocabularies())
 

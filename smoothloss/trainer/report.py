@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from types import MappingProxyType
 from typing import Any
 
@@ -22,8 +22,10 @@ from smoothloss.similarity import SimilarityTable
 from smoothloss.trainer.charts import Line, line_chart
 from smoothloss.trainer.config import RecipeError
 from smoothloss.trainer.run import RunDirectory, recipe_values
+from smoothloss.trainer.tasks import Task
 from smoothloss.trainer.vocabulary import Vocabulary
 
+EXAMPLES = 12
 COLOURS = 6  # as many lines as the style sheet has colours
 SCORE_NAMES = {"bleu": "BLEU", "bleu_1": "BLEU-1", "bleu_4": "BLEU-4", "rouge_l": "ROUGE-L", "cider": "CIDEr"}
 NEIGHBOURS_SHOWN = 6
@@ -54,6 +56,11 @@ class Example:
     references: Sequence[str]
     picture: Picture | None = None
     source: str | None = None
+
+
+def first_examples(task: Task, split: str) -> list[Example]:
+    """The first inputs of a split."""
+    return [Example(each.name, each.references, source=each.source) for each in task.inputs(split)[:EXAMPLES]]
 
 
 @dataclass(frozen=True)
@@ -132,6 +139,7 @@ def write(
         _examples(results, examples),
         _similarity(results, words),
         _step_times(step_times or {}),
+        _time_shares(results),
         _settings(results),
     ]
     style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
@@ -346,6 +354,23 @@ def _step_times(step_times: Mapping[str, Sequence[float]]) -> str:
     table = _table(["loss", "median ms", "quartiles ms", "relative", "steps"], rows, (1, 2, 3, 4))
     note = "Whole training steps (data, forward, loss, backward, Adam) on one thread, the losses taking turns."
     return f'<section><h2>Time of a step</h2>{table}<p class="note">{note}</p></section>'
+
+
+def _time_shares(results: Sequence[_Results]) -> str:
+    """Where the time of a training step goes, averaged over the lines that say so."""
+    logged = [[line["time"] for line in result.metrics if "time" in line] for result in results]
+    parts = list(dict.fromkeys(part for lines in logged for line in lines for part in line))
+    if not parts:
+        return ""
+    rows = [
+        [
+            result.key,
+            *(f"{100 * mean(line.get(part, 0.0) for line in lines):.1f} %" if lines else "–" for part in parts),
+        ]
+        for result, lines in zip(results, logged, strict=True)
+    ]
+    table = _table(["run", *parts], rows, range(1, len(parts) + 1))
+    return f"<section><h2>Where the time of training goes</h2>{table}</section>"
 
 
 def _settings(results: Sequence[_Results]) -> str:

@@ -25,13 +25,12 @@ from smoothloss.trainer import report
 from smoothloss.trainer.checkpoint import write_json
 from smoothloss.trainer.config import RecipeError
 from smoothloss.trainer.files import read_json
+from smoothloss.trainer.models import open_task
 from smoothloss.trainer.processes import last_words, start_training
 from smoothloss.trainer.recipes import load_recipe, read_yaml
 from smoothloss.trainer.run import RunDirectory
 from smoothloss.trainer.significance import Comparison, paired_bootstrap
-from smoothloss.trainer.tasks import Task, task_class
-
-EXAMPLES = 12
+from smoothloss.trainer.tasks import Task
 
 
 @dataclass
@@ -241,7 +240,7 @@ def _write(table: Table, runs: list[Run], out: Path) -> Path:
 def _results(table: Table, done: list[Run]) -> list[Result]:
     by_row = {key: [run for run in done if run.row == key] for key in table.rows}
     baseline = by_row[table.baseline]
-    task = _task_of(baseline[0].directory) if baseline else None
+    task = open_task(baseline[0].directory) if baseline else None
     found = []
     for key, row in table.rows.items():
         if not by_row[key]:
@@ -256,11 +255,6 @@ def _results(table: Table, done: list[Run]) -> list[Result]:
         times = [step_ms(run.directory) for run in by_row[key]]
         found.append(Result(key, row.label or key, by_metric, row.paper, times, comparison))
     return found
-
-
-def _task_of(run: RunDirectory) -> Task:
-    recipe = run.recipe()
-    return task_class(recipe.task)(recipe, run.vocabularies())
 
 
 def _compare(task: Task, split: str, system: list[Run], baseline: list[Run]) -> Comparison:
@@ -334,8 +328,6 @@ def _write_report(table: Table, results: list[Result], runs: list[RunDirectory],
     base_ms = _base_ms(table, results)
     rows = [cells(table, result, base_ms) for result in results]
     section = report.section(table.title, headings(table), rows, _legend(table))
-    shown = _task_of(runs[0]).inputs(table.split)[:EXAMPLES]
-    examples = [report.Example(each.name, each.references, source=each.source) for each in shown]
     introduction = f"Curves, examples and settings below are of seed {table.seeds[0]}."
     report.write(
         runs,
@@ -343,6 +335,6 @@ def _write_report(table: Table, results: list[Result], runs: list[RunDirectory],
         title=table.title,
         introduction=introduction,
         split=table.split,
-        examples=examples,
+        examples=report.first_examples(open_task(runs[0]), table.split),
         sections=[section],
     )

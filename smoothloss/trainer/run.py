@@ -5,13 +5,15 @@ environment.json            versions, commit, command line, threads
 vocabulary.<name>.json      the vocabularies
 table.safetensors           the similarity table, when the loss has one
 cider.safetensors           the document frequencies of the training references, when the reward is CIDEr
-metrics.jsonl               training loss every few steps; validation after each epoch
+metrics.jsonl               training loss every few steps, and where the time went; validation after each epoch
 checkpoints/last.safetensors, checkpoints/best.safetensors
 checkpoints/step_<n>.safetensors                  the last validated models, when the recipe keeps them
 checkpoints/average.safetensors                   their mean, by `smoothloss average`
 scores.<split>.json, hypotheses.<split>.json      what the best checkpoint gives
 nbest.<split>.jsonl                               the same with scores, and the hypotheses after the best
 captions.<split>.json       the same hypotheses as COCO's test server takes them, for captioning
+report.html                 curves, scores, examples, neighbours, settings and versions, to be looked at
+tensorboard/                what metrics.jsonl holds, when the recipe asks for it
 """
 
 from __future__ import annotations

@@ -33,6 +33,12 @@ def test_train_evaluate_and_look_into_the_table(
     assert main(["evaluate", str(out), "--split", "validation", "--beam_size", "4"]) == 0
     assert "validation: bleu" in capsys.readouterr().out
     assert (out / "scores.validation.json").is_file()
+    page = (out / "report.html").read_text()
+    assert "Where the time of training goes" in page
+    assert "backward" in page
+    compared = str(tmp_path / "compared.html")
+    assert main(["report", str(out), str(out), "--out", compared]) == 0
+    assert Path(compared).read_text().count("whole recipe") == 2
     vocabulary = str(out / "vocabulary.target.json")
     assert main(["table", "show", str(out / "table.safetensors"), "--vocabulary", vocabulary, "dog"]) == 0
     assert "dog (seen" in capsys.readouterr().out

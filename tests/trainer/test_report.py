@@ -142,6 +142,20 @@ def test_similarity_shows_neighbours_and_mass(tmp_path: Path) -> None:
     assert f">{100 * float(dense[token]):.1f} %<" in page
 
 
+def test_shares_of_time_are_averaged_over_the_lines_that_have_them(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / name, name, 40.0) for name in ("a", "b")]
+    times = [{"forward": 0.5, "loss": 0.5}, {"forward": 0.3, "loss": 0.5, "reward": 0.2}]
+    lines = [{"step": step, "epoch": 3, "train_loss": 1.0, "time": time} for step, time in enumerate(times, 30)]
+    with runs[0].metrics_file.open("a") as file:
+        file.write("".join(f"{json.dumps(line)}\n" for line in lines))
+    report.write(runs, tmp_path / "r.html")
+    page = (tmp_path / "r.html").read_text()
+    section = page[page.index("Where the time of training goes") :].split("</section>")[0]
+    assert [part.strip() for part in re.findall(r"<td[^>]*>([^<]* %|–)</td>", section)] == [
+        "40.0 %", "50.0 %", "10.0 %", "–", "–", "–",
+    ]  # fmt: skip
+
+
 def test_a_run_without_results_is_shown_as_far_as_it_went(tmp_path: Path) -> None:
     run = make_run(tmp_path / "a", "young", 1.0)
     for name in ("scores.test.json", "hypotheses.test.json", "metrics.jsonl", "environment.json"):
