@@ -8,7 +8,7 @@ import platform
 
 import torch
 
-from smoothloss.ops import dispatch, native
+from smoothloss.ops import compiled, dispatch, native
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -24,7 +24,7 @@ def report() -> str:
         lines.append(f"  cuda auto      {chosen}")
     chosen = ", ".join(f"{_short(d)}: {dispatch.choose('auto', 'cpu', d)}" for d in _DTYPES)
     lines.append(f"  cpu  auto      {chosen}")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *_rewards()])
 
 
 def _short(dtype: torch.dtype) -> str:
@@ -62,6 +62,16 @@ def _instruction_set() -> list[str]:
         return [f"instruction set of the CPU kernels: none ({native.unavailable('cpu', torch.float32)})"]
     chosen = os.environ.get("SMOOTHLOSS_ISA") or available[0]
     return [f"instruction set of the CPU kernels: {chosen} (this machine runs {', '.join(available)})"]
+
+
+def _rewards() -> list[str]:
+    """Return where BLEU, CIDEr and the other rewards are computed."""
+    cpu, why = compiled.load("_C")
+    lines = [f"rewards on the cpu   {'_C' if cpu is not None else f'no: {why}'}"]
+    if torch.cuda.is_available():
+        cuda, why = compiled.load("_C_cuda")
+        lines.append(f"rewards on cuda      {'_C_cuda' if cuda is not None else f'on the cpu, by copies: {why}'}")
+    return lines
 
 
 def _availability(name: str, device_type: str) -> str:

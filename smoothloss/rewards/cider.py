@@ -32,7 +32,8 @@ class Cider:
     ``exp(-(b(c) - b(r))^2 / (2 sigma^2))``, b the number of bigrams.
 
     Document frequencies are counted once, here. What is known of a reference alone, the norms of its vectors, is
-    computed at the first call with it and remembered as long as the packed references live.
+    computed at the first call with it and remembered as long as the packed references live. On CUDA that is done on the
+    stream of that call: a first call on another stream must wait for it (``stream.wait_stream``).
 
     Args:
         references: the corpus: each input with its references is one document.
