@@ -149,6 +149,9 @@ fi
 if wanted rewards; then
     bench rewards rewards 20 || failed=1
 fi
+if wanted sampling; then
+    bench sampling sampling 10 || failed=1
+fi
 step targets "$last" bash -c judge || failed=1
 
 report() {
@@ -157,7 +160,7 @@ report() {
     for tool in memcheck racecheck; do
         [[ -f $logs/$tool.log ]] && grep -E '^=+ (ERROR|RACECHECK|Invalid|Error|Warning)' "$logs/$tool.log" | head -n 10
     done
-    for suite in linear logits logits32 exact lazy rewards; do
+    for suite in linear logits logits32 exact lazy rewards sampling; do
         [[ -f $logs/$suite.log ]] && grep -E '^\|' "$logs/$suite.log"
     done
     echo
