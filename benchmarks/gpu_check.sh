@@ -9,7 +9,7 @@
 # In the environment, all optional:
 #   PEERS    folder with wheels of peers (liger_kernel, cut_cross_entropy, ...), installed beside the package
 #   COMMIT   what the results are recorded under where git is not at hand
-#   STEPS    the steps to run, default: "tests sanitizer logits linear exact lazy rewards"
+#   STEPS    the steps to run, default: "tests sanitizer logits linear exact lazy rewards sampling"
 # The steps are functions that `step` calls through bash -c, where their arguments expand:
 # shellcheck disable=SC2329,SC2016
 set -u
@@ -17,7 +17,7 @@ set -u
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 out=$(realpath -m "${OUT:-$root/build/gpu_check}")
 python=${PYTHON:-python3}
-steps=${STEPS:-tests sanitizer logits linear exact lazy rewards}
+steps=${STEPS:-tests sanitizer logits linear exact lazy rewards sampling}
 peers=${PEERS:+$(realpath -m "$PEERS")}
 total=535 # seconds for everything
 last=20   # of them for the table of targets, which comes last
@@ -74,7 +74,7 @@ describe() {
 run_tests() {
     local workers=()
     "$python" -c "import xdist" 2>/dev/null && workers=(-n 4)
-    cd "$root/tests" && "$python" -m pytest ops rewards -m gpu --quiet -p no:cacheprovider "${workers[@]}"
+    cd "$root/tests" && "$python" -m pytest ops rewards sampling -m gpu --quiet -p no:cacheprovider "${workers[@]}"
 }
 
 # One tool over the CUDA kernels. The allocator of torch is switched off, or it would hide what lies between tensors.
