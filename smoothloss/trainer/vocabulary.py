@@ -69,8 +69,11 @@ class Vocabulary:
             min_count: Pairs of pieces and characters seen less often are not learnt.
 
         Raises:
+            ValueError: when the size has no place for a piece.
             RecipeError: when tokenizers is not installed.
         """
+        if size <= len(SPECIAL_WORDS):
+            raise ValueError(f"size must be more than the {len(SPECIAL_WORDS)} special tokens, got {size}")
         sentences = list(sentences)
         bpe = Bpe.learn(sentences, size - len(SPECIAL_WORDS) + 1, min_count)
         words = [*SPECIAL_WORDS, *(piece for piece in bpe.pieces if piece not in SPECIAL_WORDS)]

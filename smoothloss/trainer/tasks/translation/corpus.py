@@ -184,7 +184,6 @@ def _raw_lines(data: TranslationData, lines: dict[str, Pairs]) -> dict[str, list
         key = f"data.raw.{split}"
         raw[split] = files.read_lines(files.existing_file(path, key), key)
         if len(raw[split]) != len(splits[split]):
-            raise RecipeError(
-                f"{key} has {len(raw[split])} lines, the split {len(splits[split])}; they must be the same"
-            )
+            sizes = f"has {len(raw[split])} lines and the split {len(splits[split])}"
+            raise RecipeError(f"{key} {sizes}; they must be the same")
     return raw

@@ -23,7 +23,7 @@ from smoothloss.trainer.tasks.translation.data import (
 )
 from smoothloss.trainer.tasks.translation.model import AttentiveModel, TranslationModel
 from smoothloss.trainer.tasks.translation.moses import moses_detokenizer
-from smoothloss.trainer.vocabulary import Vocabulary
+from smoothloss.trainer.vocabulary import SPECIAL_TOKENS, Vocabulary
 
 
 class TranslationTask(Task):
@@ -140,6 +140,8 @@ def _check(data: TranslationData, model: TranslationModel) -> None:
     for key in ("bpe", "batch_tokens", "max_words"):
         if getattr(data, key) < 0:
             raise RecipeError(f"data.{key} must not be negative, got {getattr(data, key)}")
+    if 0 < data.bpe <= len(SPECIAL_TOKENS):
+        raise RecipeError(f"data.bpe must be 0 or more than the {len(SPECIAL_TOKENS)} special tokens, got {data.bpe}")
     if data.bpe and data.max_words:
         raise RecipeError("data.max_words cuts a vocabulary of words; with data.bpe the size is data.bpe itself")
     if model.layers < 1:
