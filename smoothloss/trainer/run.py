@@ -167,8 +167,8 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def environment() -> dict[str, Any]:
     """Versions, commit, machine and command line."""
-    packages = ("smoothloss", "torch", "triton", "numpy", "sacrebleu", "safetensors", "accelerate")
-    packages += ("tokenizers", "sacremoses")
+    packages: tuple[str, ...] = ("smoothloss", "torch", "triton", "numpy", "accelerate", "safetensors")
+    packages += ("sacrebleu", "sacremoses", "tokenizers")
     return {
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in packages}},
         "commit": _commit(),
