@@ -5,7 +5,7 @@ VENV ?= .venv
 PYTEST_ARGS ?=
 # Files or folders below tests/; all of them when empty.
 TESTS ?=
-EXTRAS ?= train,tensorboard,caption,features,bench,dev
+EXTRAS ?= train,translate,tensorboard,caption,features,bench,dev
 
 # Absolute, because the tests run from within tests/: there, `import smoothloss` finds the installed package with its
 # compiled modules and never the source folder of that name.

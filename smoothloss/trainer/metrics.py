@@ -26,6 +26,23 @@ def corpus_bleu(candidates: Sequence[str], references: Sequence[Sequence[str]]) 
     return {"bleu": float(score.score), "bleu_signature": str(metric.get_signature())}
 
 
+def detokenized_bleu(
+    candidates: Sequence[str], references: Sequence[Sequence[str]], *, lowercase: bool = False
+) -> dict[str, float | str]:
+    """``{"bleu_detokenized": 0..100, "bleu_detokenized_signature": ...}`` of raw text by sacrebleu, tokeniser 13a.
+
+    Args:
+        candidates: One line of text per input.
+        references: One or more lists of reference lines, each as long as ``candidates``.
+        lowercase: Leave case out.
+    """
+    from sacrebleu.metrics.bleu import BLEU
+
+    metric = BLEU(tokenize="13a", lowercase=lowercase)
+    score = metric.corpus_score(list(candidates), [list(lines) for lines in references])
+    return {"bleu_detokenized": float(score.score), "bleu_detokenized_signature": str(metric.get_signature())}
+
+
 @dataclass(frozen=True)
 class Scores:
     """Scores of a set of sentences, times 100.

@@ -43,6 +43,9 @@ from smoothloss.trainer.vocabulary import Vocabulary
 FREE_KEYS: tuple[str, ...] = ("name", "device", "decoding.", "data.", "training.epochs", "training.max_steps")
 FREE_KEYS += ("training.max_minutes", "training.checkpoint_every", "training.patience", "training.keep_checkpoints")
 FREE_KEYS += ("training.tensorboard",)
+# What of the data makes up the batches. Paths may change: data may move.
+FIXED_KEYS: tuple[str, ...] = ("data.batch_tokens", "data.bpe", "data.joint_vocabulary", "data.max_length")
+FIXED_KEYS += ("data.held_out", "data.split_seed", "data.tokenize")
 
 
 class RunDirectory:
@@ -94,7 +97,8 @@ class RunDirectory:
         """
         new, old = _flat(recipe_values(recipe)), _flat(recipe_values(self.recipe()))
         for key in sorted({*new, *old}):
-            if new.get(key) != old.get(key) and not key.startswith(FREE_KEYS):
+            free = key.startswith(FREE_KEYS) and not key.startswith(FIXED_KEYS)
+            if new.get(key) != old.get(key) and not free:
                 values = f"{key} is {old.get(key)!r} there and {new.get(key)!r} in the recipe"
                 raise RecipeError(f"cannot resume {self.path}: {values}")
 
@@ -163,7 +167,8 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def environment() -> dict[str, Any]:
     """Versions, commit, machine and command line."""
-    packages = ("smoothloss", "torch", "triton", "numpy", "sacrebleu", "safetensors", "accelerate")
+    packages: tuple[str, ...] = ("smoothloss", "torch", "triton", "numpy", "accelerate", "safetensors")
+    packages += ("sacrebleu", "sacremoses", "tokenizers")
     return {
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in packages}},
         "commit": _commit(),

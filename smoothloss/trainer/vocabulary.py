@@ -1,4 +1,4 @@
-"""Words and their numbers."""
+"""Words, or pieces of words, and their numbers."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+from smoothloss.trainer.bpe import Bpe
 
 PAD, BOS, EOS, UNK = 0, 1, 2, 3
 SPECIAL_WORDS = ("<pad>", "<bos>", "<eos>", "<unk>")
@@ -16,43 +18,85 @@ class Vocabulary:
     """Words by number. The four special tokens come first: PAD 0, BOS 1, EOS 2, UNK 3.
 
     Args:
-        words: All words, special ones included, in order.
+        words: All words, special ones included, in order; with ``bpe`` its pieces.
         counts: How often each was seen in training, in the same order; the special tokens' counts are 0 but for UNK,
             which counts the occurrences of all words left out.
+        bpe: Cuts words into pieces, which are then what is numbered; None: words are numbered whole.
 
     Raises:
         ValueError: when the special tokens do not come first, a word repeats, or the lengths differ.
     """
 
-    def __init__(self, words: Sequence[str], counts: Sequence[int]) -> None:
+    def __init__(self, words: Sequence[str], counts: Sequence[int], bpe: Bpe | None = None) -> None:
         if tuple(words[:4]) != SPECIAL_WORDS:
             raise ValueError(f"words must begin with {' '.join(SPECIAL_WORDS)}, got {' '.join(words[:4])!r}")
         if len(counts) != len(words):
             raise ValueError(f"counts must have one entry per word ({len(words)}), got {len(counts)}")
         self.words = list(words)
         self.counts = list(counts)
+        self.bpe = bpe
         self.tokens = {word: token for token, word in enumerate(self.words)}
         if len(self.tokens) != len(self.words):
             raise ValueError("words must not repeat")
 
     @classmethod
-    def build(cls, sentences: Iterable[Sequence[str]], min_count: int = 1) -> Vocabulary:
-        """The words seen at least ``min_count`` times, most frequent first (ties in alphabetical order)."""
+    def build(cls, sentences: Iterable[Sequence[str]], min_count: int = 1, max_words: int = 0) -> Vocabulary:
+        """The words seen at least ``min_count`` times, most frequent first (ties in alphabetical order).
+
+        Args:
+            sentences: Training text.
+            min_count: Words seen less often become UNK.
+            max_words: The so many most frequent words alone, special ones not counted; 0: all.
+        """
         seen: Counter[str] = Counter()
         for sentence in sentences:
             seen.update(sentence)
         for special in SPECIAL_WORDS:
             seen.pop(special, None)
         kept = sorted((word for word, n in seen.items() if n >= min_count), key=lambda word: (-seen[word], word))
+        kept = kept[:max_words] if max_words else kept
         unknown = sum(seen.values()) - sum(seen[word] for word in kept)
         return cls([*SPECIAL_WORDS, *kept], [0, 0, 0, unknown, *(seen[word] for word in kept)])
+
+    @classmethod
+    def learn_bpe(cls, sentences: Iterable[Sequence[str]], size: int, min_count: int = 1) -> Vocabulary:
+        """The pieces of byte-pair encoding, characters and merges in the order they were learnt.
+
+        Args:
+            sentences: Training text, as words.
+            size: Size of the vocabulary, special tokens included. It may come out smaller, when no pair of pieces is
+                left, or larger, when there are more characters.
+            min_count: Pairs of pieces and characters seen less often are not learnt.
+
+        Raises:
+            ValueError: when the size has no place for a piece.
+            RecipeError: when tokenizers is not installed.
+        """
+        if size <= len(SPECIAL_WORDS):
+            raise ValueError(f"size must be more than the {len(SPECIAL_WORDS)} special tokens, got {size}")
+        sentences = list(sentences)
+        bpe = Bpe.learn(sentences, size - len(SPECIAL_WORDS) + 1, min_count)
+        words = [*SPECIAL_WORDS, *(piece for piece in bpe.pieces if piece not in SPECIAL_WORDS)]
+        return cls(words, [0] * len(words), bpe).recount(sentences)
+
+    def recount(self, sentences: Iterable[Sequence[str]]) -> Vocabulary:
+        """The same words with their counts in other text."""
+        seen: Counter[int] = Counter()
+        for sentence in sentences:
+            seen.update(self.encode(sentence))
+        counts = [0 if token in (PAD, BOS, EOS) else seen[token] for token in range(len(self))]
+        return Vocabulary(self.words, counts, self.bpe)
 
     def __len__(self) -> int:
         return len(self.words)
 
+    def segment(self, sentence: Sequence[str]) -> list[str]:
+        """The words of a sentence, or their pieces."""
+        return list(sentence) if self.bpe is None else self.bpe.segment(sentence)
+
     def encode(self, sentence: Sequence[str]) -> list[int]:
-        """The tokens of a sentence's words; unknown words become UNK. Neither BOS nor EOS is added."""
-        return [self.tokens.get(word, UNK) for word in sentence]
+        """The tokens of a sentence's words; what is unknown becomes UNK. Neither BOS nor EOS is added."""
+        return [self.tokens.get(word, UNK) for word in self.segment(sentence)]
 
     def decode(self, tokens: Iterable[int]) -> list[str]:
         """The words of ``tokens`` up to the first EOS; PAD and BOS are left out."""
@@ -62,12 +106,14 @@ class Vocabulary:
                 break
             if token not in (PAD, BOS):
                 words.append(self.words[token])
-        return words
+        return words if self.bpe is None else self.bpe.join(words)
 
     def save(self, path: str | Path) -> None:
-        """Write JSON: ``{"words": [...], "counts": [...]}``."""
-        content = json.dumps({"words": self.words, "counts": self.counts}, ensure_ascii=False)
-        Path(path).write_text(content, encoding="utf-8")
+        """Write JSON: ``{"words": [...], "counts": [...]}``, with BPE also ``"bpe"``: its model as a JSON string."""
+        content: dict[str, object] = {"words": self.words, "counts": self.counts}
+        if self.bpe is not None:
+            content["bpe"] = self.bpe.serialize()
+        Path(path).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> Vocabulary:
@@ -75,9 +121,11 @@ class Vocabulary:
 
         Raises:
             ValueError: when the file is something else.
+            RecipeError: when it has BPE and tokenizers is not installed.
         """
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
-            return cls(content["words"], content["counts"])
+            bpe = Bpe(content["bpe"]) if "bpe" in content else None
+            return cls(content["words"], content["counts"], bpe)
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is not a vocabulary: {error!r}") from None

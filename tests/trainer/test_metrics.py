@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from smoothloss.trainer.metrics import caption_scores, corpus_bleu, score_texts
+from smoothloss.trainer.metrics import caption_scores, corpus_bleu, detokenized_bleu, score_texts
 
 
 def test_bleu_of_equal_text_is_100_and_says_how_it_was_measured() -> None:
@@ -18,6 +18,18 @@ def test_bleu_by_hand() -> None:
     # 1- to 4-gram precisions 5/6, 3/5, 2/4, 1/3; equal lengths.
     scores = corpus_bleu(["a b c d x e"], [["a b c d e f"]])
     assert scores["bleu"] == pytest.approx(100 * (5 / 6 * 3 / 5 * 2 / 4 * 1 / 3) ** 0.25)
+
+
+def test_detokenized_bleu_is_that_of_13a_and_leaves_case_out_where_asked() -> None:
+    # 13a makes the full stop a word of its own: precisions 5/6, 3/5, 2/4, 1/3 again.
+    scores = detokenized_bleu(["A b c d x."], [["A b c d e."]])
+    assert scores["bleu_detokenized"] == pytest.approx(100 * (5 / 6 * 3 / 5 * 2 / 4 * 1 / 3) ** 0.25)
+    assert "tok:13a" in str(scores["bleu_detokenized_signature"])
+    lower = ["a dog runs on the grass."], [["A dog runs on the Grass."]]
+    assert float(detokenized_bleu(*lower)["bleu_detokenized"]) < 60
+    scores = detokenized_bleu(*lower, lowercase=True)
+    assert scores["bleu_detokenized"] == pytest.approx(100.0)
+    assert "case:lc" in str(scores["bleu_detokenized_signature"])
 
 
 REFERENCES = {"1": ["a dog runs on grass", "a brown dog runs"], "2": ["a man rides a horse"], "3": ["two cats sit"]}

@@ -16,6 +16,19 @@ def test_words_come_by_frequency_after_the_special_ones() -> None:
     assert (PAD, BOS, EOS, UNK) == (0, 1, 2, 3)
 
 
+def test_the_most_frequent_words_alone() -> None:
+    vocabulary = Vocabulary.build(SENTENCES, max_words=2)
+    assert vocabulary.words == [*SPECIAL_WORDS, "b", "a"]
+    assert vocabulary.counts == [0, 0, 0, 2, 3, 2]
+
+
+def test_words_are_counted_again_in_other_text() -> None:
+    vocabulary = Vocabulary.build(SENTENCES, min_count=2)
+    assert vocabulary.recount(SENTENCES[:1]).words == vocabulary.words
+    assert vocabulary.recount([["b", "a", "b"], ["x"]]).counts == [0, 0, 0, 1, 2, 1]
+    assert vocabulary.counts == [0, 0, 0, 2, 3, 2]
+
+
 def test_encode_and_decode() -> None:
     vocabulary = Vocabulary.build(SENTENCES)
     tokens = vocabulary.encode(["a", "nowhere", "c"])

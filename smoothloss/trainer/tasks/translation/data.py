@@ -1,16 +1,14 @@
-"""Tokenised parallel text and its batches."""
+"""What a recipe says of parallel text, and its batches."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import Literal
 
 import torch
 
-from smoothloss.trainer import files
-from smoothloss.trainer.config import RecipeError
 from smoothloss.trainer.tasks import Batch, pad_rows
 from smoothloss.trainer.vocabulary import EOS
 
@@ -19,71 +17,62 @@ BATCHES_PER_POOL = 50  # sentences are sorted by length within pools of so many 
 
 @dataclass
 class TranslationData:
-    """Tokenised parallel text, one sentence a line, ``.gz`` or plain.
+    """Parallel text, ``.gz`` or plain: one sentence a line in two files, or pairs separated by tabs in one.
 
     Args:
-        train: Prefix of the training files; ``.<source>`` and ``.<target>`` are appended, or ``.<source>.gz``.
-        validation: Prefix of the validation files.
-        test: Prefix of the test files by name of the split, such as ``{test: data/test_2016_flickr.lc.norm.tok}``.
+        train: With ``format`` ``lines`` the prefix of the training files, ``.<source>`` and ``.<target>`` are appended,
+            or ``.<source>.gz``; with ``tsv`` the file.
         source: Source language, the ending of its files.
         target: Target language, the ending of its files.
-        min_count: Words seen less often in training become UNK.
+        validation: Prefix of the validation files, or the file; not needed when ``held_out`` has a validation part.
+        test: Prefix of the test files, or the file, by name of the split, such as
+            ``{test: data/test_2016_flickr.lc.norm.tok}``.
+        format: ``lines``: a file for each language. ``tsv``: pairs in one file, as Tatoeba has them.
+        columns: Languages of the columns of a ``tsv`` file, from the first; further columns are not read.
+        held_out: Sizes of the parts that are cut from the training part by name, such as ``{validation: 2000, test:
+            0.02}``: pairs from 1 on, a share below. The training part is then made of the pairs with a word on either
+            side, the first of every source sentence alone, so that no part holds a source sentence of another.
+        split_seed: Seeds the choice of ``held_out``; apart from the run's seed, so that all runs have the same test.
+        lowercase: Lower the case of the text. Set it also for text that is in lower case already: detokenised BLEU then
+            leaves case out.
+        tokenize: ``none``: words are what spaces separate. ``moses``: of sacremoses, for raw text; BLEU is computed on
+            these words.
+        raw: Files of raw target text by split, one line per pair, ``.gz`` or plain: what detokenised BLEU compares
+            with. With ``tokenize: moses`` every split has its own and needs none here.
+        min_count: Words seen less often in training become UNK; with ``bpe``, pairs of pieces and characters.
+        max_words: The so many most frequent words alone; 0: all.
+        bpe: Size of the vocabularies of pieces that byte-pair encoding learns, special tokens included; 0: words.
+            ``loss.embeddings.path`` then has to hold vectors of pieces.
+        joint_vocabulary: One vocabulary for both sides. The vocabulary pool and label smoothing then reach the words of
+            the source too.
         max_length: Training pairs with more words on either side are left out.
+        batch_tokens: Target positions per training batch at most, EOS and padding counted (rows times the longest); a
+            longer sentence is a batch of its own. 0: batches of ``training.batch_size`` sentences.
     """
 
     train: str
-    validation: str
     source: str
     target: str
+    validation: str | None = None
     test: dict[str, str] = field(default_factory=dict)
+    format: Literal["lines", "tsv"] = "lines"
+    columns: list[str] = field(default_factory=lambda: ["en", "de"])
+    held_out: dict[str, float] = field(default_factory=dict)
+    split_seed: int = 1
+    lowercase: bool = False
+    tokenize: Literal["none", "moses"] = "none"
+    raw: dict[str, str] = field(default_factory=dict)
     min_count: int = 2
+    max_words: int = 0
+    bpe: int = 0
+    joint_vocabulary: bool = False
     max_length: int = 100
+    batch_tokens: int = 0
 
 
-Sentence = list[str]
-
-
-@dataclass(frozen=True)
-class ParallelText:
-    """Source and target sentences as words, in the same order."""
-
-    source: list[Sentence]
-    target: list[Sentence]
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-
-def read_lines(prefix: str, language: str, key: str) -> list[Sentence]:
-    """The tokenised lines of ``<prefix>.<language>``, or of the same with ``.gz``.
-
-    Raises:
-        RecipeError: when the file is missing or is not UTF-8.
-    """
-    try:
-        path = files.existing_file(f"{prefix}.{language}", key)
-    except RecipeError as missing:
-        try:
-            path = files.existing_file(f"{prefix}.{language}.gz", key)
-        except RecipeError:
-            raise missing from None
-    return [line.split() for line in files.read_lines(path, key)]
-
-
-def read_parallel(prefix: str, data: TranslationData, key: str) -> ParallelText:
-    """Both sides of one part of the data.
-
-    Raises:
-        RecipeError: when a file is missing or the sides differ in length.
-    """
-    source, target = read_lines(prefix, data.source, key), read_lines(prefix, data.target, key)
-    if len(source) != len(target):
-        sizes = f"{len(source)} lines of {data.source} and {len(target)} of {data.target}"
-        raise RecipeError(f"{key}: {Path(prefix).name} has {sizes}; they must be the same")
-    return ParallelText(source, target)
-
-
-def bucketed_plan(lengths: Sequence[tuple[int, int]], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+def bucketed_plan(
+    lengths: Sequence[tuple[int, int]], batch_size: int, seed: int, epoch: int, *, batch_tokens: int = 0
+) -> list[list[int]]:
     """Batches of example numbers: shuffled, then sorted by length within pools, then the batches shuffled.
 
     Args:
@@ -91,17 +80,41 @@ def bucketed_plan(lengths: Sequence[tuple[int, int]], batch_size: int, seed: int
         batch_size: Examples per batch; the last of a pool may be smaller.
         seed: The run's seed.
         epoch: Counted from 0. The plan depends on nothing but these arguments.
+        batch_tokens: In place of ``batch_size`` where it is not 0: rows times the longest target, EOS counted, at most;
+            a longer target is a batch of its own.
     """
     order = random.Random(f"{seed}/{epoch}")
     examples = list(range(len(lengths)))
     order.shuffle(examples)
-    pool_size = batch_size * BATCHES_PER_POOL
+    if batch_tokens:
+        positions = sum(target + 1 for target, _ in lengths)
+        pool_size = max(1, BATCHES_PER_POOL * batch_tokens * len(lengths) // max(1, positions))
+    else:
+        pool_size = batch_size * BATCHES_PER_POOL
     batches: list[list[int]] = []
     for start in range(0, len(examples), pool_size):
         pool = sorted(examples[start : start + pool_size], key=lambda example: lengths[example])
-        batches += [pool[first : first + batch_size] for first in range(0, len(pool), batch_size)]
+        if batch_tokens:
+            batches += _cut_by_tokens(pool, lengths, batch_tokens)
+        else:
+            batches += [pool[first : first + batch_size] for first in range(0, len(pool), batch_size)]
     order.shuffle(batches)
     return batches
+
+
+def _cut_by_tokens(
+    examples: Sequence[int], lengths: Sequence[tuple[int, int]], batch_tokens: int
+) -> Iterator[list[int]]:
+    """Batches of at most so many target positions from examples whose lengths rise."""
+    batch: list[int] = []
+    for example in examples:
+        width = lengths[example][0] + 1  # the longest so far
+        if batch and (len(batch) + 1) * width > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(example)
+    if batch:
+        yield batch
 
 
 def make_batch(source: Sequence[list[int]], target: Sequence[list[int]]) -> Batch:

@@ -28,7 +28,10 @@ class TranslationModel:
         encoder: Hidden size of the encoder in each direction.
         decoder: Hidden size of the decoder.
         attention: Size of the attention's hidden layer.
-        dropout: On embeddings, encoder states and the layer before the classifier.
+        dropout: On embeddings, encoder states (between layers too) and the layer before the classifier.
+        layers: Of the encoder.
+        tie: Weights that are one: ``decoder``: target embedding and classifier; ``all``: source embedding too, which
+            needs ``data.joint_vocabulary``.
     """
 
     cell: Literal["gru", "lstm"] = "gru"
@@ -37,6 +40,8 @@ class TranslationModel:
     decoder: int = 256
     attention: int = 256
     dropout: float = 0.2
+    layers: int = 1
+    tie: Literal["none", "decoder", "all"] = "none"
 
 
 class Memory(NamedTuple):
@@ -65,6 +70,9 @@ class AttentiveModel(SequenceModel):
 
     Everything that does not depend on the recurrence (embeddings' and encoder states' share of the gates, the output
     layer, the classifier) is computed for all positions at once.
+
+    Raises:
+        ValueError: when all embeddings are tied and the vocabularies differ in size.
     """
 
     def __init__(self, config: TranslationModel, source_size: int, target_size: int) -> None:
@@ -76,7 +84,14 @@ class AttentiveModel(SequenceModel):
         self.sizes = [gates, config.attention]
         self.dropout = nn.Dropout(config.dropout)
         self.source_embedding = nn.Embedding(source_size, config.embedding, padding_idx=PAD)
-        self.encoder = encoder(config.embedding, config.encoder, bidirectional=True, batch_first=True)
+        self.encoder = encoder(
+            config.embedding,
+            config.encoder,
+            config.layers,
+            bidirectional=True,
+            batch_first=True,
+            dropout=config.dropout if config.layers > 1 else 0.0,
+        )
         self.start = nn.Linear(width, config.decoder)
         self.keys = nn.Linear(width, config.attention, bias=False)
         self.target_embedding = nn.Embedding(target_size, config.embedding, padding_idx=PAD)
@@ -87,7 +102,19 @@ class AttentiveModel(SequenceModel):
         self.energy = nn.Linear(config.attention, 1, bias=False)
         self.output = nn.Linear(config.decoder + width + config.embedding, config.embedding)
         self.classifier = nn.Linear(config.embedding, target_size)
+        self._tie(config.tie)
         self._initialise()
+
+    def _tie(self, tie: Literal["none", "decoder", "all"]) -> None:
+        # The classifier then trains PAD's row of the embeddings as well. No output depends on it: the encoder packs its
+        # input, the attention masks it, and the decoder reads PAD only where it has nothing left to say.
+        if tie != "none":
+            self.classifier.weight = self.target_embedding.weight
+        if tie == "all":
+            sizes = [self.source_embedding.num_embeddings, self.target_embedding.num_embeddings]
+            if sizes[0] != sizes[1]:
+                raise ValueError(f"tie all needs vocabularies of one size, got {sizes[0]} and {sizes[1]}")
+            self.source_embedding.weight = self.target_embedding.weight
 
     def _initialise(self) -> None:
         for embedding in (self.source_embedding, self.target_embedding):

@@ -11,25 +11,25 @@ from torch import Tensor
 from smoothloss.rewards import References
 from smoothloss.rewards import corpus_bleu as bleu_of_statistics
 from smoothloss.trainer.config import Recipe, RecipeError
-from smoothloss.trainer.metrics import corpus_bleu, text_statistics
+from smoothloss.trainer.metrics import corpus_bleu, detokenized_bleu, text_statistics
 from smoothloss.trainer.tasks import Batch, Input, Task
+from smoothloss.trainer.tasks.translation.corpus import ParallelText, Sentence, read_corpus
 from smoothloss.trainer.tasks.translation.data import (
-    ParallelText,
     TranslationData,
     bucketed_plan,
     by_length,
     make_batch,
-    read_parallel,
     source_tensors,
 )
 from smoothloss.trainer.tasks.translation.model import AttentiveModel, TranslationModel
-from smoothloss.trainer.vocabulary import Vocabulary
+from smoothloss.trainer.tasks.translation.moses import moses_detokenizer
+from smoothloss.trainer.vocabulary import SPECIAL_TOKENS, Vocabulary
 
 
 class TranslationTask(Task):
-    """Tokenised parallel text, scored by tokenised BLEU.
+    """Parallel text, scored by tokenised BLEU, and by detokenised BLEU where there is raw text to compare with.
 
-    The splits are ``validation`` and those named in ``data.test``.
+    The splits are ``validation`` and those named in ``data.test`` and ``data.held_out``.
     """
 
     data_config = TranslationData
@@ -38,18 +38,16 @@ class TranslationTask(Task):
 
     def __init__(self, recipe: Recipe, vocabularies: dict[str, Vocabulary] | None = None) -> None:
         data: TranslationData = recipe.data
+        _check(data, recipe.model)
         self.recipe = recipe
-        self.splits = {"validation": read_parallel(data.validation, data, "data.validation")}
-        for name, prefix in data.test.items():
-            self.splits[name] = read_parallel(prefix, data, f"data.test.{name}")
-        self.test_splits = list(data.test)
-        self.train = _short_pairs(read_parallel(data.train, data, "data.train"), data.max_length)
+        corpus = read_corpus(data)
+        self.splits, self.raw = corpus.parts, corpus.raw
+        self.train = self.splits.pop("train").short_pairs(data.max_length)
+        self.test_splits = [split for split in self.splits if split != "validation"]
+        self._detokenize = moses_detokenizer(data.target, "data.raw") if self.raw else None
         if not len(self.train):
             raise RecipeError(f"data.train: no pair of sentences with at most {data.max_length} words")
-        self.vocabularies = vocabularies or {
-            "source": Vocabulary.build(self.train.source, data.min_count),
-            "target": Vocabulary.build(self.train.target, data.min_count),
-        }
+        self.vocabularies = vocabularies or build_vocabularies(self.train, data)
         self._train_tokens = self._encode(self.train)
         self._lengths = [(len(target), len(source)) for source, target in zip(*self._train_tokens, strict=True)]
 
@@ -62,12 +60,13 @@ class TranslationTask(Task):
         return AttentiveModel(self.recipe.model, len(self.vocabularies["source"]), len(self.vocabulary))
 
     def target_sentences(self) -> Iterable[Sequence[str]]:
-        """The training part's target side."""
-        return self.train.target
+        """The training part's target side, with BPE as pieces."""
+        return (self.vocabulary.segment(words) for words in self.train.target)
 
     def train_plan(self, epoch: int) -> Sequence[Sequence[int]]:
         """Length-bucketed batches."""
-        return bucketed_plan(self._lengths, self.recipe.training.batch_size, self.recipe.seed, epoch)
+        batch_size, batch_tokens = self.recipe.training.batch_size, self.recipe.data.batch_tokens
+        return bucketed_plan(self._lengths, batch_size, self.recipe.seed, epoch, batch_tokens=batch_tokens)
 
     def train_batch(self, examples: Sequence[int]) -> Batch:
         """The pairs of these numbers."""
@@ -97,9 +96,14 @@ class TranslationTask(Task):
             yield [str(number) for number in numbers], source_tensors([source[number] for number in numbers])
 
     def score(self, split: str, hypotheses: dict[str, str]) -> dict[str, float | str]:
-        """Corpus BLEU on the tokens, with sacrebleu's signature."""
+        """Corpus BLEU on the tokens, with sacrebleu's signature, and ``bleu_detokenized`` with its own."""
         inputs = self.inputs(split)
-        return corpus_bleu([hypotheses[each.name] for each in inputs], [[each.references[0] for each in inputs]])
+        written = [hypotheses[each.name] for each in inputs]
+        scores = corpus_bleu(written, [[each.references[0] for each in inputs]])
+        if self._detokenize is not None and split in self.raw:
+            texts = [self._detokenize(text.split()) for text in written]
+            scores |= detokenized_bleu(texts, [self.raw[split]], lowercase=self.recipe.data.lowercase)
+        return scores
 
     def statistics(self, split: str, hypotheses: dict[str, str]) -> Tensor:
         """BLEU's counts of each sentence."""
@@ -117,10 +121,30 @@ class TranslationTask(Task):
         return [Input(str(n), [" ".join(target)], " ".join(source)) for n, (source, target) in enumerate(pairs)]
 
 
-def _short_pairs(text: ParallelText, max_length: int) -> ParallelText:
-    pairs = [
-        (source, target)
-        for source, target in zip(text.source, text.target, strict=True)
-        if 0 < len(source) <= max_length and 0 < len(target) <= max_length
-    ]
-    return ParallelText([source for source, _ in pairs], [target for _, target in pairs])
+def build_vocabularies(train: ParallelText, data: TranslationData) -> dict[str, Vocabulary]:
+    """The vocabularies of both sides; a joint one has the same tokens, and counts of its own, on either side."""
+
+    def build(sentences: list[Sentence]) -> Vocabulary:
+        if data.bpe:
+            return Vocabulary.learn_bpe(sentences, data.bpe, data.min_count)
+        return Vocabulary.build(sentences, data.min_count, data.max_words)
+
+    if not data.joint_vocabulary:
+        return {"source": build(train.source), "target": build(train.target)}
+    joint = build(train.source + train.target)
+    return {"source": joint.recount(train.source), "target": joint.recount(train.target)}
+
+
+def _check(data: TranslationData, model: TranslationModel) -> None:
+    """Refuse values that have the right type and still make no sense."""
+    for key in ("bpe", "batch_tokens", "max_words"):
+        if getattr(data, key) < 0:
+            raise RecipeError(f"data.{key} must not be negative, got {getattr(data, key)}")
+    if 0 < data.bpe <= len(SPECIAL_TOKENS):
+        raise RecipeError(f"data.bpe must be 0 or more than the {len(SPECIAL_TOKENS)} special tokens, got {data.bpe}")
+    if data.bpe and data.max_words:
+        raise RecipeError("data.max_words cuts a vocabulary of words; with data.bpe the size is data.bpe itself")
+    if model.layers < 1:
+        raise RecipeError(f"model.layers must be positive, got {model.layers}")
+    if model.tie == "all" and not data.joint_vocabulary:
+        raise RecipeError("model.tie all needs one vocabulary for both sides: data.joint_vocabulary true")

@@ -2,13 +2,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from smoothloss.trainer.config import Recipe, RecipeError
+from smoothloss.trainer.loop import train
 from smoothloss.trainer.recipes import load_recipe
+from smoothloss.trainer.run import RunDirectory
 from smoothloss.trainer.tasks import task_class
 from smoothloss.trainer.tasks.translation import TranslationTask
+
+WORDS = ["red", "green", "blue", "dog", "cat", "bird", "runs", "sleeps", "sings", "here"]
 
 Make = Callable[..., Recipe]
 RECIPES = Path(__file__).resolve().parents[4] / "recipes" / "translation"
@@ -65,9 +70,131 @@ def test_an_unknown_split_is_named(make_recipe: Make) -> None:
         next(iter(TranslationTask(make_recipe()).sources("tset", 3)))
 
 
+def test_a_joint_vocabulary_counts_each_side(make_recipe: Make) -> None:
+    apart = TranslationTask(make_recipe()).vocabularies
+    joint = TranslationTask(make_recipe(data={"joint_vocabulary": True})).vocabularies
+    assert joint["source"].words == joint["target"].words
+    assert set(joint["target"].words) == {*apart["source"].words, *apart["target"].words}
+    for side in ("source", "target"):
+        counts = dict(zip(joint[side].words, joint[side].counts, strict=True))
+        assert {word: count for word, count in counts.items() if count} == {
+            word: count for word, count in zip(apart[side].words, apart[side].counts, strict=True) if count
+        }
+
+
+def test_pieces_are_what_the_losses_see_and_words_what_is_scored(make_recipe: Make) -> None:
+    pytest.importorskip("tokenizers")
+    task = TranslationTask(make_recipe(data={"bpe": 30}))
+    assert len(task.vocabulary) == 30
+    for words, pieces in zip(task.train.target, task.target_sentences(), strict=True):
+        assert [task.vocabulary.tokens[piece] for piece in pieces] == task.vocabulary.encode(words)
+    batch = task.train_batch([0, 5])
+    assert batch.inputs is not None
+    assert batch.lengths[0] == len(task.vocabulary.encode(task.train.target[0])) > len(task.train.target[0])
+    references = task.training_references().select(batch.inputs).tolist()
+    said = [task.vocabulary.decode(tokens) for own in references for tokens in own]
+    assert said == [task.train.target[0], task.train.target[5]]
+    right = {each.name: each.references[0] for each in task.inputs("test")}
+    assert set(" ".join(right.values()).split()) <= set(WORDS)
+    assert task.score("test", right)["bleu"] == pytest.approx(100.0)
+
+
+BPE: dict[str, Any] = {"bpe": 40, "joint_vocabulary": True, "batch_tokens": 64}
+
+
+@pytest.mark.parametrize("sampler", ["hamming", "edit"])
+def test_pieces_tied_weights_and_token_batches_train_resume_and_reopen(
+    make_recipe: Make, tmp_path: Path, sampler: str
+) -> None:
+    pytest.importorskip("tokenizers")
+    loss = {"name": "tok_seq", "alpha": 0.5, "token_alpha": 0.3, "beta": 0.05, "sampler": sampler, "num_samples": 2}
+    loss |= {"embeddings": {"dim": 8, "epochs": 1}, "reward": {"name": "bleu"}}
+    sections = {"data": BPE, "model": {"tie": "all"}, "loss": loss, "training": {"epochs": 1}}
+    whole, broken = RunDirectory(tmp_path / "whole"), RunDirectory(tmp_path / "broken")
+    scores = train(make_recipe(**sections), whole)
+    train(make_recipe(**{**sections, "training": {"epochs": 1, "max_steps": 7}}), broken)
+    assert train(make_recipe(**sections), broken, resume=True) == scores
+    losses = [run.metrics()[-1]["validation_loss"] for run in (whole, broken)]
+    assert losses[0] == losses[1]
+    first, again = (TranslationTask(whole.recipe(), known) for known in (None, whole.vocabularies()))
+    assert again.vocabulary.encode(["red", "wörld"]) == first.vocabulary.encode(["red", "wörld"])
+    with pytest.raises(RecipeError, match=r"cannot resume .*: data\.batch_tokens is 64 there and 32 in the recipe"):
+        train(make_recipe(**{**sections, "data": {**BPE, "batch_tokens": 32}}), broken, resume=True)
+
+
+def test_token_batches_take_the_place_of_sentence_batches(make_recipe: Make) -> None:
+    task = TranslationTask(make_recipe(data={"batch_tokens": 40}))
+    plan = task.train_plan(0)
+    assert sorted(number for batch in plan for number in batch) == list(range(200))
+    sizes = [task.train_batch(batch).target.numel() for batch in plan]
+    assert 30 < sum(sizes) / len(sizes) <= max(sizes) <= 40
+
+
+def test_detokenised_bleu_reads_raw_text(make_recipe: Make, tmp_path: Path) -> None:
+    pytest.importorskip("sacremoses")
+    lines = ["a red dog runs , a cat sleeps here .", "the bird ( a blue one ) sings !"]
+    (tmp_path / "t.up").write_text("".join(f"{line.upper()}\n" for line in lines))
+    (tmp_path / "t.low").write_text("".join(f"{line}\n" for line in lines))
+    (tmp_path / "raw").write_text("A red dog runs, a cat sleeps here.\nThe bird (a blue one) sings!\n")
+    data = {"test": {"test": f"{tmp_path}/t"}, "raw": {"test": f"{tmp_path}/raw"}}
+    right = {"0": lines[0].replace(" ,", ","), "1": lines[1]}
+    scores = TranslationTask(make_recipe(data={**data, "lowercase": True})).score("test", right)
+    assert scores["bleu_detokenized"] == pytest.approx(100.0)
+    assert "case:lc" in str(scores["bleu_detokenized_signature"])
+    assert float(scores["bleu"]) < 99
+    task = TranslationTask(make_recipe(data=data))
+    assert float(task.score("test", right)["bleu_detokenized"]) < 90, "capitals count"
+    validation = {each.name: "a" for each in task.inputs("validation")}
+    assert "bleu_detokenized" not in task.score("validation", validation)
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"model": {"tie": "all"}}, r"model\.tie all needs .*: data\.joint_vocabulary true"),
+        ({"model": {"layers": 0}}, r"model\.layers must be positive, got 0"),
+        ({"data": {"batch_tokens": -1}}, r"data\.batch_tokens must not be negative, got -1"),
+        ({"data": {"bpe": 4}}, r"data\.bpe must be 0 or more than the 4 special tokens, got 4"),
+        ({"data": {"bpe": 30, "max_words": 3}}, r"data\.max_words"),
+    ],
+)
+def test_settings_that_make_no_sense_are_named(make_recipe: Make, sections: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        TranslationTask(make_recipe(**sections))
+
+
+def test_rare_words_go_by_number(make_recipe: Make) -> None:
+    assert len(TranslationTask(make_recipe(data={"max_words": 3})).vocabulary) == 7
+
+
 def test_multi30k(data_dir: Path) -> None:
     recipe = load_recipe(RECIPES / "tok_seq_lazy.yaml")
     task = task_class(recipe.task)(recipe)
     assert isinstance(task, TranslationTask)
     assert (len(task.train), len(task.splits["validation"]), len(task.splits["test"])) == (29000, 1014, 1000)
     assert (len(task.vocabularies["source"]), len(task.vocabulary)) == (7859, 5921)
+
+
+def test_multi30k_in_pieces(data_dir: Path) -> None:
+    pytest.importorskip("tokenizers")
+    pytest.importorskip("sacremoses")
+    recipe = load_recipe(RECIPES / "multi30k_bpe.yaml")
+    task = TranslationTask(recipe)
+    assert (len(task.vocabularies["source"]), len(task.vocabulary)) == (8000, 8000)
+    assert max(task.train_batch(batch).target.numel() for batch in task.train_plan(0)[:50]) <= 1024
+    right = {each.name: each.references[0] for each in task.inputs("test")}
+    # What normalisation changed is all that is lost.
+    assert 99 < float(task.score("test", right)["bleu_detokenized"]) < 100
+
+
+@pytest.mark.slow
+def test_tatoeba(data_dir: Path) -> None:
+    pytest.importorskip("sacremoses")
+    task = TranslationTask(load_recipe(RECIPES / "tatoeba.yaml"))
+    assert {name: len(text) for name, text in task.splits.items()} == {"validation": 2000, "test": 4000}
+    sources = [{" ".join(words) for words in text.source} for text in (task.train, *task.splits.values())]
+    assert len(task.train) > 150_000
+    # Spaces and such that words do not show may be all that tells two sentences apart.
+    assert len(sources[0] & (sources[1] | sources[2])) < 20
+    right = {each.name: each.references[0] for each in task.inputs("test")}
+    assert float(task.score("test", right)["bleu_detokenized"]) > 99

@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import gzip
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from smoothloss.trainer.config import RecipeError
+from smoothloss.trainer.tasks.translation.corpus import hold_out, read_corpus, read_pairs
+from smoothloss.trainer.tasks.translation.data import TranslationData
+
+TATOEBA = "Hi.\tHallo!\nHi.\tGrüß Gott!\tCC-BY\nRun!\tLauf!\nWow!\tHallo!\nBye.\t\n"
+
+
+def settings(folder: Path) -> TranslationData:
+    return TranslationData(train=f"{folder}/train", validation=f"{folder}/val", source="de", target="en")
+
+
+def write_parts(folder: Path, **parts: str) -> None:
+    for name, text in parts.items():
+        (folder / f"{name}.de").write_text(text.upper(), encoding="utf-8")
+        (folder / f"{name}.en").write_text(text, encoding="utf-8")
+
+
+def tsv(folder: Path, text: str = TATOEBA) -> TranslationData:
+    (folder / "pairs.txt").write_text(text, encoding="utf-8")
+    parts = {"validation": 1, "test": 1}
+    return TranslationData(train=f"{folder}/pairs.txt", format="tsv", source="en", target="de", held_out=parts)
+
+
+def test_plain_and_gzipped_files_are_read_line_by_line(tmp_path: Path) -> None:
+    # A line separator other than the line feed is part of a line, an empty line is an empty sentence.
+    text = "ein\u2028hund .\n\nzwei  katzen\n"
+    write_parts(tmp_path, train="a b\n", val=text)
+    (tmp_path / "zipped.de.gz").write_bytes(gzip.compress(text.encode()))
+    (tmp_path / "zipped.en").write_text("x\ny\nz\n")
+    corpus = read_corpus(replace(settings(tmp_path), test={"test": f"{tmp_path}/zipped"}))
+    expected = [["ein", "hund", "."], [], ["zwei", "katzen"]]
+    assert corpus.parts["validation"].target == corpus.parts["test"].source == expected
+    assert list(corpus.parts) == ["validation", "test", "train"]
+    assert corpus.raw == {}
+
+
+def test_files_that_cannot_be_used_are_named(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"data\.train: no such file: .*train\.de"):
+        read_pairs(f"{tmp_path}/train", settings(tmp_path), "data.train")
+    (tmp_path / "train.de").write_text("a\nb\n")
+    (tmp_path / "train.en").write_text("a\n")
+    with pytest.raises(RecipeError, match=r"data\.train: train has 2 lines of de and 1 of en"):
+        read_pairs(f"{tmp_path}/train", settings(tmp_path), "data.train")
+    (tmp_path / "train.en").write_bytes(b"\xff\xfe\n")
+    with pytest.raises(RecipeError, match=r"cannot read .*train\.en"):
+        read_pairs(f"{tmp_path}/train", settings(tmp_path), "data.train")
+    (tmp_path / "x.de.gz").write_bytes(b"nonsense")
+    with pytest.raises(RecipeError, match=r"cannot read .*x\.de\.gz"):
+        read_pairs(f"{tmp_path}/x", settings(tmp_path), "data.train")
+
+
+def test_columns_go_by_language(tmp_path: Path) -> None:
+    data = tsv(tmp_path)
+    pairs = read_pairs(data.train, data, "data.train")
+    assert pairs[1] == ("Hi.", "Grüß Gott!")
+    assert read_pairs(data.train, replace(data, source="de", target="en"), "data.train")[1] == ("Grüß Gott!", "Hi.")
+    with pytest.raises(RecipeError, match=r"data\.source must be one of data\.columns, en, de, got 'fr'"):
+        read_pairs(data.train, replace(data, source="fr"), "data.train")
+    with pytest.raises(RecipeError, match=r"data\.train: pairs\.txt: line 2 has 1 columns, expected 2 or more"):
+        read_pairs(data.train, tsv(tmp_path, "a\tb\nc\n"), "data.train")
+
+
+def test_held_out_parts_share_no_source_sentence_with_training(tmp_path: Path) -> None:
+    pairs = [(f"s{number % 70}", f"t{number}") for number in range(100)]
+    data = replace(settings(tmp_path), held_out={"validation": 7, "test": 0.1})
+    parts = hold_out(pairs, data)
+    assert {name: len(part) for name, part in parts.items()} == {"train": 56, "validation": 7, "test": 7}
+    assert sorted(pair for part in parts.values() for pair in part) == sorted(pairs[:70]), "the first of each source"
+    assert parts["train"] == sorted(parts["train"], key=pairs.index)
+    assert parts == hold_out(pairs, data)
+    assert parts["test"] != hold_out(pairs, replace(data, split_seed=2))["test"]
+
+
+def test_sentences_are_the_same_whatever_their_case_once_that_is_lowered(tmp_path: Path) -> None:
+    pairs = [("Hi", "a"), ("hi ", "b"), ("x", "c"), ("y", "d"), ("", "e"), ("z", " ")]
+    data = replace(settings(tmp_path), held_out={"validation": 1})
+    assert len(hold_out(pairs, data)["train"]) == 3
+    assert len(hold_out(pairs, replace(data, lowercase=True))["train"]) == 2
+
+
+@pytest.mark.parametrize("size", [0, -3, 2.5, 0.001])
+def test_sizes_that_make_no_part_are_refused(tmp_path: Path, size: float) -> None:
+    pairs = [(str(number), "t") for number in range(50)]
+    with pytest.raises(RecipeError, match=rf"data\.held_out\.test must be .* got {size}"):
+        hold_out(pairs, replace(settings(tmp_path), held_out={"test": size}))
+
+
+def test_something_is_left_to_train_on(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="test takes 1 of 1 pairs"):
+        read_corpus(tsv(tmp_path, "a\tb\nc\td\n"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"validation": None}, r"data\.validation is needed"),
+        ({"held_out": {"validation": 1}}, "validation has files of its own"),
+        ({"held_out": {"train": 1}}, r"data\.held_out: train is the name"),
+        ({"test": {"validation": "x"}}, r"data\.test: validation is the name"),
+    ],
+)
+def test_every_part_has_one_origin(tmp_path: Path, changes: dict[str, object], message: str) -> None:
+    write_parts(tmp_path, train="a\nb\n", val="c\n")
+    with pytest.raises(RecipeError, match=message):
+        read_corpus(replace(settings(tmp_path), **changes))
+
+
+def test_raw_lines_come_from_files(tmp_path: Path) -> None:
+    write_parts(tmp_path, train="a\nb\n", val="c .\nd .\n")
+    (tmp_path / "val.raw").write_text("C.\nD.\n")
+    data = replace(settings(tmp_path), raw={"validation": f"{tmp_path}/val.raw"})
+    assert read_corpus(data).raw == {"validation": ["C.", "D."]}
+    (tmp_path / "val.raw").write_text("C.\n")
+    with pytest.raises(RecipeError, match=r"data\.raw\.validation has 1 lines and the split 2"):
+        read_corpus(data)
+    with pytest.raises(RecipeError, match=r"data\.raw: dev must be one of validation"):
+        read_corpus(replace(data, raw={"dev": f"{tmp_path}/val.raw"}))
+
+
+def test_raw_text_becomes_words_and_is_kept(tmp_path: Path) -> None:
+    pytest.importorskip("sacremoses")
+    data = replace(tsv(tmp_path), tokenize="moses", lowercase=True)
+    corpus = read_corpus(data)
+    assert {len(part) for part in corpus.parts.values()} == {1}
+    words = {part.source[0][0]: part.target[0] for part in corpus.parts.values()}
+    assert words == {"hi": ["hallo", "!"], "run": ["lauf", "!"], "wow": ["hallo", "!"]}
+    said = {split: " ".join(corpus.parts[split].target[0]).replace(" !", "!") for split in corpus.raw}
+    assert corpus.raw == {split: [text.capitalize()] for split, text in said.items()}
+    assert corpus.raw.keys() == {"validation", "test"}
+
+
+def test_the_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sacremoses", None)
+    with pytest.raises(RecipeError, match=r"data\.tokenize needs the package sacremoses: pip install .*\[translate\]"):
+        read_corpus(replace(tsv(tmp_path), tokenize="moses"))
