@@ -169,8 +169,8 @@ class TrainingConfig:
     Args:
         epochs: Passes over the training part.
         batch_size: Target sequences per batch, of which each process takes ``accumulate`` a step.
-        accumulate: Batches whose gradients make one step, as if they were one batch; what samplers and rewards draw from a
-            batch, they draw from each.
+        accumulate: Batches whose gradients make one step, as if they were one batch; what samplers and rewards draw
+            from one batch, they draw from each.
         precision: ``bfloat16`` runs forward passes under autocast; weights, loss and optimizer stay in float32.
         clip: Largest gradient norm; 0 does not clip.
         max_steps: Stop after so many steps, whatever the epoch.

@@ -100,12 +100,18 @@ def test_an_interrupted_run_goes_on(table: Path, tmp_path: Path, monkeypatch: py
 
 def test_a_failed_run_leaves_the_others(table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rewrite(table, seeds=[1])
-    real = module.Run.command
-    broken = ["python", "-c", "raise SystemExit('no luck')"]
-    monkeypatch.setattr(module.Run, "command", lambda run: broken if run.row == "smooth" else real(run))
-    with pytest.raises(RecipeError, match="smooth, seed 1 failed: no luck"):
+    real = module.Run.words
+    monkeypatch.setattr(module.Run, "words", lambda run: ["no.yaml"] if run.row == "smooth" else real(run))
+    with pytest.raises(RecipeError, match="smooth, seed 1 failed: smoothloss: error: no such recipe: .*no.yaml"):
         reproduce(table, tmp_path / "out")
     assert "| MLE | " in (tmp_path / "out" / "table.md").read_text()
+
+
+def test_a_row_s_own_overrides_come_after_the_table_s(table: Path, tmp_path: Path) -> None:
+    rewrite(table, seeds=[1], overrides={"training.max_steps": 3, "loss.label_smoothing": 0.1})
+    reproduce(table, tmp_path / "out", rows=["smooth"])
+    recipe = module.RunDirectory(tmp_path / "out" / "smooth" / "seed1").recipe()
+    assert (recipe.training.max_steps, recipe.loss.label_smoothing) == (3, 0.2)
 
 
 def test_rows_seeds_and_overrides_can_be_chosen(table: Path, tmp_path: Path) -> None:
