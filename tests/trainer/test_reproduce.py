@@ -102,7 +102,7 @@ def test_a_failed_run_leaves_the_others(table: Path, tmp_path: Path, monkeypatch
     rewrite(table, seeds=[1])
     real = module.Run.words
     monkeypatch.setattr(module.Run, "words", lambda run: ["no.yaml"] if run.row == "smooth" else real(run))
-    with pytest.raises(RecipeError, match="smooth, seed 1 failed: smoothloss: error: no such recipe: .*no.yaml"):
+    with pytest.raises(RecipeError, match=r"smooth, seed 1 failed: smoothloss: error: no such recipe: .*no.yaml"):
         reproduce(table, tmp_path / "out")
     assert "| MLE | " in (tmp_path / "out" / "table.md").read_text()
 
