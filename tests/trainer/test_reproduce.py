@@ -11,6 +11,7 @@ import yaml
 from smoothloss.trainer import reproduce as module
 from smoothloss.trainer.cli import main
 from smoothloss.trainer.config import RecipeError
+from smoothloss.trainer.recipes import load_recipe
 from smoothloss.trainer.reproduce import load_table, reproduce
 
 Values = Callable[..., dict[str, Any]]
@@ -165,5 +166,23 @@ def test_the_recipes_tables_are_readable() -> None:
     tables = sorted(folder.glob("*.yaml"))
     assert tables
     for path in tables:
-        for row in load_table(path).rows.values():
-            assert (folder / row.recipe).is_file(), row.recipe
+        table = load_table(path)
+        for row in table.rows.values():
+            words = [
+                word for key, value in (table.overrides | row.overrides).items() for word in (f"--{key}", str(value))
+            ]
+            assert load_recipe(folder / row.recipe, words).loss.name
+
+
+def test_table_1_is_whole() -> None:
+    """Both models' rows, each with the paper's numbers but for the controls."""
+    folder = Path(__file__).resolve().parents[2] / "recipes" / "tables"
+    plain, attention = (load_table(folder / f"coco_table1{suffix}.yaml").rows for suffix in ("", "_attention"))
+    assert list(plain) == list(attention)
+    assert len(plain) == 4 + 12 + 6 + 2
+    without = {key for key, row in plain.items() if not row.paper}
+    assert without == {"label_smoothing", "seq_constant_references_lazy"}
+    assert attention["tok_seq_cider_references"].paper["cider"] == 103.81
+    assert plain["tok_seq_cider_references"].overrides["loss.reward.clip"] == 1.0
+    shares = [row["tok_seq_cider_references"].overrides["loss.alpha"] for row in (plain, attention)]
+    assert shares == [0.5, 0.4]
