@@ -184,6 +184,8 @@ def _add_score(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         choices=get_args(Smoothing),
         help=f"mean sentence BLEU too: {smoothings}",
     )
+    score.add_argument("--meteor", action="store_true", help="METEOR 1.5 too, by pycocoevalcap and Java")
+    score.add_argument("--spice", action="store_true", help="SPICE too, by pycocoevalcap, Java 8 and CoreNLP's models")
     score.add_argument("--df", metavar="FILE", help="document frequencies from these references, text or JSON")
     score.add_argument("--out", metavar="FILE", help="JSON with signature, scores and those of every sentence")
     score.set_defaults(function=_score)

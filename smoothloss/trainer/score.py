@@ -7,17 +7,19 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import smoothloss
 from smoothloss.trainer.checkpoint import write_json
 from smoothloss.trainer.config import RecipeError
 from smoothloss.trainer.files import existing_file, read_json, read_lines
+from smoothloss.trainer.java_metrics import JavaMetric, java_scores, missing
 from smoothloss.trainer.metrics import Scores, score_texts
 from smoothloss.trainer.tokenizers import Tokenizer, tokenizer
 
 TITLES = {f"bleu_{n}": f"BLEU-{n}" for n in range(1, 5)}
 TITLES |= {"rouge_l": "ROUGE-L", "cider": "CIDEr-D", "bleu": "BLEU (sacrebleu)", "sentence_bleu": "sentence BLEU"}
+TITLES |= {"meteor": "METEOR", "spice": "SPICE"}
 Documents = list[list[str]]
 
 
@@ -135,21 +137,30 @@ def score_files(options: argparse.Namespace) -> str:
 
     Args:
         options: ``candidates``, ``references`` (a list), ``tokenize``, ``lowercase``, ``sentence_bleu`` (a smoothing or
-            None), ``df`` and ``out`` (files or None).
+            None), ``df`` and ``out`` (files or None), ``meteor`` and ``spice`` (whether Java computes them too).
 
     Raises:
         RecipeError: one line that says what is missing or does not fit.
     """
+    java: list[JavaMetric] = [name for name in get_args(JavaMetric) if getattr(options, name)]
+    for metric in java:
+        reason = missing(metric)
+        if reason is not None:  # before minutes of work
+            raise RecipeError(f"--{metric} needs {reason}")
     texts = read_files(options.candidates, options.references)
     documents = None if options.df is None else _documents(options.df)
     split = tokenizer(options.tokenize)
     prepare: Tokenizer = (lambda text: split(text.lower())) if options.lowercase else split
+    candidates, references = [prepare(text) for text in texts.candidates], _prepared(texts.references, prepare)
     scores = score_texts(
-        [prepare(text) for text in texts.candidates],
-        _prepared(texts.references, prepare),
+        candidates,
+        references,
         documents=None if documents is None else _prepared(documents, prepare),
         sentence_smoothing=options.sentence_bleu,
     )
+    for metric in java:
+        corpus, sentences = java_scores(metric, candidates, references)
+        scores.corpus[metric], scores.sentences[metric] = 100.0 * corpus, 100.0 * sentences
     line = signature(options, texts, documents)
     if options.out is not None:
         _write(options.out, texts, scores, line)
@@ -184,6 +195,8 @@ def signature(options: argparse.Namespace, texts: Texts, documents: Documents | 
         "CIDEr-D": f"n4,sigma6,df:{source}",
         "BLEU": "n4,smooth:exp,eff:no",
         **({"sentenceBLEU": f"n4,smooth:{options.sentence_bleu},eff:yes"} if options.sentence_bleu else {}),
+        **({"METEOR": "1.5,en,norm"} if options.meteor else {}),
+        **({"SPICE": "1.0"} if options.spice else {}),
         "version": f"smoothloss-{smoothloss.__version__}",
     }
     return "|".join(f"{key}:{value}" for key, value in parts.items())
