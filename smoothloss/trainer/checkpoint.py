@@ -23,11 +23,19 @@ def write_json(path: str | Path, content: Any) -> None:
 
 
 def save_checkpoint(path: str | Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-    """Write tensors and a JSON-able state to one safetensors file, whole or not at all."""
+    """Write tensors and a JSON-able state to one safetensors file, whole or not at all.
+
+    Raises:
+        OSError: when it cannot be written, on a full disk say. What the file held before is intact.
+    """
     # Copies, since safetensors refuses tensors that share memory.
     plain = torch.contiguous_format
     copies = {name: tensor.detach().cpu().clone(memory_format=plain) for name, tensor in tensors.items()}
-    write_atomically(path, save(copies, metadata={"state": json.dumps(dict(state))}))
+    try:
+        write_atomically(path, save(copies, metadata={"state": json.dumps(dict(state))}))
+    except OSError as error:
+        reason = f"cannot write a checkpoint: {error.strerror}; the one before it is intact"
+        raise OSError(error.errno, reason, str(path)) from None
 
 
 def load_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -53,11 +61,20 @@ def load_model(path: str | Path, model: nn.Module) -> dict[str, Any]:
         RecipeError: when the file is missing, is no checkpoint, or holds a model of other sizes.
     """
     tensors, state = load_checkpoint(path)
+    put_model(tensors, model, path)
+    return state
+
+
+def put_model(tensors: Mapping[str, Tensor], model: nn.Module, path: str | Path) -> None:
+    """Put a checkpoint's model, read from ``path``, into ``model``.
+
+    Raises:
+        RecipeError: when it is of other sizes, because data, features or vocabulary have changed since.
+    """
     try:
         model.load_state_dict(without_prefix("model", tensors))
     except RuntimeError as error:
         raise RecipeError(f"{path} does not fit its recipe and data: {' '.join(str(error).split())}") from None
-    return state
 
 
 def average_checkpoints(paths: Sequence[str | Path]) -> dict[str, Tensor]:

@@ -362,7 +362,7 @@ class Trainer:
         if len(random["cpu"]) != self.processes.count:
             counts = f"was trained by {len(random['cpu'])} processes, these are {self.processes.count}"
             raise RecipeError(f"cannot resume {self.run.path}: it {counts}")
-        self.model.load_state_dict(checkpoint.without_prefix("model", tensors))
+        checkpoint.put_model(tensors, self.model, self.run.last)
         checkpoint.restore_optimizer(
             self.optimizer, checkpoint.without_prefix("optimizer", tensors), state["optimizer"]
         )

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -43,6 +45,29 @@ def test_a_truncated_checkpoint_is_said(tmp_path: Path) -> None:
     (tmp_path / "c").write_bytes((tmp_path / "c").read_bytes()[:-1])
     with pytest.raises(RecipeError, match="is not a checkpoint"):
         load_checkpoint(tmp_path / "c")
+
+
+def test_a_model_of_other_sizes_is_said(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "c", with_prefix("model", torch.nn.Linear(3, 4).state_dict()), {})
+    with pytest.raises(RecipeError, match=r"c does not fit its recipe and data: .* size mismatch for weight") as caught:
+        load_model(tmp_path / "c", torch.nn.Linear(5, 4))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_full_disk_is_said_and_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "c"
+    save_checkpoint(path, {"a": torch.ones(3)}, {"step": 1})
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match=r"No space left on device; the one before it is intact: .*c'") as caught:
+            save_checkpoint(path, {"a": torch.zeros(3)}, {"step": 2})
+    assert caught.value.errno == errno.ENOSPC
+    assert load_checkpoint(path)[1] == {"step": 1}
+    assert [file.name for file in tmp_path.iterdir()] == ["c"], "no half file is left"
 
 
 def test_an_optimizer_goes_on_where_it_was() -> None:

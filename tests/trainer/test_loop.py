@@ -232,6 +232,31 @@ def test_a_full_disk_leaves_the_models_that_were_kept(
     checkpoint.load_checkpoint(run.step_file(13))
 
 
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="/proc says how much memory a process has")
+def test_memory_is_flat(tmp_path: Path, make_recipe: Make) -> None:
+    """A tensor of a batch's states is 64 KiB here: kept at each step, it would add 12 MiB."""
+    loss = {"name": "tok_seq_lazy", "alpha": 0.4, "token_alpha": 0.3, "num_samples": 4, "reward": {"name": "bleu"}}
+    sizes = dict.fromkeys(("embedding", "encoder", "decoder", "attention"), 64)
+    recipe = make_recipe(loss=loss, model=sizes, training={"batch_size": 64, "epochs": 60, "checkpoint_every": 0})
+    resident: list[int] = []
+
+    class Measured(RunDirectory):
+        """Notes the memory at each line of ``metrics.jsonl``."""
+
+        @property
+        def metrics_file(self) -> Path:  # type: ignore[override]
+            resident.append(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
+            return self.path / "metrics.jsonl"
+
+        @metrics_file.setter
+        def metrics_file(self, path: Path) -> None: ...
+
+    train(recipe, Measured(tmp_path / "run"))
+    third = len(resident) // 3  # what torch and the allocator set up
+    assert len(resident) > 150
+    assert max(resident[third:]) - resident[third] < 5 * 2**20
+
+
 def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path, make_recipe: Make) -> None:
     with pytest.raises(RecipeError, match=r"training diverged: the loss is nan before step \d+"):
         train(make_recipe(optimizer={"lr": 1e38}), RunDirectory(tmp_path / "run"))
