@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from smoothloss._files import write_atomically
 from smoothloss.trainer.bpe import Bpe
 
 PAD, BOS, EOS, UNK = 0, 1, 2, 3
@@ -113,7 +114,7 @@ class Vocabulary:
         content: dict[str, object] = {"words": self.words, "counts": self.counts}
         if self.bpe is not None:
             content["bpe"] = self.bpe.serialize()
-        Path(path).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+        write_atomically(path, json.dumps(content, ensure_ascii=False).encode())
 
     @classmethod
     def load(cls, path: str | Path) -> Vocabulary:
