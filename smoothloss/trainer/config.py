@@ -178,6 +178,8 @@ class TrainingConfig:
         log_every: Steps between two lines of training loss in ``metrics.jsonl``.
         checkpoint_every: Steps between two checkpoints inside an epoch; 0 keeps those of the epochs' ends.
         validate_every: Epochs between two validations; the last epoch is always validated.
+        metric: The validation score that chooses the best checkpoint and that ``patience`` waits for, such as
+            ``bleu_4``, or ``loss``, the loss per token; left out, the task's own (``bleu``, ``cider``).
         patience: Stop after so many validations without a better metric; 0 never does.
         keep_checkpoints: Keep the models of the last so many validations besides the best one, to be averaged.
         tensorboard: Write what ``metrics.jsonl`` holds to ``tensorboard/`` too.
@@ -193,6 +195,7 @@ class TrainingConfig:
     log_every: int = 50
     checkpoint_every: int = 500
     validate_every: int = 1
+    metric: str | None = None
     patience: int = 0
     keep_checkpoints: int = 0
     tensorboard: bool = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -90,6 +90,7 @@ def train(recipe: Recipe, run: RunDirectory, *, resume: bool = False, overwrite:
     weights, cider = _weights(recipe, run, task, processes.device, opened=opened)
     trainer = Trainer(recipe, run, task, table, processes, weights)
     if processes.is_main:
+        trainer.check_metric()
         if not resume:
             run.check_free(overwrite=overwrite)
             run.create(recipe, task.vocabularies)
@@ -315,9 +316,9 @@ class Trainer:
         texts = generate(self.model, self.task, "validation", self.recipe.decoding.for_validation(), self.device)
         found = self.task.score("validation", texts)
         scores = {f"validation_{key}": value for key, value in found.items() if not isinstance(value, str)}
-        metric = float(found[self.task.metric])
+        name, metric = self._metric(loss, found)
         self._write({"validation_loss": loss, **scores, "seconds": self._seconds()})
-        tqdm.write(f"epoch {self.progress.epoch + 1}: validation loss {loss:.4f}, {self.task.metric} {metric:.2f}")
+        tqdm.write(f"epoch {self.progress.epoch + 1}: validation loss {loss:.4f}, {name} {abs(metric):.2f}")
         about = {"step": self.progress.step, "epoch": self.progress.epoch + 1, "validation_loss": loss, **scores}
         weights = checkpoint.with_prefix("model", self.model.state_dict())
         if self.recipe.training.keep_checkpoints:
@@ -327,6 +328,27 @@ class Trainer:
         if self.progress.best is None or metric > self.progress.best:
             checkpoint.save_checkpoint(self.run.best, weights, about)
         return metric
+
+    def check_metric(self) -> None:
+        """Refuse a ``training.metric`` that the task does not score, before an epoch is trained.
+
+        Raises:
+            RecipeError: naming those that it does.
+        """
+        if self.recipe.training.metric is not None:
+            people = {each.name: each.references[0] for each in self.task.inputs("validation")}
+            self._metric(0.0, self.task.score("validation", people))
+
+    def _metric(self, loss: float, found: Mapping[str, float | str]) -> tuple[str, float]:
+        """Name and value of what chooses the best checkpoint; higher is better."""
+        name = self.recipe.training.metric or self.task.metric
+        if name == "loss":
+            return name, -loss
+        value = found.get(name)
+        if not isinstance(value, float):
+            known = ", ".join(["loss", *(key for key, score in found.items() if isinstance(score, float))])
+            raise RecipeError(f"training.metric must be one of {known}, got {name!r}")
+        return name, value
 
     def save(self) -> None:
         """Write the last checkpoint: all that the next step depends on."""

@@ -91,12 +91,15 @@ class _Results:
 
     @property
     def best(self) -> dict[str, Any]:
-        """The validation line of the best checkpoint, found by the metric of the score table's last column."""
+        """The validation line of the best checkpoint, found by the metric that chose it."""
         lines = [line for line in self.metrics if "validation_loss" in line]
-        metric = next((key for key in ("validation_cider", "validation_bleu") if lines and key in lines[0]), None)
         if not lines:
             return {}
-        return max(lines, key=lambda line: line[metric] if metric else -line["validation_loss"])
+        chosen = self.settings.get("training", {}).get("metric")
+        keys = (f"validation_{chosen}",) if chosen else ("validation_cider", "validation_bleu")
+        metric = next((key for key in keys if key in lines[0]), "validation_loss")
+        sign = -1.0 if metric == "validation_loss" else 1.0
+        return max(lines, key=lambda line: sign * line[metric])
 
 
 def write(

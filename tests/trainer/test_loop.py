@@ -232,6 +232,19 @@ def test_a_full_disk_leaves_the_models_that_were_kept(
     checkpoint.load_checkpoint(run.step_file(13))
 
 
+def test_the_metric_that_chooses_can_be_chosen(tmp_path: Path, make_recipe: Make) -> None:
+    run = RunDirectory(tmp_path / "run")
+    train(make_recipe(training={"epochs": 5, "metric": "loss"}), run)
+    validated = [line for line in run.metrics() if "validation_loss" in line]
+    best = min(validated, key=lambda line: line["validation_loss"])
+    assert checkpoint.load_checkpoint(run.best)[1]["step"] == best["step"]
+    assert checkpoint.load_checkpoint(run.last)[1]["progress"]["best"] == -best["validation_loss"]
+    other = RunDirectory(tmp_path / "other")
+    with pytest.raises(RecipeError, match=r"training\.metric must be one of loss, bleu, got 'bleu_signature'"):
+        train(make_recipe(training={"metric": "bleu_signature"}), other)
+    assert not other.path.exists()
+
+
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="/proc says how much memory a process has")
 def test_memory_is_flat(tmp_path: Path, make_recipe: Make) -> None:
     """A tensor of a batch's states is 64 KiB here: kept at each step, it would add 12 MiB."""
