@@ -36,7 +36,7 @@ import yaml
 from smoothloss._files import write_atomically
 from smoothloss.trainer.checkpoint import write_json
 from smoothloss.trainer.config import Recipe, RecipeError
-from smoothloss.trainer.recipes import parse_recipe
+from smoothloss.trainer.recipes import load_recipe
 from smoothloss.trainer.vocabulary import Vocabulary
 
 # Keys that may differ between a run and its resumption: they say how long, how often and where, not what.
@@ -106,11 +106,11 @@ class RunDirectory:
         """The recipe of the run.
 
         Raises:
-            RecipeError: when the directory holds no run.
+            RecipeError: when the directory holds no run, or its recipe was edited into something that is none.
         """
         if not self.recipe_file.is_file():
             raise RecipeError(f"{self.path} is not a run: it has no recipe.yaml")
-        return parse_recipe(yaml.safe_load(self.recipe_file.read_text(encoding="utf-8")))
+        return load_recipe(self.recipe_file)
 
     def vocabularies(self) -> dict[str, Vocabulary]:
         """The vocabularies of the run by name.

@@ -25,12 +25,15 @@ class Vocabulary:
         bpe: Cuts words into pieces, which are then what is numbered; None: words are numbered whole.
 
     Raises:
-        ValueError: when the special tokens do not come first, a word repeats, or the lengths differ.
+        ValueError: when the special tokens do not come first, a word is no string or repeats, or the lengths differ.
     """
 
     def __init__(self, words: Sequence[str], counts: Sequence[int], bpe: Bpe | None = None) -> None:
         if tuple(words[:4]) != SPECIAL_WORDS:
             raise ValueError(f"words must begin with {' '.join(SPECIAL_WORDS)}, got {' '.join(words[:4])!r}")
+        odd = next((word for word in words if not isinstance(word, str)), None)
+        if odd is not None:
+            raise ValueError(f"words must be strings, got {odd!r}")
         if len(counts) != len(words):
             raise ValueError(f"counts must have one entry per word ({len(words)}), got {len(counts)}")
         self.words = list(words)
@@ -128,5 +131,5 @@ class Vocabulary:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
             bpe = Bpe(content["bpe"]) if "bpe" in content else None
             return cls(content["words"], content["counts"], bpe)
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is not a vocabulary: {error!r}") from None

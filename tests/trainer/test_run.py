@@ -79,3 +79,21 @@ def test_broken_runs_are_named(tmp_path: Path, run: RunDirectory) -> None:
     (run.path / "vocabulary.target.json").write_text("{}")
     with pytest.raises(RecipeError, match=r"vocabulary\.target\.json is not a vocabulary"):
         run.vocabularies()
+
+
+@pytest.mark.parametrize(
+    "content", [b"a: [", b"- 1\n", b"", b"\xff\xfe", b"task: dance\n", b"task: translation\nseeed: 1\n"]
+)
+def test_an_edited_recipe_that_is_none_is_one_line(run: RunDirectory, make_recipe: Make, content: bytes) -> None:
+    run.recipe_file.write_bytes(content)
+    for ask in (run.recipe, lambda: run.check_same(make_recipe())):
+        with pytest.raises(RecipeError, match=r"recipe\.yaml") as caught:
+            ask()
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff\xfe"])
+def test_a_vocabulary_that_is_none_is_named(run: RunDirectory, content: bytes) -> None:
+    (run.path / "vocabulary.target.json").write_bytes(content)
+    with pytest.raises(RecipeError, match=r"vocabulary\.target\.json is not a vocabulary"):
+        run.vocabularies()

@@ -55,3 +55,5 @@ def test_repeated_words_and_wrong_counts_are_refused() -> None:
         Vocabulary([*SPECIAL_WORDS, "a", "a"], [0] * 6)
     with pytest.raises(ValueError, match="counts"):
         Vocabulary([*SPECIAL_WORDS, "a"], [0])
+    with pytest.raises(ValueError, match="words must be strings, got 7"):
+        Vocabulary([*SPECIAL_WORDS, 7], [0] * 5)  # type: ignore[list-item]
