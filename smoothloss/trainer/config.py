@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -15,6 +17,17 @@ RewardName = Literal["none", "hamming", "edit_distance", "bleu", "cider", "rouge
 
 class RecipeError(ValueError):
     """Something the user asked for cannot be done: a wrong key, a wrong type, a missing file. Reported in one line."""
+
+
+@contextmanager
+def one_line() -> Iterator[None]:
+    """Make a :class:`RecipeError` of the library's ValueError about a user's file."""
+    try:
+        yield
+    except RecipeError:
+        raise
+    except ValueError as error:
+        raise RecipeError(" ".join(str(error).split())) from None
 
 
 @dataclass

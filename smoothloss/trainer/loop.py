@@ -15,7 +15,7 @@ from tqdm import tqdm
 from smoothloss.rewards import Cider
 from smoothloss.similarity import SimilarityTable
 from smoothloss.trainer import checkpoint, report
-from smoothloss.trainer.config import OptimizerConfig, Recipe, RecipeError
+from smoothloss.trainer.config import OptimizerConfig, Recipe, RecipeError, one_line
 from smoothloss.trainer.distributed import Processes
 from smoothloss.trainer.evaluation import evaluate_split, generate, negative_log_likelihood
 from smoothloss.trainer.losses import build_loss
@@ -113,7 +113,8 @@ def _table(recipe: Recipe, run: RunDirectory, task: Task, *, opened: bool) -> Si
     if not recipe.loss.needs_table:
         return None
     if opened and run.table_file.is_file():
-        return SimilarityTable.load(run.table_file, len(task.vocabulary))
+        with one_line():
+            return SimilarityTable.load(run.table_file, len(task.vocabulary))
     return build_table(recipe.loss, task.vocabulary, task.target_sentences(), seed=recipe.seed)
 
 
@@ -127,7 +128,8 @@ def _weights(
     references = task.training_references() if config.reads_references else None
     cider = None
     if config.name == "cider" and references is not None:
-        cider = Cider.load(run.cider_file) if opened and run.cider_file.is_file() else Cider(references)
+        with one_line():
+            cider = Cider.load(run.cider_file) if opened and run.cider_file.is_file() else Cider(references)
     weights = SampleWeights(config, None if references is None else references.to(device), cider, device)
     return weights, cider
 
@@ -381,6 +383,8 @@ class Trainer:
         """
         tensors, state = checkpoint.load_checkpoint(self.run.last)
         random = checkpoint.without_prefix("random", tensors)
+        if "cpu" not in random or "progress" not in state:
+            raise RecipeError(f"{self.run.last} holds a model and not where its training stood: it cannot be resumed")
         if len(random["cpu"]) != self.processes.count:
             counts = f"was trained by {len(random['cpu'])} processes, these are {self.processes.count}"
             raise RecipeError(f"cannot resume {self.run.path}: it {counts}")

@@ -20,7 +20,7 @@ import yaml
 from smoothloss._files import write_atomically
 from smoothloss.similarity import SimilarityTable
 from smoothloss.trainer.charts import Line, line_chart
-from smoothloss.trainer.config import RecipeError
+from smoothloss.trainer.config import RecipeError, one_line
 from smoothloss.trainer.run import RunDirectory, recipe_values
 from smoothloss.trainer.tasks import Task
 from smoothloss.trainer.vocabulary import Vocabulary
@@ -292,7 +292,8 @@ def _similarity(results: Sequence[_Results], words: Sequence[str]) -> str:
     if result is None:
         return ""
     vocabulary = result.run.vocabularies()["target"]
-    table = SimilarityTable.load(result.run.table_file, len(vocabulary))
+    with one_line():
+        table = SimilarityTable.load(result.run.table_file, len(vocabulary))
     chosen = [word for word in words if word in vocabulary.tokens] or _some_words(vocabulary, table)
     rows = _neighbours(table, vocabulary, chosen)
     head = ["word", "seen", "own mass", "neighbours and their mass", "kept"]

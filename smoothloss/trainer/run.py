@@ -121,6 +121,8 @@ class RunDirectory:
         files = sorted(self.path.glob("vocabulary.*.json"))
         if not files:
             raise RecipeError(f"{self.path} is not a run: it has no vocabularies")
+        if self.path / "vocabulary.target.json" not in files:
+            raise RecipeError(f"{self.path} has no vocabulary.target.json")
         try:
             return {file.name.split(".")[1]: Vocabulary.load(file) for file in files}
         except ValueError as error:

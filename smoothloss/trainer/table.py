@@ -17,7 +17,7 @@ from tqdm import tqdm
 from smoothloss._files import write_atomically
 from smoothloss.embeddings import load_vectors, train_glove
 from smoothloss.similarity import SimilarityTable
-from smoothloss.trainer.config import EmbeddingsConfig, LossConfig, RecipeError
+from smoothloss.trainer.config import EmbeddingsConfig, LossConfig, RecipeError, one_line
 from smoothloss.trainer.files import existing_file
 from smoothloss.trainer.vocabulary import SPECIAL_TOKENS, Vocabulary
 
@@ -148,10 +148,8 @@ def describe_words(table_file: str, vocabulary_file: str, words: Sequence[str], 
         RecipeError: when a file is missing or broken, they do not fit, or a word is not in the vocabulary.
     """
     vocabulary = _vocabulary(vocabulary_file)
-    try:
+    with one_line():
         table = SimilarityTable.load(existing_file(table_file, "TABLE"), len(vocabulary))
-    except ValueError as error:
-        raise RecipeError(str(error)) from None
     unknown = [word for word in words if word not in vocabulary.tokens]
     if unknown:
         raise RecipeError(f"not in the vocabulary: {', '.join(unknown)}")

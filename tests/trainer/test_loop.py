@@ -232,6 +232,25 @@ def test_a_full_disk_leaves_the_models_that_were_kept(
     checkpoint.load_checkpoint(run.step_file(13))
 
 
+def test_a_damaged_file_of_a_run_is_one_line_on_resumption(tmp_path: Path, make_recipe: Make) -> None:
+    reward = {"name": "cider", "normalize": "batch"}
+    loss = {"name": "tok_seq_lazy", "alpha": 0.4, "token_alpha": 0.3, "reward": reward}
+    recipe, run = make_recipe(loss=loss, training={"max_steps": 3}), RunDirectory(tmp_path / "run")
+    train(recipe, run)
+    best = run.best.read_bytes()
+    for file, content in ((run.table_file, b"x" * 50), (run.cider_file, b""), (run.last, best)):
+        before = file.read_bytes()
+        file.write_bytes(content)
+        with pytest.raises(RecipeError, match=file.name.replace(".", r"\.")) as caught:
+            train(recipe, run, resume=True)
+        assert "\n" not in str(caught.value)
+        file.write_bytes(before)
+    train(recipe, run, resume=True)
+    (run.path / "vocabulary.target.json").unlink()
+    with pytest.raises(RecipeError, match=r"run has no vocabulary\.target\.json"):
+        train(recipe, run, resume=True)
+
+
 def test_the_metric_that_chooses_can_be_chosen(tmp_path: Path, make_recipe: Make) -> None:
     run = RunDirectory(tmp_path / "run")
     train(make_recipe(training={"epochs": 5, "metric": "loss"}), run)

@@ -26,6 +26,12 @@ from smoothloss.trainer.tasks.translation.moses import moses_detokenizer
 from smoothloss.trainer.vocabulary import SPECIAL_TOKENS, Vocabulary
 
 
+def _check_references(split: str, references: Sequence[Sequence[str]]) -> None:
+    empty = [number for number, words in enumerate(references, 1) if not words]
+    if empty:
+        raise RecipeError(f"{split} has {len(empty)} empty references, such as number {empty[0]}")
+
+
 class TranslationTask(Task):
     """Parallel text, scored by tokenised BLEU, and by detokenised BLEU where there is raw text to compare with.
 
@@ -44,6 +50,8 @@ class TranslationTask(Task):
         self.splits, self.raw = corpus.parts, corpus.raw
         self.train = self.splits.pop("train").short_pairs(data.max_length)
         self.test_splits = [split for split in self.splits if split != "validation"]
+        for split, text in self.splits.items():
+            _check_references(split, text.target)
         self._detokenize = moses_detokenizer(data.target, "data.raw") if self.raw else None
         if not len(self.train):
             raise RecipeError(f"data.train: no pair of sentences with at most {data.max_length} words")

@@ -51,6 +51,15 @@ def test_validation_covers_every_word(make_recipe: Make) -> None:
     assert words == sum(map(len, task.splits["validation"].target))
 
 
+def test_an_empty_reference_is_refused(tmp_path: Path, corpus: Path, make_recipe: Make) -> None:
+    for language in ("up", "low"):
+        lines = (corpus / f"test.{language}").read_text().splitlines()
+        lines[3] = "" if language == "low" else lines[3]
+        (tmp_path / f"bare.{language}").write_text("".join(f"{line}\n" for line in lines))
+    with pytest.raises(RecipeError, match="bare has 1 empty references, such as number 4"):
+        TranslationTask(make_recipe(data={"test": {"bare": f"{tmp_path}/bare"}}))
+
+
 def test_given_vocabularies_are_kept(make_recipe: Make) -> None:
     first = TranslationTask(make_recipe())
     again = TranslationTask(make_recipe(data={"min_count": 1000}), first.vocabularies)
