@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
@@ -70,6 +72,9 @@ def _run(function: object, options: argparse.Namespace) -> int:
         from smoothloss.trainer.config import RecipeError
     except ImportError as error:
         return _fail(f"the trainer needs the package {error.name}: pip install 'smoothloss[train]'")
+    # So that what is to be done on the way out is done: `reproduce` and `demo` end the runs they have started.
+    in_main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if in_main else None
     try:
         function(options)  # type: ignore[operator]
     except (RecipeError, OSError) as error:
@@ -78,6 +83,9 @@ def _run(function: object, options: argparse.Namespace) -> int:
         return _fail(str(error) if "pip install" in str(error) else f"{error}: pip install 'smoothloss[train]'")
     except KeyboardInterrupt:
         return _fail("interrupted; --resume goes on from the last checkpoint", code=130)
+    finally:
+        if in_main:
+            signal.signal(signal.SIGTERM, before)
     return 0
 
 

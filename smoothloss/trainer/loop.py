@@ -6,7 +6,7 @@ import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -20,45 +20,13 @@ from smoothloss.trainer.distributed import Processes
 from smoothloss.trainer.evaluation import evaluate_split, generate, negative_log_likelihood
 from smoothloss.trainer.losses import build_loss
 from smoothloss.trainer.metrics_log import MetricsLog
+from smoothloss.trainer.progress import Progress
 from smoothloss.trainer.rewards import SampleWeights
 from smoothloss.trainer.run import RunDirectory
 from smoothloss.trainer.schedules import learning_rate
 from smoothloss.trainer.stopwatch import Stopwatch
 from smoothloss.trainer.table import build_table
 from smoothloss.trainer.tasks import Task, task_class
-
-
-@dataclass
-class Progress:
-    """Where a run is. All of it goes into the checkpoint; sums are over all processes there.
-
-    Args:
-        epoch: Counted from 0.
-        position: Batches of this epoch that are done.
-        step: Steps done in all.
-        seconds: Time spent training so far, validation included.
-        loss_sum: Sum of the loss times target tokens since the last line of ``metrics.jsonl``.
-        tokens: Target tokens since the last line, of this process.
-        reward_sums: What :class:`~smoothloss.trainer.rewards.SampleWeights` summed up since the last line.
-        rewarded: Over how many inputs.
-        best: Best validation metric so far.
-        stale: Validations since then.
-        metric_lines: Lines of ``metrics.jsonl``.
-        finished: Whether training is over.
-    """
-
-    epoch: int = 0
-    position: int = 0
-    step: int = 0
-    seconds: float = 0.0
-    loss_sum: float = 0.0
-    tokens: int = 0
-    reward_sums: list[float] = field(default_factory=lambda: [0.0, 0.0])
-    rewarded: int = 0
-    best: float | None = None
-    stale: int = 0
-    metric_lines: int = 0
-    finished: bool = False
 
 
 def train(recipe: Recipe, run: RunDirectory, *, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
@@ -128,10 +96,14 @@ def _weights(
     references = task.training_references() if config.reads_references else None
     cider = None
     if config.name == "cider" and references is not None:
-        with one_line():
-            cider = Cider.load(run.cider_file) if opened and run.cider_file.is_file() else Cider(references)
+        cider = _load_cider(run) if opened and run.cider_file.is_file() else Cider(references)
     weights = SampleWeights(config, None if references is None else references.to(device), cider, device)
     return weights, cider
+
+
+def _load_cider(run: RunDirectory) -> Cider:
+    with one_line():
+        return Cider.load(run.cider_file)
 
 
 class Trainer:

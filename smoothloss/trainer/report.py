@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import struct
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -21,6 +19,7 @@ from smoothloss._files import write_atomically
 from smoothloss.similarity import SimilarityTable
 from smoothloss.trainer.charts import Line, line_chart
 from smoothloss.trainer.config import RecipeError, one_line
+from smoothloss.trainer.pictures import Picture, png
 from smoothloss.trainer.run import RunDirectory, recipe_values
 from smoothloss.trainer.tasks import Task
 from smoothloss.trainer.vocabulary import Vocabulary
@@ -37,8 +36,6 @@ PAGE = """<!doctype html>
 <body><main>{body}</main></body>
 </html>
 """
-
-Picture = np.ndarray[Any, np.dtype[np.uint8]]
 
 
 @dataclass(frozen=True)
@@ -266,25 +263,6 @@ def _example(results: Sequence[_Results], example: Example) -> str:
     )
     references = "".join(f"<li>{escape(reference)}</li>" for reference in example.references)
     return f'<div class="card example">{image}<div>{source}{written}<ul>{references}</ul></div></div>'
-
-
-def png(picture: Picture) -> bytes:
-    """(H, W, 3) uint8 RGB as a PNG file.
-
-    Raises:
-        ValueError: when the array has another shape or type.
-    """
-    if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
-        raise ValueError(f"picture must be (H, W, 3) uint8, got {picture.shape} {picture.dtype}")
-    height, width = picture.shape[:2]
-    rows = np.concatenate([np.zeros((height, 1), np.uint8), picture.reshape(height, -1)], axis=1)
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    parts = (chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows.tobytes(), 9)), chunk(b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
 def _similarity(results: Sequence[_Results], words: Sequence[str]) -> str:

@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import json
 import re
-import struct
-import zlib
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -174,16 +172,3 @@ def test_what_is_not_a_run_is_refused(tmp_path: Path) -> None:
     (run.path / "scores.test.json").write_text("{")
     with pytest.raises(RecipeError, match=r"cannot read .*scores\.test\.json"):
         report.write([run], tmp_path / "r.html")
-
-
-def test_png_holds_the_pixels() -> None:
-    picture = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
-    data = report.png(picture)
-    assert data.startswith(b"\x89PNG\r\n\x1a\n")
-    assert struct.unpack(">II", data[16:24]) == (9, 6)
-    (size,) = struct.unpack(">I", data[33:37])
-    rows = np.frombuffer(zlib.decompress(data[41 : 41 + size]), np.uint8).reshape(6, 28)
-    np.testing.assert_array_equal(rows[:, 1:].reshape(6, 9, 3), picture)
-    assert not rows[:, 0].any()
-    with pytest.raises(ValueError, match=r"picture must be \(H, W, 3\) uint8"):
-        report.png(picture[..., 0])

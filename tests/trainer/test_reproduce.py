@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -106,6 +109,24 @@ def test_a_failed_run_leaves_the_others(table: Path, tmp_path: Path, monkeypatch
     with pytest.raises(RecipeError, match=r"smooth, seed 1 failed: smoothloss: error: no such recipe: .*no.yaml"):
         reproduce(table, tmp_path / "out")
     assert "| MLE | " in (tmp_path / "out" / "table.md").read_text()
+
+
+def test_the_runs_end_with_reproduce(table: Path, tmp_path: Path) -> None:
+    rewrite(table, seeds=[1], overrides={"training.epochs": 100000, "training.max_steps": 10**6})
+    command = [sys.executable, "-c", "import sys; from smoothloss.trainer.cli import main; sys.exit(main())"]
+    out = tmp_path / "out"
+    process = subprocess.Popen([*command, "reproduce", str(table), "--out", str(out)], stderr=subprocess.PIPE)
+    metrics = out / "mle" / "seed1" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not metrics.is_file():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    process.terminate()
+    _, said = process.communicate(timeout=60)
+    assert (process.returncode, b"interrupted" in said) == (130, True)
+    lines = metrics.read_text()
+    time.sleep(1)
+    assert metrics.read_text() == lines, "nothing trains any more"
 
 
 def test_a_row_s_own_overrides_come_after_the_table_s(table: Path, tmp_path: Path) -> None:
