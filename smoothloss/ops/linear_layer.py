@@ -85,7 +85,7 @@ class LinearLayer:
     def __init__(self, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         """Cast what has to be cast, once for all chunks."""
         self.param_dtype, self.accumulator = inputs.dtype, accumulator_dtype(inputs.dtype)
-        self.compute = inputs.dtype if _has_fast_gemm(inputs.device.type, inputs.dtype) else self.accumulator
+        self.compute = inputs.dtype if has_fast_gemm(inputs.device.type, inputs.dtype) else self.accumulator
         self.inputs = inputs.contiguous().to(self.compute)
         self.weight = weight.contiguous().to(self.compute)
         self.bias = None if bias is None else bias.to(self.accumulator)
@@ -240,7 +240,7 @@ def addmm(total: Tensor, a: Tensor, b: Tensor) -> None:
 
 def gradient_dtype(device_type: str, dtype: torch.dtype) -> torch.dtype:
     """Return the dtype of unscaled gradients of a layer of `dtype`: wide, but where the GEMMs round to bfloat16."""
-    rounds = dtype == torch.bfloat16 and _has_fast_gemm(device_type, dtype) and not _can_widen(device_type)
+    rounds = dtype == torch.bfloat16 and has_fast_gemm(device_type, dtype) and not _can_widen(device_type)
     return dtype if rounds else accumulator_dtype(dtype)
 
 
@@ -249,7 +249,7 @@ def _can_widen(device_type: str) -> bool:
 
 
 @functools.cache
-def _has_fast_gemm(device_type: str, dtype: torch.dtype) -> bool:
+def has_fast_gemm(device_type: str, dtype: torch.dtype) -> bool:
     """Return whether GEMMs with operands of this dtype are at least as fast as with float32."""
     if device_type != "cpu" or dtype not in (torch.float16, torch.bfloat16):
         return True
