@@ -2,14 +2,16 @@
 # Everything that needs an NVIDIA GPU, in one call of at most nine minutes: build, gpu-marked tests, compute-sanitizer on
 # the CUDA kernels, benchmarks, and the table of targets. Works with the packages that the machine has (torch, triton,
 # pytest, a build environment for _C and _C_cuda if it is there) and without a network; peers that are missing are rows
-# that say so. $OUT, or build/gpu_check, is left with a report, the results of each suite and an archive of the logs.
+# that say so. $OUT, or build/gpu_check, is left with a report, the demo's page and an archive of results and logs.
 #
 #   bash benchmarks/gpu_check.sh
 #
 # In the environment, all optional:
+#   WHEEL    a wheel of this package for the machine, built elsewhere; without it the package is built here
 #   PEERS    folder with wheels of peers (liger_kernel, cut_cross_entropy, ...), installed beside the package
 #   COMMIT   what the results are recorded under where git is not at hand
-#   STEPS    the steps to run, default: "tests sanitizer logits linear exact lazy rewards sampling"
+#   STEPS    the steps to run, default: "tests sanitizer demo logits linear exact lazy rewards sampling"
+#   TOTAL    seconds for everything, default 535
 # The steps are functions that `step` calls through bash -c, where their arguments expand:
 # shellcheck disable=SC2329,SC2016
 set -u
@@ -17,20 +19,26 @@ set -u
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 out=$(realpath -m "${OUT:-$root/build/gpu_check}")
 python=${PYTHON:-python3}
-steps=${STEPS:-tests sanitizer logits linear exact lazy rewards sampling}
+steps=${STEPS:-tests sanitizer demo logits linear exact lazy rewards sampling}
 peers=${PEERS:+$(realpath -m "$PEERS")}
-total=535 # seconds for everything
+wheel=${WHEEL:+$(realpath -m "$WHEEL")}
+total=${TOTAL:-535}
 last=20   # of them for the table of targets, which comes last
 site=$(mktemp -d)
 logs=$out/logs
-table=()
-failed=0
 mkdir -p "$logs"
+: >"$logs/steps"
 if ! "$python" -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; then
     echo "gpu_check: torch sees no CUDA device" >&2
     exit 2
 fi
 trap 'rm -rf "$site"' EXIT
+
+# note NAME RESULT [SECONDS LAST_WORDS]: a line of the table of steps.
+note() {
+    printf '%-12s %-14s %4s s   %s\n' "$1" "$2" "${3:--}" "${4:-}" >>"$logs/steps"
+    [[ $2 == ok ]]
+}
 
 # step NAME SECONDS COMMAND...: run with a limit, never beyond the total; keep the log, note the result and the log's
 # last line.
@@ -39,8 +47,8 @@ step() {
     shift 2
     ((limit > left)) && limit=$left
     if ((limit < 5)); then
-        table+=("$(printf '%-12s %-14s' "$name" "no time left")")
-        return 1
+        note "$name" "no time left"
+        return
     fi
     timeout --kill-after=5 "$limit" "$@" >"$logs/$name.log" 2>&1 || status=$?
     if ((status == 124 || status == 137)); then
@@ -48,8 +56,7 @@ step() {
     elif ((status != 0)); then
         result="failed ($status)"
     fi
-    table+=("$(printf '%-12s %-14s %4d s   %s' "$name" "$result" $((SECONDS - begin)) "$(tail -n 1 "$logs/$name.log" | cut -c1-90)")")
-    return "$status"
+    note "$name" "$result" $((SECONDS - begin)) "$(tail -n 1 "$logs/$name.log" | cut -c1-90)"
 }
 
 wanted() {
@@ -57,6 +64,12 @@ wanted() {
 }
 
 build() {
+    if [[ -n $wheel ]]; then
+        "$python" -m pip install --quiet --no-index --no-deps --target "$site" "$wheel"
+        # Its compiled modules may need another system than this one.
+        (cd "$site" && "$python" -c "import smoothloss._C, smoothloss._C_cuda") && return
+        rm -rf "$site"/smoothloss*
+    fi
     "$python" -m pip install --quiet --no-index --no-build-isolation --no-deps --target "$site" \
         --config-settings=cmake.define.CMAKE_CUDA_ARCHITECTURES=native "$root"
 }
@@ -72,9 +85,11 @@ describe() {
 
 # From a folder without the sources, so that the installed package is found and not the folder of that name.
 run_tests() {
-    local workers=()
-    "$python" -c "import xdist" 2>/dev/null && workers=(-n 4)
-    cd "$root/tests" && "$python" -m pytest ops rewards sampling -m gpu --quiet -p no:cacheprovider "${workers[@]}"
+    local workers=() cores
+    cores=$(nproc)
+    "$python" -c "import xdist" 2>/dev/null && workers=(-n $((cores > 12 ? 12 : cores)))
+    # Warnings of versions that nobody pinned here are no errors.
+    cd "$root/tests" && "$python" -m pytest ops rewards sampling -m gpu --quiet -p no:cacheprovider -W default "${workers[@]}"
 }
 
 # One tool over the CUDA kernels. The allocator of torch is switched off, or it would hide what lies between tensors.
@@ -88,6 +103,15 @@ sanitize() {
         "$python" -m benchmarks.sanitize_cuda
 }
 
+# Trains and decodes on the card, through the public command.
+demo() {
+    "$python" -m smoothloss.trainer.cli demo --out "$out/demo" && mv "$out/demo/report.html" "$out/demo.html"
+    local status=$?
+    cp "$out"/demo/*.log "$logs" 2>/dev/null
+    rm -rf "$out/demo"
+    return "$status"
+}
+
 run_benchmark() {
     "$python" -m benchmarks --suite "$1" --device cuda --seconds "$2" --out "$out/$3" "${@:4}"
 }
@@ -98,8 +122,8 @@ bench() {
     local name=$1 suite=$2 budget=$3 left=$((total - last - SECONDS - 40))
     ((budget > left)) && budget=$left
     if ((budget < 5)); then
-        table+=("$(printf '%-12s %-14s' "$name" "no time left")")
-        return 1
+        note "$name" "no time left"
+        return
     fi
     step "$name" $((budget + 40)) bash -c 'run_benchmark "$@"' run_benchmark "$suite" "$budget" "$name" "${@:4}"
 }
@@ -108,51 +132,55 @@ judge() {
     "$python" -m benchmarks.targets "$out"/*/*.json
 }
 
-export -f build install_peers describe run_tests sanitize run_benchmark judge
-export root out python site peers
+export -f build install_peers describe run_tests sanitize demo run_benchmark judge
+export root out python site peers wheel logs
 
 if step build 150 bash -c build; then
     export PYTHONPATH=$site
 else
     # Without the build there is still Triton, straight from the sources.
-    failed=1
     cp -r "$root/smoothloss" "$site/smoothloss"
     export PYTHONPATH=$site
 fi
 ln -s "$root/benchmarks" "$site/benchmarks"
 if [[ -n $peers ]]; then
-    step peers 30 bash -c install_peers || failed=1
+    step peers 30 bash -c install_peers
 fi
 cd "$site" || exit 1
-step describe 30 bash -c describe || failed=1
+step describe 30 bash -c describe
+# What is right or wrong, but not timed, runs at the same time.
 if wanted tests; then
-    step tests 150 bash -c run_tests || failed=1
+    step tests 150 bash -c run_tests &
 fi
 if wanted sanitizer; then
-    step memcheck 60 bash -c "sanitize memcheck" || failed=1
-    step racecheck 60 bash -c "sanitize racecheck" || failed=1
+    step memcheck 100 bash -c "sanitize memcheck" &
+    step racecheck 100 bash -c "sanitize racecheck" &
 fi
+if wanted demo; then
+    step demo 120 bash -c demo &
+fi
+wait
 # What the targets are about comes first.
 if wanted linear; then
-    bench linear linear 80 --shapes llama3 coco wmt gemma2 || failed=1
+    bench linear linear 80 --shapes llama3 coco wmt gemma2
 fi
 if wanted logits; then
-    bench logits logits 75 --dtype bfloat16 --shapes coco wmt llama3 32k 64k gemma2 || failed=1
-    bench logits32 logits 20 --dtype float32 --shapes coco wmt 32k llama3 || failed=1
+    bench logits logits 75 --dtype bfloat16 --shapes coco wmt llama3 32k 64k gemma2
+    bench logits32 logits 20 --dtype float32 --shapes coco wmt 32k llama3
 fi
 if wanted exact; then
-    bench exact exact 20 || failed=1
+    bench exact exact 20
 fi
 if wanted lazy; then
-    bench lazy lazy 20 || failed=1
+    bench lazy lazy 20
 fi
 if wanted rewards; then
-    bench rewards rewards 20 || failed=1
+    bench rewards rewards 20
 fi
 if wanted sampling; then
-    bench sampling sampling 10 || failed=1
+    bench sampling sampling 10
 fi
-step targets "$last" bash -c judge || failed=1
+step targets "$last" bash -c judge
 
 report() {
     cat "$logs/describe.log"
@@ -164,10 +192,12 @@ report() {
         [[ -f $logs/$suite.log ]] && grep -E '^\|' "$logs/$suite.log"
     done
     echo
-    printf '%s\n' "${table[@]}"
+    cat "$logs/steps"
     echo
     [[ -f $logs/targets.log ]] && cat "$logs/targets.log"
 }
 report | tee "$out/report.txt"
-tar -C "$out" -czf "$out/logs.tar.gz" logs && rm -r "$logs"
-exit "$failed"
+grep -qv '^[^ ]* *ok ' "$logs/steps"
+passed=$?
+cd "$out" && tar --exclude=report.txt --exclude=demo.html -czf results.tar.gz -- * && rm -r -- */
+exit $((1 - passed))
