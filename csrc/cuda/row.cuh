@@ -165,11 +165,15 @@ __device__ __forceinline__ void accumulate_packs(RowState<T>& state, const Pack<
         }
     }
     if (max > state.softmax.max) raise_max<MODE>(state, max);
+    // Their own sum first: every addition to the large one rounds, and these errors are those of all the row's gradient.
+    T sum = state.softmax.sum;
+    state.softmax.sum = 0;
 #pragma unroll
     for (int i = 0; i < PACKS; ++i) {
         uint32_t at = pack + i * blockDim.x;
         if (at < layout.end_pack) accumulate<MODE>(state, z[i], layout.class_of_pack(at), row);
     }
+    state.softmax.sum += sum;
 }
 
 // Of this thread's classes. `kept`, if KEEP, gets the packs of the block, for the second pass.

@@ -54,7 +54,8 @@ class Cider:
             raise ValueError("references: got none, expected a corpus of at least one input")
         self._set_options(variant, sigma)
         counter = compiled.require("_C").DocumentCounter()
-        counter.add(references.to("cpu").arguments())
+        on_cpu = references.to("cpu")  # for as long as its addresses are read
+        counter.add(on_cpu.arguments())
         self._set_counts(counter, counter.num_documents)
 
     def _set_options(self, variant: str, sigma: float) -> None:
