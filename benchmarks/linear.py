@@ -13,7 +13,7 @@ import torch
 import smoothloss.functional as F
 from benchmarks import peers
 from benchmarks.contest import FLOOR, OURS, PEER, Contender, Suite
-from benchmarks.logits import name
+from benchmarks.logits import name, other
 from benchmarks.peers import Step, step
 from benchmarks.problems import HARD, SIMILAR, Problem, soft
 from smoothloss.ops.linear_layer import has_fast_gemm
@@ -23,9 +23,9 @@ LIGER, LIGER_BEST = "Liger, hard labels, default chunks", "Liger, hard labels, i
 TOP_K = "plain PyTorch top-k, as trainers write it, S = 64"
 
 
-def hard(problem: Problem) -> Step:
+def hard(problem: Problem, impl: str = "auto") -> Step:
     """Return ours with hard labels."""
-    return step(lambda: F.linear_cross_entropy(*problem.inputs, problem.target), problem.inputs)
+    return step(lambda: F.linear_cross_entropy(*problem.inputs, problem.target, impl=impl), problem.inputs)
 
 
 def sparse(problem: Problem, entries: int) -> Step:
@@ -51,12 +51,17 @@ def matmuls(problem: Problem) -> Callable[[], object]:
 
 
 def suite(device: torch.device) -> Suite:
-    """Return the contenders, the same on every device."""
-    del device
+    """Return the contenders on a device."""
     ours = [
         Contender(name(HARD), OURS, hard, HARD, graph=True),
         Contender(name(soft(64)), OURS, lambda p: sparse(p, 64), soft(64), graph=True),
     ]
+    if device.type == "cuda":
+
+        def others_hard(problem: Problem) -> Step:
+            return other(problem, lambda impl: hard(problem, impl), linear=True)
+
+        ours.append(Contender(name(HARD, "other kernels"), OURS, others_hard, HARD, graph=True))
     others = [
         Contender("torch, hard labels", PEER, peers.torch_eager, HARD, graph=True),
         Contender("torch.compile, hard labels", PEER, peers.torch_compiled),

@@ -107,6 +107,16 @@ inline MeanArguments make_mean(uintptr_t losses, uintptr_t mass, int type, int64
     return {pointer(losses), pointer(mass), accumulator, rows, pointer(loss), pointer(scale)};
 }
 
+inline ScaledCopyArguments make_scaled_copy(uintptr_t values, int type, int64_t count, uintptr_t factor, uintptr_t out,
+                                            int out_type) {
+    DataType accumulator = data_type(type, "values");
+    require(accumulator == DataType::float32 || accumulator == DataType::float64,
+            "values: expected float32 or float64");
+    require(count >= 0 && (count == 0 || (values != 0 && out != 0)) && factor != 0, "values: got a null pointer");
+    require(values % 16 == 0 && out % 16 == 0, "values: got addresses that are no multiples of 16");
+    return {pointer(values), accumulator, count, pointer(factor), pointer(out), data_type(out_type, "out")};
+}
+
 inline RowOptions make_options(const OptionsTuple& t) {
     auto [label_smoothing, entropy, z_loss, logit_scale, softcap] = t;
     require(logit_scale > 0, "logit_scale: got " + std::to_string(logit_scale) + ", expected a positive number");

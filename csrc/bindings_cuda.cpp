@@ -88,6 +88,13 @@ void mean(uintptr_t losses, uintptr_t mass, int type, int64_t rows, uintptr_t lo
     check(cuda::mean(a, device, pointer(stream)), "mean");
 }
 
+void scaled_copy(uintptr_t values, int type, int64_t count, uintptr_t factor, uintptr_t out, int out_type, int device,
+                 uintptr_t stream) {
+    ScaledCopyArguments a = make_scaled_copy(values, type, count, factor, out, out_type);
+    py::gil_scoped_release release;
+    check(cuda::scaled_copy(a, device, pointer(stream)), "scaled_copy");
+}
+
 std::string status(int device) {
     int error = cuda::status(device);
     return error == 0 ? "" : cuda::error_string(error);
@@ -106,5 +113,6 @@ PYBIND11_MODULE(_C_cuda, m) {
     m.def("logsumexp_and_select_forward", &s::select);
     m.def("smoothed_target", &s::smoothed_target);
     m.def("mean", &s::mean);
+    m.def("scaled_copy", &s::scaled_copy);
     s::bind_cuda_rewards(m);
 }

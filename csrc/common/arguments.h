@@ -125,4 +125,14 @@ struct MeanArguments {
     void* scale;  // one element
 };
 
+// out = values * factor, rounded once.
+struct ScaledCopyArguments {
+    const void* values;  // (count,) of the accumulator type
+    DataType type;       // float32 or float64
+    int64_t count;
+    const void* factor;  // one element of the same type
+    void* out;           // (count,)
+    DataType out_type;
+};
+
 }  // namespace smoothloss

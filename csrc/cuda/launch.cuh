@@ -32,8 +32,8 @@ inline int64_t max_entries(DataType type) {
     return accumulates_in_double(type) ? max_shared_entries<double> : max_shared_entries<float>;
 }
 
-// For the gradient: of the entries, or of a tile where there are too many. Whole pairs: the compiler loads the indices in
-// pairs, also the one behind an odd last one.
+// For the gradient: of the entries, or of a tile where there are too many. Whole pairs: the compiler loads the indices
+// in pairs, also the one behind an odd last one.
 inline size_t entry_bytes(DataType type, int64_t slots) {
     int64_t each = accumulates_in_double(type) ? shared_entry_bytes<double> : shared_entry_bytes<float>;
     return static_cast<size_t>(slots > max_entries(type) ? kEntryBytes : (slots + slots % 2) * each);

@@ -165,7 +165,8 @@ __device__ __forceinline__ void accumulate_packs(RowState<T>& state, const Pack<
         }
     }
     if (max > state.softmax.max) raise_max<MODE>(state, max);
-    // Their own sum first: every addition to the large one rounds, and these errors are those of all the row's gradient.
+    // Their own sum first: every addition to the large one rounds, and these errors are those of all the row's
+    // gradient.
     T sum = state.softmax.sum;
     state.softmax.sum = 0;
 #pragma unroll

@@ -63,6 +63,8 @@ TARGET_BLOCKS: tuple[tuple[int, int], ...] = ((32, 1), (128, 1), (512, 4))
 TARGET_REGISTERS = 255
 # One program averages everything: 8192 rows, a common number, in one step.
 MEAN_BLOCK, MEAN_WARPS = 8192, 32
+# Four loads of 16 bytes a thread.
+SCALED_BLOCK, SCALED_WARPS = 4096, 8
 
 
 def row_config(logits: Tensor, has_dense: bool = False) -> RowConfig:

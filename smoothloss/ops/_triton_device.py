@@ -28,8 +28,8 @@ def scalar(high, low, ACCUMULATOR: tl.constexpr):
 def _capped(z, softcap):
     """Return ``softcap tanh(z / softcap)``; libdevice's tanh does not exist in the interpreter."""
     x = z / softcap
-    # Near 0, tanh x = x - x^3 (45045 + 2772 x^2 + 27 x^4) / (135135 + 62370 x^2 + 3150 x^4 + 28 x^6), a continued fraction
-    # cut off: what it takes from z is small, and so is what the approximate division of a GPU adds to its error.
+    # Near 0, tanh x = x - x^3 (45045 + 2772 x^2 + 27 x^4) / (135135 + 62370 x^2 + 3150 x^4 + 28 x^6), its continued
+    # fraction cut off: what it takes from z is small, and so is what a GPU's approximate division adds to the error.
     square = x * x
     numerator = square * (45045.0 + square * (2772.0 + square * 27.0))
     near = z - z * (numerator / (135135.0 + square * (62370.0 + square * (3150.0 + square * 28.0))))

@@ -1,4 +1,4 @@
-"""The kernel that averages the losses of all rows in Triton: one program, so that the order of the sum is fixed."""
+"""What is done with results, in Triton: averaging the losses of all rows, and scaling a gradient as it is rounded."""
 # mypy: ignore-errors
 
 import triton
@@ -14,6 +14,7 @@ def _mean_kernel(
     num_rows,
     BLOCK: tl.constexpr,
 ):
+    # One program, so that the order of the sum is fixed.
     total = tl.zeros((BLOCK,), tl.float64)
     count = tl.zeros((BLOCK,), tl.int32)
     for start in range(0, num_rows, BLOCK):
@@ -24,3 +25,19 @@ def _mean_kernel(
     rows = tl.sum(count, 0).to(tl.float64)
     tl.store(mean_out, (tl.sum(total, 0) / rows).to(mean_out.dtype.element_ty))  # nothing to average: 0 / 0 = nan
     tl.store(scale_out, (1.0 / tl.maximum(rows, 1.0)).to(scale_out.dtype.element_ty))
+
+
+@triton.jit
+def _scaled_copy_kernel(
+    values,  # (size,)
+    factor,  # ()
+    out,  # (size,)
+    size,
+    BLOCK: tl.constexpr,
+):
+    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = place < size
+    scaled = tl.load(values + place, mask=inside, other=0.0) * tl.load(factor)
+    if out.dtype.element_ty != tl.float64:
+        scaled = scaled.to(tl.float32)  # not every version converts float64 to bfloat16 directly
+    tl.store(out + place, scaled.to(out.dtype.element_ty), mask=inside)

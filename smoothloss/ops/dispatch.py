@@ -18,6 +18,9 @@ _MODULES = {
     "triton": "smoothloss.ops.triton_kernels",
 }
 _PREFERENCE = {"cpu": ("native", "reference"), "cuda": ("triton", "native", "reference")}
+# The linear op has float32 logits in chunks that no cache holds: the CUDA C++ kernel reads them once where a GPU has
+# clusters of thread blocks, Triton's twice.
+_LINEAR_PREFERENCE = ("native", "triton", "reference")
 
 
 @functools.cache
@@ -38,8 +41,13 @@ def unavailable(name: str, device_type: str, dtype: torch.dtype) -> str | None:
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def choose(impl: str, device_type: str, dtype: torch.dtype) -> str:
+def choose(impl: str, device_type: str, dtype: torch.dtype, *, linear: bool = False) -> str:
     """Return the implementation to run: "reference", "native" or "triton".
+
+    Args:
+        impl: what the user asked for.
+        device_type, dtype: of the logits or, with `linear`, of the hidden states.
+        linear: whether the op makes the logits itself.
 
     Raises:
         ValueError: `impl` is not a known name.
@@ -53,4 +61,6 @@ def choose(impl: str, device_type: str, dtype: torch.dtype) -> str:
             raise RuntimeError(f"impl={impl!r} cannot run here: {reason}")
         return impl
     candidates = _PREFERENCE.get(device_type, ("reference",))
+    if linear and device_type == "cuda" and torch.cuda.get_device_capability() >= (9, 0):
+        candidates = _LINEAR_PREFERENCE
     return next(name for name in candidates if unavailable(name, device_type, dtype) is None)

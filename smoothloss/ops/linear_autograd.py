@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from smoothloss.ops import native
 from smoothloss.ops._autograd import differentiable_once
+from smoothloss.ops.dispatch import implementation
 from smoothloss.ops.linear_sparse_cross_entropy import backward_op, forward_op, fused_op, select_op
 from smoothloss.ops.options import RowOptions
 
@@ -35,7 +35,7 @@ class LinearSparseCrossEntropy(torch.autograd.Function):
             *options, reduction, chunk_bytes, wanted, impl,
         )  # fmt: skip
         ctx.save_for_backward(scale, inputs, weight, bias, *grads)
-        ctx.wanted, ctx.is_mean = wanted, reduction == "mean"
+        ctx.wanted, ctx.is_mean, ctx.impl = wanted, reduction == "mean", impl
         result: Tensor = loss
         return result
 
@@ -46,17 +46,17 @@ class LinearSparseCrossEntropy(torch.autograd.Function):
         with torch.no_grad():
             factor = grad * scale if ctx.is_mean else grad
             scaled = [
-                _scaled(saved, factor, tensor.dtype) if use else None
+                _scaled(saved, factor, tensor.dtype, ctx.impl) if use else None
                 for saved, tensor, use in zip(grads, (inputs, weight, bias), ctx.wanted, strict=True)
             ]
         return *differentiable_once(scaled, inputs, weight, bias, grad), *(None,) * 10
 
 
-def _scaled(saved: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+def _scaled(saved: Tensor, factor: Tensor, dtype: torch.dtype, impl: str) -> Tensor:
     if torch.compiler.is_compiling():
         return (saved * factor).to(dtype)
-    # torch.mul computes in the wider of both dtypes and rounds once, to that of `out`: one pass, no temporary.
-    return torch.mul(saved, factor, out=native.empty(saved, saved.shape, dtype))
+    result: Tensor = implementation(impl).scaled_copy(saved, factor, dtype)
+    return result
 
 
 class LinearSparseCrossEntropyRecompute(torch.autograd.Function):

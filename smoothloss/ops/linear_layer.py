@@ -203,7 +203,7 @@ class ClassSums:
                 matmul(d_logits.t(), self.layer.inputs, wide)
                 part.copy_(wide if self.factor is None else wide.mul_(self.factor))
         if self.d_bias is not None:
-            total = d_logits.sum(0, dtype=self.layer.accumulator)
+            total = column_sums(d_logits, self.layer.accumulator)
             self.d_bias[classes] = total if self.factor is None else total * self.factor
 
     def results(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -226,6 +226,16 @@ def matmul(a: Tensor, b: Tensor, out: Tensor) -> None:
         torch.mm(a, b, out_dtype=out.dtype, out=out)
     else:
         out.copy_(torch.mm(a, b))  # accumulated in float32, rounded once
+
+
+def column_sums(matrix: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return ``matrix.sum(0, dtype=dtype)``."""
+    if matrix.dtype == dtype or not _can_widen(matrix.device.type):
+        return matrix.sum(0, dtype=dtype)
+    # torch's sum over many rows on CUDA takes a scratch of up to four times the matrix; a product takes none.
+    total = matrix.new_empty(1, matrix.shape[1], dtype=dtype)
+    matmul(matrix.new_ones(1, matrix.shape[0]), matrix, total)
+    return total[0]
 
 
 def addmm(total: Tensor, a: Tensor, b: Tensor) -> None:

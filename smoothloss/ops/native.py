@@ -240,6 +240,19 @@ def mean(losses: Tensor, mass: Tensor) -> tuple[Tensor, Tensor]:
     return loss, scale
 
 
+def scaled_copy(values: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return ``(values * factor).to(dtype)``, for contiguous `values` in the accumulator dtype."""
+    out = empty(values, values.shape, dtype)
+    if values.device.type == "cpu":
+        return torch.mul(values, factor, out=out)
+    factor = factor.to(values.dtype)
+    compiled.call(
+        "scaled_copy", values, values.data_ptr(), _TYPE_CODES[values.dtype], values.numel(),
+        factor.data_ptr(), out.data_ptr(), _TYPE_CODES[dtype],
+    )  # fmt: skip
+    return out
+
+
 def empty(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Return ``like.new_empty(shape, dtype=dtype)``, on the CPU in huge pages where the system grants them.
 

@@ -179,6 +179,12 @@ def mean(losses: Tensor, mass: Tensor) -> tuple[Tensor, Tensor]:
     return losses.sum() / count, count.clamp(min=1).to(losses.dtype).reciprocal()
 
 
+def scaled_copy(values: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return ``(values * factor).to(dtype)``, rounded once."""
+    # torch.mul computes in the wider of both dtypes and rounds once, to that of `out`: one pass, no temporary.
+    return torch.mul(values, factor, out=torch.empty_like(values, dtype=dtype))
+
+
 def logsumexp_and_select(logits: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
     """Return ``logits.logsumexp(-1)`` (N,) and ``logits.gather(-1, indices)`` (N, S), 0 for empty slots."""
     z = transform_logits(logits, RowOptions())

@@ -26,6 +26,8 @@ from smoothloss.ops._triton_config import (
     LOOP_BLOCK,
     MEAN_BLOCK,
     MEAN_WARPS,
+    SCALED_BLOCK,
+    SCALED_WARPS,
     TARGET_BLOCKS,
     TARGET_REGISTERS,
     RowConfig,
@@ -36,7 +38,7 @@ from smoothloss.ops._triton_config import (
     row_programs,
     unit,
 )
-from smoothloss.ops._triton_mean import _mean_kernel
+from smoothloss.ops._triton_mean import _mean_kernel, _scaled_copy_kernel
 from smoothloss.ops._triton_rows import (
     _logsumexp_and_select_forward_kernel,
     _sparse_cross_entropy_backward_kernel,
@@ -208,6 +210,24 @@ def mean(loss: Tensor, mass: Tensor) -> tuple[Tensor, Tensor]:
     with _on_device(loss):
         _mean_kernel[(1,)](loss, mass, average, scale, loss.numel(), BLOCK=MEAN_BLOCK, num_warps=MEAN_WARPS)
     return average, scale
+
+
+def scaled_copy(values: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return ``(values * factor).to(dtype)``, rounded once.
+
+    Args:
+        values: contiguous, accumulator dtype.
+        factor: of no dimension.
+        dtype: of the result.
+    """
+    out = torch.empty_like(values, dtype=dtype)
+    if out.numel():
+        programs = -(-out.numel() // SCALED_BLOCK)
+        with _on_device(values):
+            _scaled_copy_kernel[(programs,)](
+                values, factor.to(values.dtype), out, out.numel(), BLOCK=SCALED_BLOCK, num_warps=SCALED_WARPS
+            )
+    return out
 
 
 def smoothed_target(

@@ -319,7 +319,7 @@ def test_logsumexp_and_select_and_its_gradient(kernels: ModuleType) -> None:
     torch.testing.assert_close(out, d_logits.bfloat16())
 
 
-# ---- the smoothed target and the mean
+# ---- the smoothed target, the mean and the scaled copy
 
 
 @pytest.mark.parametrize("neighbours", [None, 0, 7, 64])
@@ -369,3 +369,30 @@ def test_mean(kernels: ModuleType, rows: int, dtype: torch.dtype) -> None:
         count = mass.count_nonzero()
         torch.testing.assert_close(loss[0], (losses.double().sum() / count).to(dtype), equal_nan=True)
         torch.testing.assert_close(scale[0], (1 / count.clamp(min=1).double()).to(dtype))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "out_dtype"),
+    [
+        (torch.float32, torch.float32), (torch.float32, torch.bfloat16), (torch.float32, torch.float16),
+        (torch.float64, torch.float64),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("size", [0, 1, 3, 4, 5, 1027, 4096, 9001])
+@pytest.mark.usefixtures("order")
+def test_scaled_copy(kernels: ModuleType, size: int, dtype: torch.dtype, out_dtype: torch.dtype) -> None:
+    values = torch.randn(size, generator=torch.Generator().manual_seed(size), dtype=dtype)
+    factor, out = torch.tensor(0.37, dtype=dtype), torch.full((size + 1,), torch.nan, dtype=out_dtype)
+    kernels.scaled_copy(
+        pointer(values), CODES[dtype], size, pointer(factor), pointer(out), CODES[out_dtype], PLAIN_GPU, 0
+    )
+    assert torch.equal(out[:size], (values * factor).to(out_dtype))
+    assert out[size].isnan()
+
+
+def test_scaled_copy_says_what_it_cannot_take(kernels: ModuleType) -> None:
+    values, factor, out = torch.zeros(8), torch.ones(()), torch.zeros(8)
+    with pytest.raises(ValueError, match="multiples of 16"):
+        kernels.scaled_copy(pointer(values) + 4, 0, 4, pointer(factor), pointer(out), 0, PLAIN_GPU, 0)
+    with pytest.raises(ValueError, match="null pointer"):
+        kernels.scaled_copy(pointer(values), 0, 4, 0, pointer(out), 0, PLAIN_GPU, 0)

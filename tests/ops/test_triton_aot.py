@@ -41,6 +41,7 @@ KERNELS = (
     "_logsumexp_and_select_forward_kernel",
     "_smoothed_target_kernel",
     "_mean_kernel",
+    "_scaled_copy_kernel",
 )
 # What the launchers can be asked for, each with the dtypes of the logits and of the gradient.
 F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
@@ -203,6 +204,8 @@ def test_targets_and_mean_compile_without_stack(architecture: int, launches: lis
     assert {launch.keywords["BLOCK_S"] for launch in launches} == {block for block, _ in TARGET_BLOCKS}
     for accumulator in (F32, F64):
         triton_kernels.mean(torch.zeros(3, dtype=accumulator), torch.zeros(3, dtype=accumulator))
+        for out_dtype in (F32, BF16, F16) if accumulator == F32 else (F64,):
+            triton_kernels.scaled_copy(torch.zeros(3, dtype=accumulator), torch.ones((), dtype=accumulator), out_dtype)
     compile_all(launches, architecture, tmp_path)
 
 

@@ -183,6 +183,17 @@ def test_mean(n: int, dtype: torch.dtype) -> None:
     torch.testing.assert_close((average, scale), reference.mean(loss, mass))
 
 
+@pytest.mark.parametrize("size", [0, 1, 4096, 5001])
+@pytest.mark.parametrize(
+    ("dtype", "out_dtype"),
+    [(torch.float32, torch.float32), (torch.float32, torch.bfloat16), (torch.float64, torch.float64)],
+)
+def test_scaled_copy(size: int, dtype: torch.dtype, out_dtype: torch.dtype) -> None:
+    values, factor = torch.randn(size, dtype=dtype), torch.tensor(0.37, dtype=dtype)
+    scaled = triton_kernels.scaled_copy(values, factor, out_dtype)
+    assert torch.equal(scaled, reference.scaled_copy(values, factor, out_dtype))
+
+
 @pytest.mark.parametrize("n", [0, 5])
 def test_mean_of_nothing(n: int) -> None:
     average, scale = triton_kernels.mean(torch.zeros(n), torch.zeros(n))
