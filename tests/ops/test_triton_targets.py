@@ -186,7 +186,7 @@ def test_mean(n: int, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("size", [0, 1, 4096, 5001])
 @pytest.mark.parametrize(
     ("dtype", "out_dtype"),
-    [(torch.float32, torch.float32), (torch.float32, torch.bfloat16), (torch.float64, torch.float64)],
+    [(torch.float32, torch.float32), (torch.float32, torch.float16), (torch.float64, torch.float64)],
 )
 def test_scaled_copy(size: int, dtype: torch.dtype, out_dtype: torch.dtype) -> None:
     values, factor = torch.randn(size, dtype=dtype), torch.tensor(0.37, dtype=dtype)
