@@ -59,7 +59,7 @@ def suite(device: torch.device) -> Suite:
     if device.type == "cuda":
 
         def others_hard(problem: Problem) -> Step:
-            return other(problem, lambda impl: hard(problem, impl), linear=True)
+            return other(problem, lambda impl: hard(problem, impl))
 
         ours.append(Contender(name(HARD, "other kernels"), OURS, others_hard, HARD, graph=True))
     others = [

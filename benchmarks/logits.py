@@ -45,7 +45,7 @@ def _logits(problem: Problem, inplace: bool) -> Tensor:
     return logits.detach().clone().requires_grad_() if inplace else logits
 
 
-def other(problem: Problem, make: Callable[[str], Step], *, linear: bool = False) -> Step:
+def other(problem: Problem, make: Callable[[str], Step]) -> Step:
     """Return ours through the GPU implementation that "auto" does not choose.
 
     Raises:
@@ -53,7 +53,7 @@ def other(problem: Problem, make: Callable[[str], Step], *, linear: bool = False
     """
     if problem.device.type != "cuda":
         raise NotRunnableError("a CPU has one implementation")
-    chosen = choose("auto", "cuda", problem.dtype, linear=linear)
+    chosen = choose("auto", "cuda", problem.dtype)
     impl = "native" if chosen == "triton" else "triton"
     reason = unavailable(impl, "cuda", problem.dtype)
     if reason is not None:

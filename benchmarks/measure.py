@@ -31,7 +31,8 @@ Function = Callable[[], object]
 
 _DISTRIBUTIONS = ("triton", "liger-kernel", "cut-cross-entropy", "quack-kernels")
 _SETS_BYTES = 256 * 2**20  # several times any second-level cache of today
-_AHEAD_BYTES = 512 * 2**20  # about 0.1 ms of reading, longer than the host needs for a launch
+_AHEAD_BYTES = 512 * 2**20  # leaves nothing else in the cache
+_AHEAD_CYCLES = 1 << 23  # about 5 ms, longer than the host needs to launch all of a step
 
 
 def environment(device: torch.device) -> Row:
@@ -87,7 +88,12 @@ def work_ahead(device: torch.device) -> Function | None:
     if device.type != "cuda":
         return None
     buffer = torch.randn(_AHEAD_BYTES // 4, device=device)
-    return lambda: buffer.sum()
+
+    def work() -> None:
+        torch.cuda._sleep(_AHEAD_CYCLES)
+        buffer.sum()
+
+    return work
 
 
 def interleaved(

@@ -22,8 +22,6 @@ def report() -> str:
     if torch.cuda.is_available():
         chosen = ", ".join(f"{_short(d)}: {dispatch.choose('auto', 'cuda', d)}" for d in _DTYPES)
         lines.append(f"  cuda auto      {chosen}")
-        linear = ", ".join(f"{_short(d)}: {dispatch.choose('auto', 'cuda', d, linear=True)}" for d in _DTYPES)
-        lines.append(f"  cuda auto with the linear layer  {linear}")
     chosen = ", ".join(f"{_short(d)}: {dispatch.choose('auto', 'cpu', d)}" for d in _DTYPES)
     lines.append(f"  cpu  auto      {chosen}")
     return "\n".join([*lines, "", *_rewards()])

@@ -24,7 +24,7 @@ def evaluate(input: Tensor, target: SparseTarget, linear: Linear | None, call: C
     """Return the loss of `input` (logits, or hidden states with `linear`) against `target`, reduced."""
     rows, flat = _rows(input), target.reshape(torch.Size((input.shape[:-1].numel(),)))
     num_classes = input.shape[-1] if linear is None else linear.num_classes
-    kind = choose(call.impl, rows.device.type, rows.dtype, linear=linear is not None)
+    kind = choose(call.impl, rows.device.type, rows.dtype)
     loss = _reference(rows, flat, linear, call) if kind == "reference" else _kernels(rows, flat, linear, call, kind)
     if call.kl:
         constant = negative_entropy(flat, num_classes, call.options.label_smoothing).to(loss.dtype)
@@ -44,7 +44,7 @@ def evaluate_sequence(
 def evaluate_pair(input: Tensor, indices: Tensor, linear: Linear | None, impl: Implementation) -> tuple[Tensor, Tensor]:
     """Return ``(logsumexp, selected)`` of logits, or of hidden states with `linear`."""
     rows, slots = _rows(input), _rows(indices)
-    kind = choose(impl, input.device.type, input.dtype, linear=linear is not None)
+    kind = choose(impl, input.device.type, input.dtype)
     if kind == "reference":
         lse, selected = reference.logsumexp_and_select(_reference_logits(rows, linear), slots)
     elif linear is None:

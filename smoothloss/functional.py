@@ -15,7 +15,7 @@ Options that all of them share (keyword-only):
 * ``inplace``: the backward may write the gradient over `input`, which must not be used afterwards. A permission, not
   a command: it has no effect under ``torch.compile``, on the reference, or where `input` is not contiguous in memory.
 * ``impl``: "reference", "native" (C++, or CUDA C++) or "triton"; a RuntimeError says why where that cannot run. "auto"
-  takes the first that can: C++ on the CPU, Triton and then CUDA C++ on NVIDIA GPUs, else the reference.
+  takes the first that can: C++ on the CPU, CUDA C++ and then Triton on NVIDIA GPUs, else the reference.
 
 float16 and bfloat16 inputs are computed and accumulated in float32, and their loss is float32. The kernels are
 differentiable once, in `input` and the classifier; ``impl="reference"`` any number of times.

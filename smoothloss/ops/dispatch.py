@@ -17,10 +17,9 @@ _MODULES = {
     "native": "smoothloss.ops.native",
     "triton": "smoothloss.ops.triton_kernels",
 }
-_PREFERENCE = {"cpu": ("native", "reference"), "cuda": ("triton", "native", "reference")}
-# The linear op has float32 logits in chunks that no cache holds: the CUDA C++ kernel reads them once where a GPU has
-# clusters of thread blocks, Triton's twice.
-_LINEAR_PREFERENCE = ("native", "triton", "reference")
+# On an H100 the CUDA C++ kernels took 0.74 to 0.95 of the time of Triton's (benchmarks/results/logits_h100.json) and half
+# of it in the linear op, whose float32 logits no cache holds: they read them once, Triton's twice.
+_PREFERENCE = {"cpu": ("native", "reference"), "cuda": ("native", "triton", "reference")}
 
 
 @functools.cache
@@ -41,13 +40,8 @@ def unavailable(name: str, device_type: str, dtype: torch.dtype) -> str | None:
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def choose(impl: str, device_type: str, dtype: torch.dtype, *, linear: bool = False) -> str:
+def choose(impl: str, device_type: str, dtype: torch.dtype) -> str:
     """Return the implementation to run: "reference", "native" or "triton".
-
-    Args:
-        impl: what the user asked for.
-        device_type, dtype: of the logits or, with `linear`, of the hidden states.
-        linear: whether the op makes the logits itself.
 
     Raises:
         ValueError: `impl` is not a known name.
@@ -61,6 +55,4 @@ def choose(impl: str, device_type: str, dtype: torch.dtype, *, linear: bool = Fa
             raise RuntimeError(f"impl={impl!r} cannot run here: {reason}")
         return impl
     candidates = _PREFERENCE.get(device_type, ("reference",))
-    if linear and device_type == "cuda" and torch.cuda.get_device_capability() >= (9, 0):
-        candidates = _LINEAR_PREFERENCE
     return next(name for name in candidates if unavailable(name, device_type, dtype) is None)
