@@ -42,7 +42,10 @@ def call(name: str, like: Tensor, *arguments: object) -> None:
         isa = os.environ.get("SMOOTHLOSS_ISA", "")
         getattr(require("_C"), name)(*arguments, torch.get_num_threads(), isa)
         return
-    module = require("_C_cuda")
-    with torch.cuda.device(like.device):
-        stream = torch.cuda.current_stream(like.device).cuda_stream
-        getattr(module, name)(*arguments, like.get_device(), stream)
+    function, device = getattr(require("_C_cuda"), name), like.get_device()
+    stream = torch.cuda.current_stream(device).cuda_stream
+    if device == torch.cuda.current_device():  # nearly always: a context costs as much as the call
+        function(*arguments, device, stream)
+        return
+    with torch.cuda.device(device):  # for it is this one that the kernels leave current
+        function(*arguments, device, stream)

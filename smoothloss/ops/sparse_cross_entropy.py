@@ -34,6 +34,11 @@ def joined(results: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
     return results[0] if len(results) == 1 else tuple(map(torch.cat, zip(*results, strict=True)))
 
 
+def _part(tensor: Tensor, part: slice | None) -> Tensor:
+    # Not `tensor[:]`: a dozen views a step cost the host as much as a kernel.
+    return tensor if part is None else tensor[part]
+
+
 class _Problem:
     """Logits and target as the kernels take them, in parts whose dense rows fit the budget."""
 
@@ -47,22 +52,24 @@ class _Problem:
         self.uniform = None if uniform is None else uniform.to(dtype).contiguous()
         self.similarity = SimilarityMixture.unpack(similarity, temperature)
 
-    def parts(self) -> list[slice]:
-        """Return the whole batch, or pieces of it."""
+    def parts(self) -> list[slice | None]:
+        """Return None for the whole batch, or pieces of it."""
         rows = self.logits.shape[0]
         if self.similarity is None:
-            return [slice(None)]
+            return [None]
         size = max(1, default_chunk_bytes(self.logits.device) // self.similarity.row_bytes)
         return [slice(start, min(start + size, rows)) for start in range(0, max(rows, 1), size)]
 
-    def rows(self, part: slice) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    def rows(self, part: slice | None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Return logits and entries of some rows."""
-        uniform = None if self.uniform is None else self.uniform[part]
-        return self.logits[part], self.indices[part], self.weights[part], uniform
+        uniform = None if self.uniform is None else _part(self.uniform, part)
+        return _part(self.logits, part), _part(self.indices, part), _part(self.weights, part), uniform
 
-    def dense(self, part: slice) -> DenseRows | None:
+    def dense(self, part: slice | None) -> DenseRows | None:
         """Return the dense rows that these rows mix, computed now."""
-        return None if self.similarity is None else self.similarity.dense_rows(part, self.weights.dtype)
+        if self.similarity is None or part is None:
+            return None
+        return self.similarity.dense_rows(part, self.weights.dtype)
 
 
 def _forward(
@@ -106,9 +113,9 @@ def _backward_into(
     for part in problem.parts():
         logits, *entries = problem.rows(part)
         implementation(impl).sparse_cross_entropy_backward(
-            grad if grad.numel() == 1 else grad[part], logits, lse[part],
-            row_entropy[part] if options.entropy else row_entropy, *entries, options, out[part],
-            mass if mass is None else mass[part], problem.dense(part), scale,
+            grad if grad.numel() == 1 else _part(grad, part), logits, _part(lse, part),
+            _part(row_entropy, part) if options.entropy else row_entropy, *entries, options, _part(out, part),
+            mass if mass is None else _part(mass, part), problem.dense(part), scale,
         )  # fmt: skip
 
 
