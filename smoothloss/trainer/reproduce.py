@@ -10,7 +10,7 @@ import itertools
 import math
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import mean, median, stdev
@@ -24,8 +24,9 @@ from smoothloss._files import write_atomically
 from smoothloss.trainer import report
 from smoothloss.trainer.checkpoint import write_json
 from smoothloss.trainer.config import RecipeError
+from smoothloss.trainer.evaluation import evaluate_split
 from smoothloss.trainer.files import read_json
-from smoothloss.trainer.models import open_task
+from smoothloss.trainer.models import open_checkpoints, open_task
 from smoothloss.trainer.processes import last_words, start_training
 from smoothloss.trainer.recipes import load_recipe, read_yaml
 from smoothloss.trainer.run import RunDirectory
@@ -60,7 +61,7 @@ class Table:
         metrics: Heading of each metric's column by its key in ``scores.<split>.json``. Significance is that of the
             task's own metric, the first.
         baseline: Key of the row that the others are compared with.
-        split: The test split.
+        split: What is scored: a test split, or "validation" to choose temperatures and shares by.
         seeds: What each row is trained with.
         overrides: Changes to every row's recipe; a row's own come after them.
         note: What differs from the paper.
@@ -157,7 +158,13 @@ def reproduce(
     for run in runs:
         load_recipe(run.recipe, run.overrides)  # what is wrong is said before anything starts
     missing = [run for run in runs if not run.is_done(table.split)]
-    failed = _train_all(missing, jobs, lambda: _write(table, runs, out)) if train else []
+
+    def finish(run: Run) -> None:
+        if not run.is_done(table.split):  # training scores the test splits
+            _score(run, table.split)
+        _write(table, runs, out)
+
+    failed = _train_all(missing, jobs, finish) if train else []
     written = _write(table, runs, out)
     if failed:
         raise RecipeError("; ".join(failed))
@@ -179,8 +186,13 @@ def _run(row: str, seed: int, recipe: Path, out: Path, overrides: list[str]) -> 
     return Run(row, seed, recipe, overrides, RunDirectory(out / row / f"seed{seed}"))
 
 
-def _train_all(runs: list[Run], jobs: int, finished: Any) -> list[str]:
-    """Train the runs, ``jobs`` at a time; returns a line for each that failed. ``finished`` is called after each."""
+def _score(run: Run, split: str) -> None:
+    recipe, task, model, device = open_checkpoints([str(run.directory.path)])
+    evaluate_split(run.directory.path, task, model, split, recipe.decoding, device)
+
+
+def _train_all(runs: list[Run], jobs: int, finish: Callable[[Run], None]) -> list[str]:
+    """Train the runs, ``jobs`` at a time; returns a line for each that failed. ``finish`` is called for each other."""
     waiting, failed = list(runs), []
     running: list[tuple[Run, subprocess.Popen[bytes]]] = []
     try:
@@ -193,7 +205,8 @@ def _train_all(runs: list[Run], jobs: int, finished: Any) -> list[str]:
                 running.remove((run, process))
                 if process.returncode:
                     failed.append(f"{run.row}, seed {run.seed} failed: {last_words(_log(run))} ({_log(run)})")
-                finished()
+                else:
+                    finish(run)
             if not ended:
                 time.sleep(0.2)
     finally:

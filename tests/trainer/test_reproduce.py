@@ -69,6 +69,22 @@ def test_trains_what_is_missing_and_writes_the_table(table: Path, tmp_path: Path
     assert len(before) == 8
 
 
+def test_a_table_of_the_validation_part(table: Path, tmp_path: Path) -> None:
+    rewrite(table, split="validation", seeds=[1])
+    out = tmp_path / "out"
+    assert main(["reproduce", str(table), "--out", str(out), "--rows", "mle"]) == 0
+    content = json.loads((out / "table.json").read_text())
+    scores = json.loads((out / "mle" / "seed1" / "scores.validation.json").read_text())
+    assert content["split"] == "validation"
+    assert [row["scores"]["bleu"] for row in content["rows"]] == [[scores["bleu"]]]
+
+
+def test_a_split_that_is_none(table: Path, tmp_path: Path) -> None:
+    rewrite(table, split="test_2015", seeds=[1])
+    with pytest.raises(RecipeError, match="test_2015"):
+        reproduce(table, tmp_path / "out", rows=["mle"])
+
+
 def test_an_interrupted_run_goes_on(table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rewrite(table, seeds=[1])
     whole, cut = tmp_path / "whole", tmp_path / "cut"
