@@ -32,7 +32,7 @@ Function = Callable[[], object]
 _DISTRIBUTIONS = ("triton", "liger-kernel", "cut-cross-entropy", "quack-kernels")
 _SETS_BYTES = 256 * 2**20  # several times any second-level cache of today
 _AHEAD_BYTES = 512 * 2**20  # leaves nothing else in the cache
-_AHEAD_CYCLES = 1 << 23  # about 5 ms, longer than the host needs to launch all of a step
+_AHEAD_CYCLES = 1 << 23  # about 5 ms, longer than the host needs to launch a step of ours
 
 
 def environment(device: torch.device) -> Row:

@@ -1,5 +1,5 @@
 // out = values * factor, rounded once to the type of `out`: torch's product of two types converts element by element,
-// and takes twice as long.
+// at half the bandwidth of an H100.
 #include "cuda/launch.cuh"
 #include "cuda/sparse_cross_entropy.h"
 

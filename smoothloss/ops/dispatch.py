@@ -17,8 +17,9 @@ _MODULES = {
     "native": "smoothloss.ops.native",
     "triton": "smoothloss.ops.triton_kernels",
 }
-# On an H100 the CUDA C++ kernels took 0.74 to 0.95 of the time of Triton's (benchmarks/results/logits_h100.json), and
-# half of it in the linear op, whose float32 logits no cache holds: they read them once, Triton's twice.
+# On an H100 the CUDA C++ kernels took 0.74 to 0.96 of the time of Triton's on given logits, 1.07 in the smallest case
+# (benchmarks/results/logits_h100.json), and half of it on the linear op's float32 logits, which no cache holds: they
+# read them once, Triton's twice (benchmarks/NOTES.md).
 _PREFERENCE = {"cpu": ("native", "reference"), "cuda": ("native", "triton", "reference")}
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from smoothloss.ops import native
+from smoothloss.ops import native_linear
 from smoothloss.ops.rows import DenseRows
 
 # One block of scores; several temporaries of this size are alive at a time.
@@ -96,7 +96,7 @@ class SimilarityScorer:
 
     def rows(self, tokens: Tensor) -> Tensor:
         """Return the normalised rows of ``(U,)`` tokens, ``(U, V)``."""
-        result = native.empty(self.vectors, (tokens.shape[0], self.vectors.shape[0]), self.vectors.dtype)
+        result = native_linear.empty(self.vectors, (tokens.shape[0], self.vectors.shape[0]), self.vectors.dtype)
         for start, stop in self.blocks(tokens.shape[0]):
             block, part = tokens[start:stop], result[start:stop]
             self(block, out=part)

@@ -38,7 +38,7 @@ from smoothloss.ops._triton_config import (
     row_programs,
     unit,
 )
-from smoothloss.ops._triton_mean import _mean_kernel, _scaled_copy_kernel
+from smoothloss.ops._triton_results import _mean_kernel, _scaled_copy_kernel
 from smoothloss.ops._triton_rows import (
     _logsumexp_and_select_forward_kernel,
     _sparse_cross_entropy_backward_kernel,

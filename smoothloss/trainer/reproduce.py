@@ -144,8 +144,9 @@ def reproduce(
         The Markdown table's path.
 
     Raises:
-        RecipeError: when the table or a recipe is wrong, before anything is trained; when a run failed, after the
-            others were trained and the table was written.
+        RecipeError: when the table or a recipe is wrong, before anything is trained; when the data have no such
+            split, once the first run is trained; when a run failed, after the others were trained and the table was
+            written.
     """
     table = load_table(path)
     table.seeds = list(seeds) or table.seeds

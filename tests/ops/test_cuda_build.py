@@ -319,6 +319,21 @@ def test_logsumexp_and_select_and_its_gradient(kernels: ModuleType) -> None:
     torch.testing.assert_close(out, d_logits.bfloat16())
 
 
+@pytest.mark.parametrize("step", [0.1, 0.3, 1.0])
+def test_a_long_row_loses_nothing_to_its_running_sum(kernels: ModuleType, step: float) -> None:
+    """A thread adds up 500 equal exponentials here, all rounded alike; the error of the sum is that of the gradient."""
+    inputs = make_inputs(2, 128256, 3, dtype=torch.float32)
+    inputs.logits.zero_()
+    inputs.logits[:, :1024] = step  # the maximum of every thread
+    grad, out = torch.ones(()), torch.empty_like(inputs.logits)
+    expected = solve(inputs, RowOptions(), grad, torch.float64).grad
+    others = torch.ones(128256, dtype=torch.bool).index_fill(0, inputs.indices.flatten().long().clamp(min=0), False)
+    two_steps(kernels, inputs, RowOptions(), grad, out)
+    assert relative_error(out[:, others], expected[:, others]) < 4 * torch.finfo(torch.float32).eps
+    one_step(kernels, inputs, RowOptions(), out.zero_())
+    assert relative_error(out[:, others], expected[:, others]) < 4 * torch.finfo(torch.float32).eps
+
+
 # ---- the smoothed target, the mean and the scaled copy
 
 

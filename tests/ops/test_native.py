@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from smoothloss.ops import native
+from smoothloss.ops import native, native_linear
 from smoothloss.ops.options import RowOptions
 from smoothloss.testing import Inputs, Oracle, assert_error_budget, eager, make_inputs, oracle, relative_error
 
@@ -414,7 +414,7 @@ def test_one_openmp_runtime() -> None:
 
 
 needs_widening_matmul = pytest.mark.skipif(
-    not native.has_widening_matmul("cpu", torch.bfloat16), reason="this machine or build has no AVX512_BF16"
+    not native_linear.has_widening_matmul("cpu", torch.bfloat16), reason="this machine or build has no AVX512_BF16"
 )
 
 
@@ -430,7 +430,7 @@ def test_widening_matmul_rounds_nothing_to_bfloat16(rows: int, columns: int, inn
     a = torch.randn(rows, inner + 3, generator=generator).bfloat16()[:, :inner]
     b = torch.randn(columns, inner + 1, generator=generator).bfloat16()[:, :inner]
     buffer = torch.full((rows, columns + 5), 7.0)
-    native.widening_matmul(a, b, buffer[:, :columns])
+    native_linear.widening_matmul(a, b, buffer[:, :columns])
     expected = a.double() @ b.double().t()
     assert relative_error(buffer[:, :columns], expected) < 1e-6
     assert buffer[:, columns:].eq(7).all()
@@ -445,6 +445,6 @@ def test_widening_matmul_refuses_what_does_not_fit() -> None:
         "out": (a, b, out.bfloat16()),
     }.items():
         with pytest.raises(ValueError, match=f"^{name}: "):
-            native.widening_matmul(*arguments)
+            native_linear.widening_matmul(*arguments)
     with pytest.raises(ValueError, match="a: "):
-        native.widening_matmul(a.t(), b, out)
+        native_linear.widening_matmul(a.t(), b, out)
