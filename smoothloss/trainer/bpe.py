@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from smoothloss.trainer.config import RecipeError
+from smoothloss.trainer.errors import RecipeError
 from smoothloss.trainer.packages import optional_package
 
 WORD_START = "▁"  # as in SentencePiece: a piece with it begins a word

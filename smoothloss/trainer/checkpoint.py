@@ -13,7 +13,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from smoothloss._files import write_atomically
-from smoothloss.trainer.config import RecipeError
+from smoothloss.trainer.errors import RecipeError
 
 
 def write_json(path: str | Path, content: Any) -> None:

@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(function: object, options: argparse.Namespace) -> int:
     try:
-        from smoothloss.trainer.config import RecipeError
+        from smoothloss.trainer.errors import RecipeError
     except ImportError as error:
         return _fail(f"the trainer needs the package {error.name}: pip install 'smoothloss[train]'")
     # So that what is to be done on the way out is done: `reproduce` and `demo` end the runs they have started.
@@ -241,7 +241,7 @@ def _train_help(options: argparse.Namespace) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from smoothloss.trainer.config import RecipeError
+    from smoothloss.trainer.errors import RecipeError
     from smoothloss.trainer.loop import train
     from smoothloss.trainer.recipes import load_recipe
     from smoothloss.trainer.run import RunDirectory
@@ -257,7 +257,7 @@ def _train(options: argparse.Namespace) -> None:
 def _evaluate(options: argparse.Namespace) -> None:
     from dataclasses import replace
 
-    from smoothloss.trainer.config import RecipeError
+    from smoothloss.trainer.errors import RecipeError
     from smoothloss.trainer.evaluation import evaluate_split
     from smoothloss.trainer.models import open_checkpoints
     from smoothloss.trainer.recipes import check_decoding

@@ -4,8 +4,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -13,21 +11,6 @@ from smoothloss.rewards.bleu import Smoothing
 
 LossName = Literal["mle", "label_smoothing", "tok", "seq", "seq_lazy", "tok_seq", "tok_seq_lazy", "raml"]
 RewardName = Literal["none", "hamming", "edit_distance", "bleu", "cider", "rouge_l", "constant"]
-
-
-class RecipeError(ValueError):
-    """Something the user asked for cannot be done: a wrong key, a wrong type, a missing file. Reported in one line."""
-
-
-@contextmanager
-def one_line() -> Iterator[None]:
-    """Make a :class:`RecipeError` of the library's ValueError about a user's file."""
-    try:
-        yield
-    except RecipeError:
-        raise
-    except ValueError as error:
-        raise RecipeError(" ".join(str(error).split())) from None
 
 
 @dataclass

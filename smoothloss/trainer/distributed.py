@@ -9,7 +9,7 @@ from datetime import timedelta
 import torch
 from torch import Tensor
 
-from smoothloss.trainer.config import RecipeError
+from smoothloss.trainer.errors import RecipeError
 from smoothloss.trainer.evaluation import choose_device
 
 # The others wait while the first one validates.

@@ -13,8 +13,9 @@ import torch
 import smoothloss.functional as F
 from smoothloss._files import write_atomically
 from smoothloss.trainer.checkpoint import write_json
-from smoothloss.trainer.config import DecodingConfig, RecipeError
+from smoothloss.trainer.config import DecodingConfig
 from smoothloss.trainer.decoding import Ensemble, Hypothesis, beam_search, sample
+from smoothloss.trainer.errors import RecipeError
 from smoothloss.trainer.losses import encode
 from smoothloss.trainer.tasks import Batch, SequenceModel, State, Task
 from smoothloss.trainer.vocabulary import PAD

@@ -10,7 +10,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from smoothloss.trainer.config import RecipeError
+from smoothloss.trainer.errors import RecipeError
 
 
 def expand_path(path: str) -> Path:

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from smoothloss.trainer.config import RecipeError
+from smoothloss.trainer.errors import RecipeError
 
 JavaMetric = Literal["meteor", "spice"]
 _SPICE_MODELS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")

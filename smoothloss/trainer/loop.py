@@ -15,8 +15,9 @@ from tqdm import tqdm
 from smoothloss.rewards import Cider
 from smoothloss.similarity import SimilarityTable
 from smoothloss.trainer import checkpoint, report
-from smoothloss.trainer.config import OptimizerConfig, Recipe, RecipeError, one_line
+from smoothloss.trainer.config import OptimizerConfig, Recipe
 from smoothloss.trainer.distributed import Processes
+from smoothloss.trainer.errors import RecipeError, one_line
 from smoothloss.trainer.evaluation import evaluate_split, generate, negative_log_likelihood
 from smoothloss.trainer.losses import build_loss
 from smoothloss.trainer.metrics_log import MetricsLog

@@ -23,7 +23,8 @@ from smoothloss.sampling import (
     VocabularyPool,
 )
 from smoothloss.similarity import SimilarityTable
-from smoothloss.trainer.config import LossConfig, RecipeError
+from smoothloss.trainer.config import LossConfig
+from smoothloss.trainer.errors import RecipeError
 from smoothloss.trainer.rewards import SampleWeights
 from smoothloss.trainer.tasks import Batch, SequenceModel, select_rows, shift_right
 from smoothloss.trainer.vocabulary import PAD, SPECIAL_TOKENS

@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 
 from smoothloss.trainer.checkpoint import average_checkpoints, load_model, save_checkpoint
-from smoothloss.trainer.config import Recipe, RecipeError
+from smoothloss.trainer.config import Recipe
 from smoothloss.trainer.decoding import Ensemble
+from smoothloss.trainer.errors import RecipeError
 from smoothloss.trainer.evaluation import choose_device
 from smoothloss.trainer.run import RunDirectory
 from smoothloss.trainer.tasks import SequenceModel, Task, task_class

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from smoothloss.trainer.config import RecipeError
+from smoothloss.trainer.errors import RecipeError
 
 
 def optional_package(name: str, key: str, extra: str) -> Any:

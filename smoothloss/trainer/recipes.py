@@ -13,14 +13,8 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
-from smoothloss.trainer.config import (
-    DecodingConfig,
-    LossConfig,
-    OptimizerConfig,
-    Recipe,
-    RecipeError,
-    TrainingConfig,
-)
+from smoothloss.trainer.config import DecodingConfig, LossConfig, OptimizerConfig, Recipe, TrainingConfig
+from smoothloss.trainer.errors import RecipeError
 from smoothloss.trainer.tasks import task_class
 
 

@@ -18,7 +18,7 @@ import yaml
 from smoothloss._files import write_atomically
 from smoothloss.similarity import SimilarityTable
 from smoothloss.trainer.charts import Line, line_chart
-from smoothloss.trainer.config import RecipeError, one_line
+from smoothloss.trainer.errors import RecipeError, one_line
 from smoothloss.trainer.pictures import Picture, png
 from smoothloss.trainer.run import RunDirectory, recipe_values
 from smoothloss.trainer.tasks import Task

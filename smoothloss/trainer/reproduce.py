@@ -23,7 +23,7 @@ from torch import Tensor
 from smoothloss._files import write_atomically
 from smoothloss.trainer import report
 from smoothloss.trainer.checkpoint import write_json
-from smoothloss.trainer.config import RecipeError
+from smoothloss.trainer.errors import RecipeError
 from smoothloss.trainer.evaluation import evaluate_split
 from smoothloss.trainer.files import read_json
 from smoothloss.trainer.models import open_checkpoints, open_task

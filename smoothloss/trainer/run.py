@@ -35,7 +35,8 @@ import yaml
 
 from smoothloss._files import write_atomically
 from smoothloss.trainer.checkpoint import write_json
-from smoothloss.trainer.config import Recipe, RecipeError
+from smoothloss.trainer.config import Recipe
+from smoothloss.trainer.errors import RecipeError
 from smoothloss.trainer.recipes import load_recipe
 from smoothloss.trainer.vocabulary import Vocabulary
 

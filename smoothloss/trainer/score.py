@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 import smoothloss
 from smoothloss.trainer.checkpoint import write_json
-from smoothloss.trainer.config import RecipeError
+from smoothloss.trainer.errors import RecipeError
 from smoothloss.trainer.files import existing_file, read_json, read_lines
 from smoothloss.trainer.java_metrics import JavaMetric, java_scores, missing
 from smoothloss.trainer.metrics import Scores, score_texts

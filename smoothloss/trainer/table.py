@@ -17,7 +17,8 @@ from tqdm import tqdm
 from smoothloss._files import write_atomically
 from smoothloss.embeddings import load_vectors, train_glove
 from smoothloss.similarity import SimilarityTable
-from smoothloss.trainer.config import EmbeddingsConfig, LossConfig, RecipeError, one_line
+from smoothloss.trainer.config import EmbeddingsConfig, LossConfig
+from smoothloss.trainer.errors import RecipeError, one_line
 from smoothloss.trainer.files import existing_file
 from smoothloss.trainer.vocabulary import SPECIAL_TOKENS, Vocabulary
 

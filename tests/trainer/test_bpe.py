@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("tokenizers")
 
 from smoothloss.trainer.bpe import Bpe
-from smoothloss.trainer.config import RecipeError
+from smoothloss.trainer.errors import RecipeError
 from smoothloss.trainer.tasks.translation.corpus import read_pairs
 from smoothloss.trainer.tasks.translation.data import TranslationData
 from smoothloss.trainer.vocabulary import BOS, EOS, PAD, SPECIAL_WORDS, UNK, Vocabulary

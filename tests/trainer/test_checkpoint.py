@@ -19,7 +19,7 @@ from smoothloss.trainer.checkpoint import (
     with_prefix,
     without_prefix,
 )
-from smoothloss.trainer.config import RecipeError
+from smoothloss.trainer.errors import RecipeError
 
 
 def test_tensors_and_state_come_back(tmp_path: Path) -> None:

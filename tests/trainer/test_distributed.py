@@ -15,8 +15,9 @@ import yaml
 from torch import Tensor
 
 from smoothloss.trainer import checkpoint
-from smoothloss.trainer.config import Recipe, RecipeError
+from smoothloss.trainer.config import Recipe
 from smoothloss.trainer.distributed import Processes
+from smoothloss.trainer.errors import RecipeError
 from smoothloss.trainer.loop import Trainer, train
 from smoothloss.trainer.run import RunDirectory
 from smoothloss.trainer.tasks import task_class

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from smoothloss.trainer.config import DecodingConfig, Recipe, RecipeError
+from smoothloss.trainer.config import DecodingConfig, Recipe
+from smoothloss.trainer.errors import RecipeError
 from smoothloss.trainer.evaluation import choose_device, evaluate_split, generate, negative_log_likelihood, search_split
 from smoothloss.trainer.losses import encode
 from smoothloss.trainer.tasks import Task, pad_rows, shift_right, task_class

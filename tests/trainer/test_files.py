@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from smoothloss.trainer.config import RecipeError
+from smoothloss.trainer.errors import RecipeError
 from smoothloss.trainer.files import existing_file, expand_path, read_json, read_lines
 
 

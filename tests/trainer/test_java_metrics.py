@@ -12,7 +12,7 @@ import torch
 
 from smoothloss.trainer import java_metrics
 from smoothloss.trainer.cli import main
-from smoothloss.trainer.config import RecipeError
+from smoothloss.trainer.errors import RecipeError
 from smoothloss.trainer.java_metrics import java_scores, missing
 
 needs_meteor = pytest.mark.skipif(missing("meteor") is not None, reason=f"METEOR needs {missing('meteor')}")

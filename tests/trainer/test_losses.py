@@ -8,7 +8,8 @@ import torch
 
 from smoothloss.rewards import References
 from smoothloss.similarity import SimilarityTable
-from smoothloss.trainer.config import LossConfig, Recipe, RecipeError, RewardConfig
+from smoothloss.trainer.config import LossConfig, Recipe, RewardConfig
+from smoothloss.trainer.errors import RecipeError
 from smoothloss.trainer.losses import build_loss, decode_samples, encode
 from smoothloss.trainer.rewards import SampleWeights
 from smoothloss.trainer.tasks import Batch, SequenceModel, task_class

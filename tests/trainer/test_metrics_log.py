@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from smoothloss.trainer.config import RecipeError
+from smoothloss.trainer.errors import RecipeError
 from smoothloss.trainer.metrics_log import MetricsLog
 from smoothloss.trainer.run import RunDirectory
 

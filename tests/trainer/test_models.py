@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from smoothloss.trainer import checkpoint
-from smoothloss.trainer.config import DecodingConfig, Recipe, RecipeError
+from smoothloss.trainer.config import DecodingConfig, Recipe
 from smoothloss.trainer.decoding import Ensemble
+from smoothloss.trainer.errors import RecipeError
 from smoothloss.trainer.evaluation import evaluate_split, generate, search_split
 from smoothloss.trainer.loop import train
 from smoothloss.trainer.models import average_run, open_checkpoints

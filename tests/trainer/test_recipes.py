@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
-from smoothloss.trainer.config import Recipe, RecipeError
+from smoothloss.trainer.config import Recipe
+from smoothloss.trainer.errors import RecipeError
 from smoothloss.trainer.recipes import load_recipe, parse_recipe
 from smoothloss.trainer.run import recipe_values as as_values
 

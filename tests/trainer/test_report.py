@@ -13,7 +13,7 @@ import yaml
 
 from smoothloss.similarity import SimilarityTable
 from smoothloss.trainer import report
-from smoothloss.trainer.config import RecipeError
+from smoothloss.trainer.errors import RecipeError
 from smoothloss.trainer.run import RunDirectory
 from smoothloss.trainer.vocabulary import SPECIAL_TOKENS, Vocabulary
 

@@ -13,7 +13,7 @@ import yaml
 
 from smoothloss.trainer import reproduce as module
 from smoothloss.trainer.cli import main
-from smoothloss.trainer.config import RecipeError
+from smoothloss.trainer.errors import RecipeError
 from smoothloss.trainer.recipes import load_recipe
 from smoothloss.trainer.reproduce import load_table, reproduce
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from smoothloss.trainer.config import Recipe, RecipeError
+from smoothloss.trainer.config import Recipe
+from smoothloss.trainer.errors import RecipeError
 from smoothloss.trainer.run import RunDirectory, environment
 from smoothloss.trainer.run import recipe_values as as_values
 from smoothloss.trainer.vocabulary import Vocabulary

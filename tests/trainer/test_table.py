@@ -8,7 +8,8 @@ import torch
 
 from smoothloss.similarity import SimilarityTable
 from smoothloss.trainer import table as module
-from smoothloss.trainer.config import EmbeddingsConfig, LossConfig, RecipeError
+from smoothloss.trainer.config import EmbeddingsConfig, LossConfig
+from smoothloss.trainer.errors import RecipeError
 from smoothloss.trainer.table import build_table, describe_words, word_vectors
 from smoothloss.trainer.vocabulary import SPECIAL_TOKENS, Vocabulary
 

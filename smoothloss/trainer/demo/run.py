@@ -14,8 +14,9 @@ from tqdm import tqdm
 
 from smoothloss.similarity import SimilarityTable
 from smoothloss.trainer import report
-from smoothloss.trainer.config import LossConfig, LossName, RecipeError
+from smoothloss.trainer.config import LossConfig, LossName
 from smoothloss.trainer.demo.task import DemoTask
+from smoothloss.trainer.errors import RecipeError
 from smoothloss.trainer.losses import build_loss
 from smoothloss.trainer.processes import last_words, start_training
 from smoothloss.trainer.recipes import load_recipe

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from smoothloss.rewards import References
-from smoothloss.trainer.config import Recipe, RecipeError
+from smoothloss.trainer.config import Recipe
+from smoothloss.trainer.errors import RecipeError
 from smoothloss.trainer.vocabulary import BOS, PAD, Vocabulary
 
 TASKS = {
@@ -139,7 +140,7 @@ class Task(ABC):
     """Data, model and scores of one kind of problem.
 
     Reading the data happens in ``__init__``, so that whatever is missing is said before training starts (as
-    :class:`~smoothloss.trainer.config.RecipeError`, one line). Vocabularies are built from the training part, or taken
+    :class:`~smoothloss.trainer.errors.RecipeError`, one line). Vocabularies are built from the training part, or taken
     as given when a run is opened again.
     """
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from smoothloss.trainer.config import RecipeError
 from smoothloss.trainer.demo.run import RUNS, TIMED_LOSSES, run_demo
+from smoothloss.trainer.errors import RecipeError
 from smoothloss.trainer.run import RunDirectory
 
 TINY = ["--data.images", '{"train": 20, "validation": 4, "test": 6}', "--training.epochs", "1", "--model.hidden", "16"]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from smoothloss.trainer.config import RecipeError
+from smoothloss.trainer.errors import RecipeError
 from smoothloss.trainer.tasks import TASKS, map_tensors, pad_rows, select_rows, shift_right, task_class
 
 

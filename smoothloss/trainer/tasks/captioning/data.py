@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from smoothloss.rewards import References
-from smoothloss.trainer.config import RecipeError
+from smoothloss.trainer.errors import RecipeError
 from smoothloss.trainer.files import existing_file, expand_path, read_json, read_text
 from smoothloss.trainer.tasks import Batch, pad_rows
 from smoothloss.trainer.tasks.captioning import formats

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from smoothloss.trainer.checkpoint import write_json
-from smoothloss.trainer.config import RecipeError
+from smoothloss.trainer.errors import RecipeError
 from smoothloss.trainer.evaluation import choose_device
 from smoothloss.trainer.tasks.captioning.arrays import import_h5py
 

@@ -8,7 +8,7 @@ from collections.abc import Container, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from smoothloss.trainer.config import RecipeError
+from smoothloss.trainer.errors import RecipeError
 
 
 class Features(ABC):
@@ -26,7 +26,7 @@ class Features(ABC):
 
     @abstractmethod
     def require(self, images: Sequence[str]) -> None:
-        """Raise a :class:`~smoothloss.trainer.config.RecipeError` when one of these images has no feature."""
+        """Raise a :class:`~smoothloss.trainer.errors.RecipeError` when one of these images has no feature."""
 
     def pooled(self, images: Sequence[str]) -> tuple[Tensor, ...]:
         """((B, F),): one vector per image, the mean of its regions."""
@@ -122,7 +122,7 @@ def _is_box(row: Sequence[float], width: float, height: float, num_classes: int)
 
 
 def require_known(images: Sequence[str], known: Container[str], problem: str) -> None:
-    """Raise a :class:`~smoothloss.trainer.config.RecipeError` when images are missing, naming the first."""
+    """Raise a :class:`~smoothloss.trainer.errors.RecipeError` when images are missing, naming the first."""
     missing = [image for image in images if image not in known]
     if missing:
         raise RecipeError(f"{problem} for {len(missing)} of {len(images)} images, image {missing[0]} among them")

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from smoothloss.rewards import References
-from smoothloss.trainer.config import Recipe, RecipeError
+from smoothloss.trainer.config import Recipe
+from smoothloss.trainer.errors import RecipeError
 from smoothloss.trainer.metrics import caption_scores, score_texts
 from smoothloss.trainer.tasks import Batch, Input, SequenceModel, Task
 from smoothloss.trainer.tasks.captioning.data import CaptionBatches, CaptioningData, CaptionSet, load_captions

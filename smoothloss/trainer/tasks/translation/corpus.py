@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from smoothloss.trainer import files
-from smoothloss.trainer.config import RecipeError
+from smoothloss.trainer.errors import RecipeError
 from smoothloss.trainer.tasks.translation.data import TranslationData
 from smoothloss.trainer.tasks.translation.moses import moses_tokenizer
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from smoothloss.rewards import References
 from smoothloss.rewards import corpus_bleu as bleu_of_statistics
-from smoothloss.trainer.config import Recipe, RecipeError
+from smoothloss.trainer.config import Recipe
+from smoothloss.trainer.errors import RecipeError
 from smoothloss.trainer.metrics import corpus_bleu, detokenized_bleu, text_statistics
 from smoothloss.trainer.tasks import Batch, Input, Task
 from smoothloss.trainer.tasks.translation.corpus import ParallelText, Sentence, read_corpus

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from smoothloss.trainer.config import RecipeError
+from smoothloss.trainer.errors import RecipeError
 from smoothloss.trainer.tasks.captioning.arrays import ArrayFeatures
 from smoothloss.trainer.tasks.captioning.data import CaptioningData, load_captions
 

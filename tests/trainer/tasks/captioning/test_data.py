@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from smoothloss.trainer.config import RecipeError
+from smoothloss.trainer.errors import RecipeError
 from smoothloss.trainer.tasks.captioning.data import CaptionBatches, CaptioningData, load_captions
 from smoothloss.trainer.vocabulary import EOS, PAD, Vocabulary
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from smoothloss.trainer.cli import main
-from smoothloss.trainer.config import RecipeError
+from smoothloss.trainer.errors import RecipeError
 from smoothloss.trainer.tasks.captioning import extract
 from smoothloss.trainer.tasks.captioning.arrays import ArrayFeatures
 from smoothloss.trainer.tasks.captioning.extract import Extraction, extract_features, image_features, read_image

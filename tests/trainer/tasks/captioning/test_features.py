@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from smoothloss.trainer.config import RecipeError
+from smoothloss.trainer.errors import RecipeError
 from smoothloss.trainer.tasks.captioning.features import BoxFeatures, LabelFeatures
 
 

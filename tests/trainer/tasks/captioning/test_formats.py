@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from smoothloss.trainer.config import RecipeError
+from smoothloss.trainer.errors import RecipeError
 from smoothloss.trainer.tasks.captioning.formats import from_boxes, from_coco, from_karpathy, from_tokenised
 
 

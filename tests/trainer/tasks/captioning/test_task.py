@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from smoothloss.trainer.checkpoint import load_checkpoint
-from smoothloss.trainer.config import LossConfig, Recipe, RecipeError
+from smoothloss.trainer.config import LossConfig, Recipe
+from smoothloss.trainer.errors import RecipeError
 from smoothloss.trainer.loop import train
 from smoothloss.trainer.losses import build_loss
 from smoothloss.trainer.recipes import load_recipe

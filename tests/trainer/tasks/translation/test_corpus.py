@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from smoothloss.trainer.config import RecipeError
+from smoothloss.trainer.errors import RecipeError
 from smoothloss.trainer.tasks.translation.corpus import hold_out, read_corpus, read_pairs
 from smoothloss.trainer.tasks.translation.data import TranslationData
 

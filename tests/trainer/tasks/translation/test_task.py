@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from smoothloss.trainer.config import Recipe, RecipeError
+from smoothloss.trainer.config import Recipe
+from smoothloss.trainer.errors import RecipeError
 from smoothloss.trainer.loop import train
 from smoothloss.trainer.recipes import load_recipe
 from smoothloss.trainer.run import RunDirectory
