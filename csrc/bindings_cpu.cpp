@@ -1,4 +1,4 @@
-// _C: the CPU kernels for Python. The tensors behind the pointers are checked in smoothloss/ops/native.py.
+// _C: the CPU kernels for Python. The tensors behind the pointers are checked in smoothloss/backends/native.
 #include <pybind11/stl.h>
 
 #include "bindings_common.h"

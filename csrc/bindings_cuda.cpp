@@ -1,4 +1,4 @@
-// _C_cuda: the CUDA kernels for Python. The tensors behind the pointers are checked in smoothloss/ops/native.py, which
+// _C_cuda: the CUDA kernels for Python. The tensors behind the pointers are checked in smoothloss/backends/native, which
 // also holds the device guard; nothing here waits for the device.
 #include "bindings_cuda_common.h"
 #include "bindings_cuda_rewards.h"

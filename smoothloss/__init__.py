@@ -4,7 +4,7 @@
 import torch  # noqa: F401
 
 from smoothloss import embeddings, functional, nn, rewards, sampling
-from smoothloss.ops._checks import debug
+from smoothloss.ops.checks import debug
 from smoothloss.similarity import SimilarityTable
 
 __all__ = ["SimilarityTable", "__version__", "debug", "embeddings", "functional", "nn", "rewards", "sampling"]

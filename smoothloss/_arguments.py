@@ -9,10 +9,10 @@ from torch import Tensor
 
 from smoothloss import targets
 from smoothloss._validation import check_device, check_number, check_reduction, check_shape, check_tensor
-from smoothloss.ops._checks import check_index_values
-from smoothloss.ops.dispatch import Implementation
+from smoothloss.backends import Implementation
+from smoothloss.backends.common import RowOptions
+from smoothloss.ops.checks import check_index_values
 from smoothloss.ops.linear_layer import default_chunk_bytes
-from smoothloss.ops.options import RowOptions
 from smoothloss.similarity import SimilarityTable
 from smoothloss.targets import SparseTarget
 

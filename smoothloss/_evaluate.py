@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from smoothloss._arguments import Call, Linear
-from smoothloss.ops import reference
+from smoothloss.backends import Implementation, choose, reference
 from smoothloss.ops._autograd import apply
-from smoothloss.ops.dispatch import Implementation, choose
 from smoothloss.ops.linear_autograd import (
     LinearLogsumexpAndSelect,
     LinearSparseCrossEntropy,

@@ -30,7 +30,7 @@ from torch import Tensor
 from smoothloss import _arguments as arguments
 from smoothloss._arguments import Memory, SequenceSmoothing
 from smoothloss._evaluate import evaluate, evaluate_pair, evaluate_sequence
-from smoothloss.ops.dispatch import Implementation
+from smoothloss.backends import Implementation
 from smoothloss.similarity import SimilarityTable
 
 __all__ = [

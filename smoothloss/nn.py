@@ -13,7 +13,7 @@ from torch import Tensor
 
 from smoothloss import functional as F
 from smoothloss._arguments import Memory, call
-from smoothloss.ops.dispatch import Implementation
+from smoothloss.backends import Implementation
 from smoothloss.similarity import SimilarityTable
 
 __all__ = [

@@ -10,9 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from smoothloss.ops import reference
-from smoothloss.ops.reference import merge_equal
-from smoothloss.ops.rows import SparseRows
+from smoothloss.backends import reference
+from smoothloss.backends.common import SparseRows, merge_equal
 from smoothloss.ops.similarity_rows import SimilarityMixture
 from smoothloss.ops.smoothed_target import smoothed_target
 from smoothloss.similarity import SimilarityTable

@@ -12,8 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from smoothloss.ops.options import RowOptions
-from smoothloss.ops.rows import DenseRows
+from smoothloss.backends.common import DenseRows, RowOptions
 from smoothloss.similarity import SimilarityTable, TailMode
 
 

@@ -16,7 +16,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from smoothloss.ops.dispatch import unavailable
+from smoothloss.backends import unavailable
 
 _SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 if "SMOOTHLOSS_DATA" not in os.environ and _SHARED.is_dir():
@@ -52,13 +52,13 @@ def poison() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def emulated_cuda(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
-    """Return ``_C_cuda`` compiled for the host, see `ops/cuda_emulation`."""
+    """Return ``_C_cuda`` compiled for the host, see `backends/cuda_emulation`."""
     compiler = shutil.which(os.environ.get("CXX", "c++"))
     if compiler is None:
         pytest.skip("there is no C++ compiler here")
     folder = tmp_path_factory.mktemp("cuda_emulation")
     csrc = Path(__file__).resolve().parents[1] / "csrc"
-    emulation = Path(__file__).parent / "ops" / "cuda_emulation"
+    emulation = Path(__file__).parent / "backends" / "cuda_emulation"
     includes = (emulation, csrc, sysconfig.get_paths()["include"], Path(torch.__file__).parent / "include")
     flags = ["-std=c++17", "-O1", "-fPIC", "-pthread", "-ffp-contract=off", "-fvisibility=hidden", "-w"]
     if "SMOOTHLOSS_SANITIZED" in os.environ:

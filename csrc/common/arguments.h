@@ -95,7 +95,7 @@ struct SelectArguments {
 };
 
 // For each of batch x length positions: the candidates' tokens, equal ones merged into the first, each followed by its
-// row of the table. See smoothed_target in ops/reference.py.
+// row of the table. See smoothed_target in backends/reference.py.
 struct SmoothedTargetArguments {
     const void* candidates;  // (num_candidates, batch, length)
     bool candidates_are_int64;

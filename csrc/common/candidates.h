@@ -2,7 +2,7 @@
 //
 //   sum_j w_j ((1 - token_alpha) delta(y_j) + token_alpha R[y_j])
 //
-// See smoothed_target in ops/reference.py.
+// See smoothed_target in backends/reference.py.
 #pragma once
 
 #include "common/arguments.h"

@@ -3,7 +3,7 @@
 //   loss = sum_s w_s (lse - z_{i_s}) + u (lse - mean z) + z_loss lse^2 - gamma H(p)
 //   dloss/dz_v = (m + 2 z_loss lse) p_v - u/V - q_v + gamma p_v (log p_v + H)
 //
-// with label smoothing folded into the target: w <- (1 - eps) w, u <- (1 - eps) u + eps m. See ops/reference.py.
+// with label smoothing folded into the target: w <- (1 - eps) w, u <- (1 - eps) u + eps m. See backends/reference.py.
 #pragma once
 
 #include <cmath>

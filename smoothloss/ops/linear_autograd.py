@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from smoothloss.backends import implementation
+from smoothloss.backends.common import RowOptions
 from smoothloss.ops._autograd import differentiable_once
-from smoothloss.ops.dispatch import implementation
 from smoothloss.ops.linear_sparse_cross_entropy import backward_op, forward_op, fused_op, select_op
-from smoothloss.ops.options import RowOptions
 
 
 def _cast(grads: list[Tensor], like: tuple[Tensor | None, ...], wanted: list[bool]) -> list[Tensor | None]:

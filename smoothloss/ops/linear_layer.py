@@ -14,8 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from smoothloss.ops import native_linear
-from smoothloss.ops.reference import accumulator_dtype
+from smoothloss.backends.common import accumulator_dtype
+from smoothloss.backends.native import linear as native_linear
 
 # Bytes of scratch: on the CPU a whole batch at the sizes of recurrent models; on CUDA logits of 1,024 rows and
 # gradients of 4,096 at V = 128,256 in 16 bits.

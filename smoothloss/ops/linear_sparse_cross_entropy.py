@@ -14,13 +14,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from smoothloss.ops._checks import as_int32
+from smoothloss.backends import implementation
+from smoothloss.backends.common import DenseRows, RowOptions, accumulator_dtype, target_mass
 from smoothloss.ops._register import OPTIONS_SCHEMA, TARGET_SCHEMA, define
-from smoothloss.ops.dispatch import implementation
+from smoothloss.ops.checks import as_int32
 from smoothloss.ops.linear_layer import ClassSums, GradientSums, LinearLayer, gradient_dtype
-from smoothloss.ops.options import RowOptions
-from smoothloss.ops.reference import accumulator_dtype, target_mass
-from smoothloss.ops.rows import DenseRows
 from smoothloss.ops.similarity_rows import SimilarityMixture
 from smoothloss.ops.sparse_cross_entropy import joined, reduce
 

@@ -7,12 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from smoothloss.backends import implementation
+from smoothloss.backends.common import RowOptions, accumulator_dtype
 from smoothloss.ops._autograd import differentiable_once
-from smoothloss.ops._checks import as_int32
 from smoothloss.ops._register import define
-from smoothloss.ops.dispatch import implementation
-from smoothloss.ops.options import RowOptions
-from smoothloss.ops.reference import accumulator_dtype
+from smoothloss.ops.checks import as_int32
 from smoothloss.ops.sparse_cross_entropy import backward_op
 
 

@@ -13,8 +13,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from smoothloss.ops import native_linear
-from smoothloss.ops.rows import DenseRows
+from smoothloss.backends.common import DenseRows
+from smoothloss.backends.native import linear as native_linear
 
 # One block of scores; several temporaries of this size are alive at a time.
 BLOCK_BYTES = 32 << 20

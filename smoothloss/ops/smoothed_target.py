@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from smoothloss.backends import choose, implementation
+from smoothloss.backends.common import SparseRows
 from smoothloss.ops._register import define
-from smoothloss.ops.dispatch import choose, implementation
-from smoothloss.ops.rows import SparseRows
 
 
 def _build(

@@ -8,14 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from smoothloss.backends import implementation
+from smoothloss.backends.common import DenseRows, RowOptions, accumulator_dtype
 from smoothloss.ops._autograd import differentiable_once
-from smoothloss.ops._checks import as_int32
 from smoothloss.ops._register import OPTIONS_SCHEMA, TARGET_SCHEMA, define
-from smoothloss.ops.dispatch import implementation
+from smoothloss.ops.checks import as_int32
 from smoothloss.ops.linear_layer import default_chunk_bytes
-from smoothloss.ops.options import RowOptions
-from smoothloss.ops.reference import accumulator_dtype
-from smoothloss.ops.rows import DenseRows
 from smoothloss.ops.similarity_rows import SimilarityMixture
 
 Mean = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from smoothloss.ops import compiled
+from smoothloss import _compiled as compiled
 from smoothloss.sampling.alias import alias_table
 from smoothloss.sampling.pools import Substitutes, select
 from smoothloss.similarity import SimilarityTable

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 import smoothloss.functional as F
-from smoothloss.ops.dispatch import unavailable
-from smoothloss.ops.options import RowOptions
+from smoothloss.backends import unavailable
+from smoothloss.backends.common import RowOptions
 from smoothloss.testing import Inputs, assert_error_budget, dense_loss, dense_target, make_inputs
 
 N, V, D, S = 23, 300, 16, 6  # V: more than two slices of the vocabulary, the smallest of which has 128 classes

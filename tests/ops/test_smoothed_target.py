@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from smoothloss.ops import native, reference
-from smoothloss.ops.rows import SparseRows
+from smoothloss.backends import native, reference
+from smoothloss.backends.common import SparseRows
 from smoothloss.ops.smoothed_target import smoothed_target
 from smoothloss.testing import make_table
 

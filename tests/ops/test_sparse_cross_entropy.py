@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import smoothloss.functional as F
-from smoothloss.ops.dispatch import unavailable
-from smoothloss.ops.options import RowOptions
+from smoothloss.backends import unavailable
+from smoothloss.backends.common import RowOptions
 from smoothloss.testing import Inputs, assert_error_budget, eager, make_inputs, oracle
 
 OPTIONS = {

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from smoothloss import SimilarityTable
-from smoothloss.ops import compiled
+from smoothloss import _compiled as compiled
 from smoothloss.sampling import HammingSampler, SimilarPool
 from smoothloss.sampling.segments import SegmentRows, SegmentSubstitutes
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from smoothloss.ops.dispatch import unavailable
+from smoothloss.backends import unavailable
 
 
 @pytest.fixture(params=["triton", "native"])

@@ -12,7 +12,7 @@ pass 2. Where the entries are too many for that (`HAS_MANY_ENTRIES`), their logi
 import triton
 import triton.language as tl
 
-from smoothloss.ops._triton_device import load_entries, load_logits, mixture
+from smoothloss.backends.triton.device import load_entries, load_logits, mixture
 
 
 @triton.jit

@@ -9,21 +9,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from smoothloss.ops.options import RowOptions
-from smoothloss.ops.rows import DenseRows, SparseRows
-
-_MERGE_BLOCK = 32
+from smoothloss.backends.common import (
+    DenseRows,
+    RowOptions,
+    SparseRows,
+    accumulator_dtype,
+    merge_equal,
+    target_mass,
+)
 
 
 def unavailable(device_type: str, dtype: torch.dtype) -> str | None:
     """Return why the reference cannot run, which is never: None."""
     del device_type, dtype
     return None
-
-
-def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype that losses of logits of `dtype` are computed in: float64 for float64, else float32."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def transform_logits(logits: Tensor, options: RowOptions) -> Tensor:
@@ -41,13 +40,6 @@ def select(z: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
     filled = (indices >= 0) & (indices < z.shape[-1])
     picked = z.gather(-1, indices.where(filled, 0).long())
     return picked.where(filled, 0.0), filled
-
-
-def target_mass(indices: Tensor, weights: Tensor, uniform: Tensor | None, num_classes: int) -> Tensor:
-    """Return ``m = sum_s w_s + u`` over the filled slots, ``(N,)``."""
-    filled = (indices >= 0) & (indices < num_classes)
-    mass = weights.where(filled, 0.0).sum(-1)
-    return mass if uniform is None else mass + uniform
 
 
 def _times(weight: Tensor, value: Tensor) -> Tensor:
@@ -103,33 +95,6 @@ def mixture(dense: DenseRows) -> Tensor:
     shares = dense.weights.new_zeros(dense.rows.shape[0], num_rows)
     shares = shares.scatter_add(1, dense.rows.where(filled, 0).long(), dense.weights.where(filled, 0.0))
     return shares @ dense.values.to(shares.dtype)
-
-
-def merge_equal(indices: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Give the first slot of each distinct index the weight of all its repeats, and empty the others.
-
-    The target stays what it is; what follows has fewer entries to expand. No sort, no atomics, no host sync:
-    slots are compared block by block, so the result is the same bit for bit in every run.
-
-    Args:
-        indices: ``(..., S)``, negative for an empty slot.
-        weights: ``(..., S)``.
-
-    Returns:
-        The merged ``(indices, weights)`` of the same shapes; emptied slots hold (-1, 0).
-    """
-    slots = indices.shape[-1]
-    weights = weights.where(indices >= 0, 0.0)
-    position = torch.arange(slots, device=indices.device)
-    total, first = [], []
-    for block in position.split(_MERGE_BLOCK):
-        equal = indices[..., block, None] == indices[..., None, :]
-        total.append(torch.where(equal, weights[..., None, :], 0.0).sum(-1))
-        first.append(~(equal & (position < block[:, None])).any(-1))
-    if not total:
-        return indices, weights
-    keep = torch.cat(first, -1) & (indices >= 0)
-    return indices.where(keep, -1), torch.cat(total, -1).where(keep, 0.0)
 
 
 def smoothed_target(

@@ -13,9 +13,9 @@ Implementation = Literal["auto", "reference", "native", "triton"]
 IMPLEMENTATIONS: tuple[str, ...] = get_args(Implementation)
 
 _MODULES = {
-    "reference": "smoothloss.ops.reference",
-    "native": "smoothloss.ops.native",
-    "triton": "smoothloss.ops.triton_kernels",
+    "reference": "smoothloss.backends.reference",
+    "native": "smoothloss.backends.native",
+    "triton": "smoothloss.backends.triton",
 }
 # On an H100 the CUDA C++ kernels took 0.74 to 0.96 of the time of Triton's on given logits, 1.07 in the smallest case
 # (benchmarks/results/logits_h100.json), and half of it on the linear op's float32 logits, which no cache holds: they

@@ -26,10 +26,9 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from smoothloss.ops import triton_kernels
-from smoothloss.ops._triton_config import CONFIGS, DENSE_CONFIGS, ENTRY_BLOCKS, TARGET_BLOCKS, UNITS, RowConfig
-from smoothloss.ops.options import RowOptions
-from smoothloss.ops.rows import DenseRows, SparseRows
+from smoothloss.backends import triton as triton_kernels
+from smoothloss.backends.common import DenseRows, RowOptions, SparseRows
+from smoothloss.backends.triton.config import CONFIGS, DENSE_CONFIGS, ENTRY_BLOCKS, TARGET_BLOCKS, UNITS, RowConfig
 
 ARCHITECTURES = (80, 90, 100, 120)
 PLAIN = RowOptions()

@@ -7,7 +7,7 @@ import functools
 import torch
 from torch import Tensor
 
-from smoothloss.ops import compiled
+from smoothloss import _compiled as compiled
 
 
 def empty(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

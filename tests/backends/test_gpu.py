@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 import smoothloss.functional as F
-from smoothloss.ops.dispatch import unavailable
-from smoothloss.ops.options import RowOptions
+from smoothloss.backends import unavailable
+from smoothloss.backends.common import RowOptions
 from smoothloss.testing import Inputs, assert_error_budget, eager, make_inputs, oracle
 
 pytestmark = [
@@ -237,7 +237,7 @@ def test_mean_divides_by_the_rows_that_count_and_scales_by_any_gradient(impl: st
 def test_varying_numbers_do_not_compile_again() -> None:
     if (reason := unavailable("triton", "cuda", torch.bfloat16)) is not None:
         pytest.skip(reason)
-    from smoothloss.ops import triton_kernels
+    from smoothloss.backends import triton as triton_kernels
 
     def variants() -> int:
         kernels = (

@@ -20,10 +20,10 @@ np = pytest.importorskip("numpy")
 if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 7) and np.lib.NumpyVersion(np.__version__) >= "2.4.0":
     pytest.skip("this Triton's interpreter does not run loops with numpy 2.4 or newer", allow_module_level=True)
 
-from smoothloss.ops import reference, triton_kernels
-from smoothloss.ops._triton_config import Memory, row_programs
-from smoothloss.ops.options import RowOptions
-from smoothloss.ops.rows import DenseRows, SparseRows
+from smoothloss.backends import reference
+from smoothloss.backends import triton as triton_kernels
+from smoothloss.backends.common import DenseRows, RowOptions, SparseRows
+from smoothloss.backends.triton.config import Memory, row_programs
 from smoothloss.testing import (
     Inputs,
     Oracle,

@@ -21,8 +21,8 @@ if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 7) and np.lib.NumpyV
     pytest.skip("this Triton's interpreter does not run loops with numpy 2.4 or newer", allow_module_level=True)
 
 import smoothloss.functional as F
-from smoothloss.ops import triton_kernels
-from smoothloss.ops.options import RowOptions
+from smoothloss.backends import triton as triton_kernels
+from smoothloss.backends.common import RowOptions
 from smoothloss.testing import Inputs, assert_error_budget, eager, make_inputs, oracle
 
 pytestmark = [

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import smoothloss.functional as F
-from smoothloss.ops.options import RowOptions
+from smoothloss.backends.common import RowOptions
 from smoothloss.testing import Inputs, assert_error_budget, dense_loss, dense_target, make_inputs, make_table
 
 pytestmark = [

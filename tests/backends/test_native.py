@@ -12,8 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from smoothloss.ops import native, native_linear
-from smoothloss.ops.options import RowOptions
+from smoothloss.backends import native
+from smoothloss.backends.common import RowOptions
+from smoothloss.backends.native import linear as native_linear
 from smoothloss.testing import Inputs, Oracle, assert_error_budget, eager, make_inputs, oracle, relative_error
 
 CLASSES = (1, 7, 8, 100, 1003, 9800)

@@ -12,9 +12,9 @@ import functools
 import torch
 from torch import Tensor
 
-from smoothloss.ops import compiled, native_linear
-from smoothloss.ops.options import RowOptions
-from smoothloss.ops.rows import DenseRows, SparseRows
+from smoothloss import _compiled as compiled
+from smoothloss.backends.common import DenseRows, RowOptions, SparseRows
+from smoothloss.backends.native import linear as native_linear
 
 _TYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 _CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16)

@@ -8,7 +8,7 @@ see the options to about 48 bits. `units` and the strides count `UNIT` elements.
 import triton
 import triton.language as tl
 
-from smoothloss.ops._triton_device import (
+from smoothloss.backends.triton.device import (
     load_logits,
     row_loss,
     scalar,
@@ -17,7 +17,7 @@ from smoothloss.ops._triton_device import (
     target_mass,
     wide_lse,
 )
-from smoothloss.ops._triton_gradient import backward_row
+from smoothloss.backends.triton.gradient import backward_row
 
 # Slots of dense rows whose weights are added up at a time.
 _BLOCK_J: tl.constexpr = tl.constexpr(32)

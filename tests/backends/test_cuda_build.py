@@ -18,9 +18,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from smoothloss.ops import reference
-from smoothloss.ops.options import RowOptions
-from smoothloss.ops.rows import DenseRows, SparseRows
+from smoothloss.backends import reference
+from smoothloss.backends.common import DenseRows, RowOptions, SparseRows
 from smoothloss.testing import Inputs, assert_error_budget, make_inputs, relative_error
 
 ROOT = Path(__file__).resolve().parents[2]

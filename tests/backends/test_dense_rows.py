@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 import smoothloss.functional as F
-from smoothloss.ops import native, reference
-from smoothloss.ops.options import RowOptions
+from smoothloss.backends import native, reference
+from smoothloss.backends.common import RowOptions
 from smoothloss.testing import (
     Inputs,
     assert_error_budget,

@@ -21,7 +21,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from smoothloss.ops._triton_config import (
+from smoothloss.backends.common import DenseRows, RowOptions, SparseRows
+from smoothloss.backends.triton.config import (
     ENTRY_BLOCKS,
     LOOP_BLOCK,
     MEAN_BLOCK,
@@ -38,15 +39,13 @@ from smoothloss.ops._triton_config import (
     row_programs,
     unit,
 )
-from smoothloss.ops._triton_results import _mean_kernel, _scaled_copy_kernel
-from smoothloss.ops._triton_rows import (
+from smoothloss.backends.triton.results import _mean_kernel, _scaled_copy_kernel
+from smoothloss.backends.triton.rows import (
     _logsumexp_and_select_forward_kernel,
     _sparse_cross_entropy_backward_kernel,
     _sparse_cross_entropy_forward_kernel,
 )
-from smoothloss.ops._triton_target import _smoothed_target_kernel
-from smoothloss.ops.options import RowOptions
-from smoothloss.ops.rows import DenseRows, SparseRows
+from smoothloss.backends.triton.target import _smoothed_target_kernel
 
 LOGITS_DTYPES: tuple[torch.dtype, ...] = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 

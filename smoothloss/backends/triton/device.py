@@ -50,6 +50,7 @@ def load_logits(pointer, mask, scale, softcap, ACCUMULATOR: tl.constexpr, HAS_SO
 
 @triton.jit
 def load_entries(indices, weights, start, num_entries, num_classes, BLOCK_S: tl.constexpr):
+    """Return index and weight of the slots from `start` on, and which of them are filled."""
     slot = start + tl.arange(0, BLOCK_S)
     index = tl.load(indices + slot, mask=slot < num_entries, other=-1)
     filled = (index >= 0) & (index < num_classes)

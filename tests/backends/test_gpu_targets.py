@@ -9,10 +9,8 @@ import torch
 from torch import Tensor
 
 import smoothloss.functional as F
-from smoothloss.ops import reference
-from smoothloss.ops.dispatch import implementation, unavailable
-from smoothloss.ops.options import RowOptions
-from smoothloss.ops.rows import DenseRows, SparseRows
+from smoothloss.backends import implementation, reference, unavailable
+from smoothloss.backends.common import DenseRows, RowOptions, SparseRows
 from smoothloss.similarity import TailMode
 from smoothloss.testing import (
     Inputs,
@@ -156,8 +154,8 @@ def test_programs_that_take_several_rows(
 ) -> None:
     if (reason := unavailable("triton", "cuda", torch.bfloat16)) is not None:
         pytest.skip(reason)
-    from smoothloss.ops import triton_kernels
-    from smoothloss.ops._triton_config import Memory, bytes_between_reads, memory
+    from smoothloss.backends import triton as triton_kernels
+    from smoothloss.backends.triton.config import Memory, bytes_between_reads, memory
 
     inputs = make_inputs(600, 50264, s, dtype=torch.bfloat16, device="cuda", uniform=True)
     dense = make_dense_rows(inputs, 5, j)
