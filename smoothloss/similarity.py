@@ -14,6 +14,7 @@ import torch
 
 from smoothloss import _similarity_file
 from smoothloss.ops.similarity_rows import SimilarityScorer
+from smoothloss.ops.transforms import is_eager
 
 TailMode = Literal["uniform", "renormalize", "exact"]
 
@@ -236,11 +237,13 @@ class SimilarityTable:
         return table.to(device)
 
     def __repr__(self) -> str:
-        dirac = self.num_tokens - int(self.has_neighbours.sum())
+        counted = ""
+        if is_eager(self.has_neighbours):  # otherwise there is nothing to count
+            dirac = self.num_tokens - int(self.has_neighbours.sum())
+            counted = f"without_neighbours={dirac}, total_kept_mass={self.total_kept_mass:.4f}, "
         return (
-            f"SimilarityTable(num_tokens={self.num_tokens}, num_neighbours={self.num_neighbours}, "
-            f"without_neighbours={dirac}, tau={self.tau:g}, beta={self.beta:g}, tail_mode={self.tail_mode!r}, "
-            f"total_kept_mass={self.total_kept_mass:.4f}, device={str(self.device)!r})"
+            f"SimilarityTable(num_tokens={self.num_tokens}, num_neighbours={self.num_neighbours}, {counted}"
+            f"tau={self.tau:g}, beta={self.beta:g}, tail_mode={self.tail_mode!r}, device={str(self.device)!r})"
         )
 
     def _tensors(self) -> dict[str, torch.Tensor]:

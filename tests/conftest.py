@@ -16,7 +16,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from smoothloss.backends import unavailable
+from smoothloss.backends import native, unavailable
 
 _SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 if "SMOOTHLOSS_DATA" not in os.environ and _SHARED.is_dir():
@@ -84,6 +84,27 @@ def emulated_cuda(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def native_on_emulated_cuda(emulated_cuda: ModuleType, monkeypatch: pytest.MonkeyPatch) -> EmulatedCuda:
+    """Let the native implementation take CPU tensors for CUDA tensors, and the emulation for ``_C_cuda``."""
+    emulated = EmulatedCuda(emulated_cuda)
+    monkeypatch.setattr(native, "_is_cpu", lambda tensor: False)
+    monkeypatch.setattr(native, "_launch", emulated.launch)
+    return emulated
+
+
+class EmulatedCuda:
+    """Runs kernels in the emulation, as one of its `device`s, and remembers which."""
+
+    def __init__(self, module: ModuleType) -> None:
+        self.module, self.device, self.launched = module, 0, []
+
+    def launch(self, name: str, like: torch.Tensor, *arguments: object) -> None:
+        del like
+        self.launched.append(name)
+        getattr(self.module, name)(*arguments, self.device, 0)
 
 
 @pytest.fixture(params=["forward", "reverse", "shuffled"])

@@ -1,4 +1,4 @@
-"""Checks on values, which need the data and so run inside the operators: always on the CPU, elsewhere on demand."""
+"""Checks of the values of indices, which need the numbers: on the CPU the kernels make them, elsewhere on demand."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+
+from smoothloss.ops.register import define
+from smoothloss.ops.transforms import is_eager
 
 _debugging = False
 
@@ -25,18 +28,22 @@ def debug(enabled: bool = True) -> Iterator[None]:
         _debugging = before
 
 
+def is_debugging() -> bool:
+    """Return whether a `debug` context is open."""
+    return _debugging
+
+
 def check_index_values(
     indices: Tensor, size: int, name: str = "indices", what: str = "classes", ignore: int | None = None
 ) -> None:
     """Raise on the first index that is not below `size` (nor negative, unless `ignore` names the one exception).
 
+    Indices whose values nobody may ask for (fake, meta, traced, transformed, on a device without `debug`) pass.
+
     Raises:
         IndexError: with the position and the value of the first offender.
     """
-    if indices.numel() == 0 or not (indices.device.type == "cpu" or _debugging):
-        return
-    lowest, highest = indices.aminmax() if ignore is not None else (None, indices.amax())
-    if highest < size and (lowest is None or lowest >= 0):
+    if not is_eager(indices) or indices.numel() == 0 or not (indices.device.type == "cpu" or _debugging):
         return
     wrong = indices >= size
     if ignore is not None:
@@ -48,10 +55,16 @@ def check_index_values(
     raise IndexError(f"{place}: got {indices[position].item()}, expected an index below {size} ({size} {what})")
 
 
-def as_int32(indices: Tensor, size: int, checked: bool = False) -> Tensor:
-    """Return `indices` as contiguous int32 with everything out of range an empty slot, checked unless they were."""
-    if not checked:
-        check_index_values(indices, size)
-    if indices.dtype == torch.int64:
-        indices = indices.clamp(min=-1, max=size).to(torch.int32)
-    return indices.to(torch.int32).contiguous()
+def _checked(indices: Tensor, size: int, ignore_index: int | None) -> Tensor:
+    name = "indices" if ignore_index is None else "target"
+    check_index_values(indices, size, name, ignore=ignore_index)
+    return indices.clone()
+
+
+def _checked_fake(indices: Tensor, size: int, ignore_index: int | None) -> Tensor:
+    del size, ignore_index
+    return torch.empty_like(indices)
+
+
+# What compiled plain torch code looks through before it uses them.
+checked_op = define("checked_indices(Tensor indices, int size, int? ignore_index) -> Tensor", _checked, _checked_fake)

@@ -9,6 +9,7 @@ from torch import Tensor
 import smoothloss.functional as F
 from smoothloss.backends import native, reference
 from smoothloss.backends.common import RowOptions
+from smoothloss.ops import cross_entropy, linear_layer
 from smoothloss.testing import (
     Inputs,
     assert_error_budget,
@@ -17,6 +18,7 @@ from smoothloss.testing import (
     make_inputs,
     make_table,
     mixed_target,
+    row_target,
 )
 
 OPTIONS = {
@@ -56,19 +58,19 @@ def test_native_equals_the_dense_definition(dtype: torch.dtype, name: str, v: in
     target = mixed_target(inputs, dense)
     truth = definition(inputs, target, options, grad, torch.float64)
     yardstick = definition(inputs, target, options, grad, dtype)
-    loss, lse, entropy, mass = native.sparse_cross_entropy_forward(*inputs, options, dense)
+    rows = row_target(inputs, dense)
+    loss, statistics, mass, _ = native.forward(inputs.logits, rows, options, "none")
     torch.testing.assert_close(mass.double(), target.sum(-1), rtol=1e-5, atol=1e-6)
-    saved, entries = (lse, entropy), inputs[1:]
     out = torch.full_like(inputs.logits, torch.nan)
-    native.sparse_cross_entropy_backward(grad, inputs.logits, *saved, *entries, options, out, dense=dense)
+    native.backward(grad, None, inputs.logits, statistics, rows, options, out)
     over = inputs.logits.clone()
-    native.sparse_cross_entropy_backward(grad, over, *saved, *entries, options, over, dense=dense)
+    native.backward(grad, None, over, statistics, rows, options, over)
     assert torch.equal(out, over)
     assert_error_budget(loss, yardstick[0], truth[0])
     assert_error_budget(out, yardstick[1], truth[1])
     ones = torch.ones_like(grad)
     one = torch.full_like(inputs.logits, torch.nan)
-    loss, _ = native.sparse_cross_entropy_forward_backward(*inputs, options, one, dense)
+    (loss, *_), _ = native.forward_backward(inputs.logits, rows, options, one, "none")
     truth, yardstick = (definition(inputs, target, options, ones, kind) for kind in (torch.float64, dtype))
     assert_error_budget(loss, yardstick[0], truth[0])
     assert_error_budget(one, yardstick[1], truth[1])
@@ -78,7 +80,7 @@ def test_native_equals_the_dense_definition(dtype: torch.dtype, name: str, v: in
 def test_the_reference_equals_the_dense_definition(name: str) -> None:
     inputs = make_inputs(9, 33, 4, dtype=torch.float64, uniform=True)
     dense = make_dense_rows(inputs, 5, 3)
-    loss, _ = reference.sparse_cross_entropy(*inputs, OPTIONS[name], dense)
+    loss = reference.forward(inputs.logits, row_target(inputs, dense), OPTIONS[name], "none").loss
     torch.testing.assert_close(loss, dense_loss(inputs.logits, mixed_target(inputs, dense), OPTIONS[name]))
 
 
@@ -88,18 +90,16 @@ def test_what_has_no_probability_has_no_influence() -> None:
     dense = make_dense_rows(inputs, 2, 2)
     dense.values[:, 7] = 0
     dense.rows[0] = -1  # a row without mass
-    loss, lse, entropy, _ = native.sparse_cross_entropy_forward(*inputs, RowOptions(), dense)
+    rows = row_target(inputs, dense)
+    loss, statistics, *_ = native.forward(inputs.logits, rows, RowOptions(), "none")
     out = torch.full_like(inputs.logits, torch.nan)
-    one = torch.ones(1)
-    native.sparse_cross_entropy_backward(
-        one, inputs.logits, lse, entropy, *inputs[1:], RowOptions(), out, dense=dense, scale=torch.tensor(0.5)
-    )
+    native.backward(torch.ones(1), torch.tensor(0.5), inputs.logits, statistics, rows, RowOptions(), out)
     assert loss.isfinite().all()
     assert out.isfinite().all()
     assert loss[0] == 0
     assert not out[0].any()
     full = torch.full_like(out, torch.nan)
-    native.sparse_cross_entropy_forward_backward(*inputs, RowOptions(), full, dense)
+    native.forward_backward(inputs.logits, rows, RowOptions(), full, "none")
     torch.testing.assert_close(out, full / 2)
 
 
@@ -116,7 +116,8 @@ def test_exact_tails_in_chunks_equal_the_reference(
     weight = torch.randn(num_tokens, 12, generator=generator)
     target = torch.randint(num_tokens, (37,), generator=generator)
     target[5] = -100
-    monkeypatch.setitem(F.arguments.default_chunk_bytes.__globals__["DEFAULT_CHUNK_BYTES"], "cpu", 5 * num_tokens * 4)
+    monkeypatch.setitem(linear_layer.DEFAULT_CHUNK_BYTES, "cpu", 5 * num_tokens * 4)
+    monkeypatch.setitem(cross_entropy.SOURCE_BYTES, "cpu", 5 * num_tokens * 4)
 
     def run(impl: str) -> list[Tensor]:
         results = []

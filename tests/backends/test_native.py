@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 from typing import NamedTuple
 
@@ -13,9 +14,19 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from smoothloss.backends import native
-from smoothloss.backends.common import RowOptions
+from smoothloss.backends.common import RowOptions, RowTarget
 from smoothloss.backends.native import linear as native_linear
-from smoothloss.testing import Inputs, Oracle, assert_error_budget, eager, make_inputs, oracle, relative_error
+from smoothloss.ops.logsumexp_and_select import logsumexp_of
+from smoothloss.testing import (
+    Inputs,
+    Oracle,
+    assert_error_budget,
+    eager,
+    make_inputs,
+    oracle,
+    relative_error,
+    row_target,
+)
 
 CLASSES = (1, 7, 8, 100, 1003, 9800)
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
@@ -51,17 +62,21 @@ def poisoned(logits: Tensor, dtype: torch.dtype | None = None) -> Tensor:
 def two_steps(inputs: Inputs, options: RowOptions, grad: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Return loss and gradient of forward, then backward."""
     out = poisoned(inputs.logits) if out is None else out
-    loss, lse, entropy, _ = native.sparse_cross_entropy_forward(*inputs, options)
-    logits, *target = inputs
-    native.sparse_cross_entropy_backward(grad, logits, lse, entropy, *target, options, out)
+    loss, statistics, *_ = native.forward(inputs.logits, row_target(inputs), options, "none")
+    native.backward(grad, None, inputs.logits, statistics, row_target(inputs), options, out)
     return loss, out
 
 
 def one_step(inputs: Inputs, options: RowOptions, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Return loss and gradient of both in one go."""
     out = poisoned(inputs.logits) if out is None else out
-    loss, _ = native.sparse_cross_entropy_forward_backward(*inputs, options, out)
+    (loss, *_), _ = native.forward_backward(inputs.logits, row_target(inputs), options, out, "none")
     return loss, out
+
+
+def run_once() -> None:
+    inputs = make_inputs(2, 3, 1)
+    native.forward(inputs.logits, row_target(inputs), RowOptions(), "none")
 
 
 def assert_close(actual: Tensor, yardstick: Tensor, expected: Tensor) -> None:
@@ -208,7 +223,7 @@ def test_loss_is_never_negative(isa: str, dtype: torch.dtype) -> None:
         for seed in range(20):
             inputs = make_inputs(64, 7, 1, dtype=dtype, seed=seed, scale=60.0, ignored=0.0, empty=0.0)
             best = inputs.logits.argmax(1, keepdim=True).int()
-            loss, *_ = native.sparse_cross_entropy_forward(*inputs._replace(indices=best), options)
+            loss, *_ = native.forward(inputs.logits, RowTarget(best, inputs.weights), options, "none")
             assert (loss >= 0).all()
 
 
@@ -310,22 +325,119 @@ def test_results_do_not_depend_on_the_number_of_threads(isa: str, dtype: torch.d
         assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
 
 
-def test_indices_out_of_range_are_empty_slots(isa: str) -> None:
+def test_the_first_index_out_of_range_is_named_and_nothing_is_written(isa: str) -> None:
     inputs = make_inputs(5, 100, 8, empty=0.5)
-    far = inputs.indices.where(inputs.indices >= 0, torch.tensor([100, -7, 2**31 - 1, -(2**31), 101, -1, 100, 200]))
-    far = far.to(torch.int32)
-    assert all(
-        torch.equal(a, b)
-        for a, b in zip(
-            one_step(inputs._replace(indices=far), RowOptions()), one_step(inputs, RowOptions()), strict=True
+    for dtype, far in itertools.product((torch.int32, torch.int64), (100, 101, 2**31 - 1)):
+        indices = inputs.indices.clone().to(dtype)
+        indices[3, 2], indices[4, 7] = far, 100
+        target, out = RowTarget(indices, inputs.weights), torch.full_like(inputs.logits, 7.0)
+        for call in (
+            lambda t, o: native.forward(inputs.logits, t, RowOptions(), "mean"),
+            lambda t, o: native.forward(inputs.logits, t, RowOptions(), "none"),
+            lambda t, o: native.forward_backward(inputs.logits, t, RowOptions(), o, "sum"),
+            lambda t, o: native.select(inputs.logits, t.indices),
+        ):
+            with pytest.raises(IndexError, match=rf"indices\[3, 2\]: got {far}, expected an index below 100"):
+                call(target, out)
+        assert out.eq(7).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_negative_indices_are_empty_slots(isa: str, dtype: torch.dtype) -> None:
+    inputs = make_inputs(5, 100, 8, empty=0.5)
+    below = inputs.indices.where(inputs.indices >= 0, torch.tensor([-1, -7, -(2**31), -2, -1, -3, -9, -200])).to(dtype)
+    expected = one_step(inputs, RowOptions())
+    assert all(map(torch.equal, one_step(inputs._replace(indices=below), RowOptions()), expected))
+    if dtype == torch.int64:
+        below = below.where(below >= 0, -(2**40) + 5)  # wraps around to 5 in int32
+        assert all(map(torch.equal, one_step(inputs._replace(indices=below), RowOptions()), expected))
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+@pytest.mark.parametrize("ignored", [-100, 3])
+def test_labels_equal_entries_of_weight_one(isa: str, dtype: torch.dtype, ignored: int) -> None:
+    for logits_dtype in DTYPES:
+        inputs = make_inputs(9, 1003, 1, dtype=logits_dtype, uniform=True, empty=0.0)
+        labels = inputs.indices[:, 0].to(dtype)
+        labels[2], labels[5] = ignored, 1002
+        entries = inputs._replace(
+            indices=labels.masked_fill(labels == ignored, -1).int()[:, None], weights=torch.ones_like(inputs.weights)
         )
+        target, grad = RowTarget(labels, None, inputs.uniform, None, ignored), random_grad(inputs)
+        for options in OPTIONS.values():
+            out, again = poisoned(inputs.logits), poisoned(inputs.logits)
+            loss, statistics, *_ = native.forward(inputs.logits, target, options, "none")
+            native.backward(grad, None, inputs.logits, statistics, target, options, out)
+            assert all(map(torch.equal, (loss, out), two_steps(entries, options, grad)))
+            (loss, *_), some_ignored = native.forward_backward(inputs.logits, target, options, again, "none")
+            assert all(map(torch.equal, (loss, again), one_step(entries, options)))
+            assert not some_ignored  # there is uniform mass everywhere
+    for wrong in (-1, -7, 1003, torch.iinfo(dtype).max):
+        labels[4] = wrong
+        with pytest.raises(IndexError, match=rf"target\[4\]: got {wrong}, expected an index below 1003"):
+            native.forward(inputs.logits, target._replace(indices=labels), RowOptions(), "mean")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_reductions(isa: str, reduction: str, dtype: torch.dtype) -> None:
+    inputs = make_inputs(40, 100, 5, dtype=dtype, ignored=0.3)
+    losses, statistics, mass, scale = native.forward(inputs.logits, row_target(inputs), RowOptions(), "none")
+    assert scale is None and mass is not None
+    count = mass.count_nonzero()
+    expected = losses.double().sum() / (count if reduction == "mean" else 1)
+    loss, again, no_mass, scale = native.forward(inputs.logits, row_target(inputs), RowOptions(), reduction)
+    assert no_mass is None and torch.equal(again, statistics)
+    torch.testing.assert_close(loss, expected.to(loss.dtype))
+    torch.testing.assert_close(scale, torch.ones_like(loss) / (count if reduction == "mean" else 1))
+    assert all(map(torch.equal, native.reduce(losses, mass, reduction), (loss, scale)))
+    result, some_ignored = native.forward_backward(
+        inputs.logits, row_target(inputs), RowOptions(), poisoned(inputs.logits), reduction
     )
+    assert some_ignored
+    assert all(map(torch.equal, (result.loss, result.mass, result.scale), (loss, mass, scale)))
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_large_common_offset_changes_nothing(isa: str, dtype: torch.dtype, name: str) -> None:
+    options = OPTIONS[name]._replace(logit_scale=1.0, softcap=0.0, z_loss=0.0)
+    inputs = make_inputs(8, 1003, 5, dtype=dtype, uniform=True)
+    small = inputs._replace(logits=(inputs.logits * 2).round())  # on a grid that the offset keeps
+    grad = random_grad(inputs)
+    expected = two_steps(small, options, grad)
+    for offset in (100.0, -100.0) if dtype == torch.bfloat16 else (2.0**20, -(2.0**20)):
+        moved = small._replace(logits=small.logits + offset)
+        assert torch.equal(moved.logits.double() - offset, small.logits.double())
+        for actual in (two_steps(moved, options, grad), one_step(moved, options)):
+            torch.testing.assert_close(actual[0], expected[0], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(two_steps(moved, options, grad)[1], expected[1], rtol=1e-5, atol=1e-7)
+    equal = small._replace(logits=torch.zeros_like(small.logits))
+    expected = two_steps(equal, options, grad)
+    for offset in (torch.finfo(dtype).min, torch.finfo(dtype).max, -2e38, 1e15):
+        moved = equal._replace(logits=torch.full_like(small.logits, offset))
+        assert all(map(torch.equal, two_steps(moved, options, grad), expected))
+
+
+def test_rows_of_the_lowest_number_but_for_a_few_classes(isa: str) -> None:
+    for lowest in (torch.finfo(torch.float32).min, -torch.inf):
+        inputs = make_inputs(4, 1003, 3, ignored=0.0, empty=0.0)
+        inputs.logits[:, 7:] = lowest
+        inputs = inputs._replace(indices=inputs.indices % 7)
+        kept = inputs._replace(logits=inputs.logits[:, :7].contiguous())
+        for steps in (lambda i: two_steps(i, RowOptions(), torch.ones(1)), lambda i: one_step(i, RowOptions())):
+            loss, grad = steps(inputs)
+            expected = steps(kept)
+            torch.testing.assert_close(loss, expected[0])
+            torch.testing.assert_close(grad[:, :7], expected[1])
+            assert not grad[:, 7:].any()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_logsumexp_and_select(isa: str, dtype: torch.dtype) -> None:
     logits, indices, weights, _ = make_inputs(9, 1003, 21, dtype=dtype)
-    lse, selected = native.logsumexp_and_select_forward(logits, indices)
+    statistics, selected = native.select(logits, indices)
+    lse = logsumexp_of(statistics)
     wide = logits.to(selected.dtype)
     assert lse.dtype == torch.float64
     assert relative_error(lse, logits.double().logsumexp(-1)) <= 2 * torch.finfo(selected.dtype).eps
@@ -336,10 +448,8 @@ def test_logsumexp_and_select(isa: str, dtype: torch.dtype) -> None:
     logits[2] = float("nan")
     out = poisoned(logits)
     one = torch.ones(1, dtype=selected.dtype)
-    empty = one.new_empty(0)
-    native.sparse_cross_entropy_backward(
-        one, logits, lse, empty, indices, -weights, None, RowOptions(), out, mass=grad_lse
-    )
+    target = RowTarget(indices, -weights)
+    native.backward(one, None, logits, statistics, target, RowOptions(), out, mass=grad_lse)
     expected = grad_lse[:, None].double() * logits.double().softmax(-1)
     expected[2] = 0
     for slot in range(21):
@@ -354,44 +464,45 @@ def test_empty_batches_and_no_slots(isa: str) -> None:
         loss, out = two_steps(inputs, RowOptions(), torch.ones(1))
         assert loss.shape == (rows,)
         assert torch.equal(out, torch.zeros(rows, 10))
-        lse, selected = native.logsumexp_and_select_forward(inputs.logits, inputs.indices)
-        assert lse.shape == (rows,) and selected.shape == (rows, slots)
+        statistics, selected = native.select(inputs.logits, inputs.indices)
+        assert statistics.shape == (rows, 3) and selected.shape == (rows, slots)
 
 
 def test_bad_tensors_are_refused_by_name() -> None:
     logits, indices, weights, _ = make_inputs(4, 10, 3)
     options, out = RowOptions(), torch.empty(4, 10)
+    good = RowTarget(indices, weights)
     calls = {
-        "logits": (logits.T, indices, weights, None),
-        "indices": (logits, indices.long(), weights, None),
-        "weights": (logits, indices, weights.double(), None),
-        "uniform": (logits, indices, weights, torch.ones(5)),
+        "logits": (logits.T, good),
+        "indices": (logits, RowTarget(indices[:2], weights)),
+        "weights": (logits, RowTarget(indices, weights.double())),
+        "weights: got none": (logits, RowTarget(indices)),
+        "uniform": (logits, RowTarget(indices, weights, torch.ones(5))),
+        "contiguous": (logits, RowTarget(indices, weights.t().contiguous().t())),
+        "labels a row": (logits, RowTarget(indices, weights, ignore_index=-100)),
     }
     for name, arguments in calls.items():
         with pytest.raises(ValueError, match=name):
-            native.sparse_cross_entropy_forward(*arguments, options)
+            native.forward(*arguments, options, "none")
     for bad in (out[:2], out.half(), out.double(), out[:1].expand(4, -1)):
         with pytest.raises(ValueError, match="out"):
-            native.sparse_cross_entropy_forward_backward(logits, indices, weights, None, options, bad)
-    one = torch.ones(4)
+            native.forward_backward(logits, good, options, bad, "none")
+    one, statistics = torch.ones(4), torch.ones(4, 3)
     with pytest.raises(ValueError, match="grad"):
-        native.sparse_cross_entropy_backward(
-            torch.ones(3), logits, one.double(), one, indices, weights, None, options, out
-        )
-    with pytest.raises(ValueError, match="lse"):
-        native.sparse_cross_entropy_backward(one, logits, one, one, indices, weights, None, options, out)
+        native.backward(torch.ones(3), None, logits, statistics, good, options, out)
+    with pytest.raises(ValueError, match="statistics"):
+        native.backward(one, None, logits, statistics.double(), good, options, out)
     with pytest.raises(ValueError, match="options"):
-        native.sparse_cross_entropy_backward(
-            one, logits, one.double(), one, indices, weights, None, RowOptions(label_smoothing=0.1), out, mass=one
-        )
+        smoothed = RowOptions(label_smoothing=0.1)
+        native.backward(one, None, logits, statistics, good, smoothed, out, mass=one)
     with pytest.raises(ValueError, match="logit_scale"):
-        native.sparse_cross_entropy_forward(logits, indices, weights, None, RowOptions(logit_scale=0.0))
+        native.forward(logits, good, RowOptions(logit_scale=0.0), "none")
 
 
 def test_unknown_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SMOOTHLOSS_ISA", "sse9")
     with pytest.raises(ValueError, match=r"sse9.*baseline"):
-        native.sparse_cross_entropy_forward(*make_inputs(2, 3, 1), RowOptions())
+        run_once()
 
 
 def test_what_cannot_run_says_why() -> None:
@@ -405,7 +516,7 @@ def test_what_cannot_run_says_why() -> None:
 @pytest.mark.skipif("SMOOTHLOSS_SANITIZED" in os.environ, reason="a sanitized process maps more than one runtime")
 def test_one_openmp_runtime() -> None:
     """Two runtimes would each keep a pool of threads, twice as many as there are cores."""
-    native.sparse_cross_entropy_forward(*make_inputs(2, 3, 1), RowOptions())
+    run_once()
     try:
         with open("/proc/self/maps") as maps:  # noqa: PTH123
             runtimes = {line.split()[-1] for line in maps if "libgomp" in line or "libomp" in line}

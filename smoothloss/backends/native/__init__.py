@@ -8,15 +8,27 @@ The environment variable ``SMOOTHLOSS_ISA`` forces an instruction set of the CPU
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from smoothloss import _compiled as compiled
-from smoothloss.backends.common import DenseRows, RowOptions, SparseRows
+from smoothloss.backends.common import (
+    Candidates,
+    DenseRows,
+    Forward,
+    OutOfRange,
+    RowOptions,
+    RowTarget,
+    TableRows,
+    accumulator_dtype,
+)
 from smoothloss.backends.native import linear as native_linear
 
-_TYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+_FLOAT_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+_CODES = _FLOAT_CODES | {torch.int32: 4, torch.int64: 5}
+_REDUCTIONS = {"none": 0, "sum": 1, "mean": 2}
 _CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
 
@@ -31,7 +43,7 @@ def unavailable(device_type: str, dtype: torch.dtype) -> str | None:
         return f"there are native kernels for cpu and cuda, not for {device_type}"
     if torch.version.hip is not None:
         return "the CUDA kernels do not run on ROCm"
-    return _cuda_unavailable() or (None if dtype in _TYPE_CODES else f"the CUDA kernels do not compute {dtype}")
+    return _cuda_unavailable() or (None if dtype in _FLOAT_CODES else f"the CUDA kernels do not compute {dtype}")
 
 
 @functools.cache
@@ -52,305 +64,233 @@ def instruction_sets() -> list[str]:
     return [] if module is None else list(module.available_isas())
 
 
-def sparse_cross_entropy_forward(
-    logits: Tensor,  # (N, V)
-    indices: Tensor,  # (N, S)
-    weights: Tensor,  # (N, S)
-    uniform: Tensor | None,  # (N,)
-    options: RowOptions,
-    dense: DenseRows | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return ``(loss, lse, entropy, mass)``, each ``(N,)``; entropy is empty when ``options.entropy == 0``.
-
-    The lse is float64 always.
-
-    Raises:
-        ValueError: on a tensor of the wrong shape, dtype, device or layout.
-    """
-    _check_problem(logits, indices, weights, uniform)
-    rows = logits.shape[0]
-    loss, mass = _results(logits, rows), _results(logits, rows)
-    lse = _wide_results(logits, rows)
-    entropy = _results(logits, rows if options.entropy else 0)
-    compiled.call(
-        "sparse_cross_entropy_forward",
-        logits,
-        _logits_tuple(logits),
-        _targets_tuple(indices, weights, uniform),
-        _dense_tuple(dense, logits),
-        tuple(options),
-        loss.data_ptr(),
-        lse.data_ptr(),
-        entropy.data_ptr(),
-        mass.data_ptr(),
-    )
-    return loss, lse, entropy, mass
+def forward(logits: Tensor, target: RowTarget, options: RowOptions, reduction: str) -> Forward:
+    """Return the losses of logits ``(N, V)``, see `Backend`; in one crossing, with two launches on CUDA."""
+    rows, dtype, device = logits.shape[0], accumulator_dtype(logits.dtype), logits.device
+    results = _Results(logits, rows, dtype, reduction, needs_mass=False)
+    statistics = torch.empty((rows, 3), dtype=dtype, device=device)
+    wrong = _call(
+        "sparse_cross_entropy_forward", logits, _logits(logits), _target(target, rows), _dense(target.dense), options,
+        *results.rows, statistics.data_ptr(), *results.reduced,
+    )  # fmt: skip
+    if wrong >= 0:
+        raise out_of_range(target, logits.shape[1], wrong)
+    return Forward(results.loss, statistics, results.mass, results.scale)
 
 
-def sparse_cross_entropy_backward(
-    grad: Tensor,  # (N,) or one element
-    logits: Tensor,  # (N, V)
-    lse: Tensor,  # (N,)
-    entropy: Tensor,  # (N,) or (0,)
-    indices: Tensor,  # (N, S)
-    weights: Tensor,  # (N, S)
-    uniform: Tensor | None,  # (N,)
-    options: RowOptions,
-    out: Tensor,  # (N, V)
-    mass: Tensor | None = None,  # (N,)
-    dense: DenseRows | None = None,
-    scale: Tensor | None = None,  # one element
-) -> None:
-    """Write ``scale * grad_n * dloss_n / dlogits`` to `out`, which may be `logits` itself; rows without mass get 0.
-
-    A given `mass` takes the place of the target's as the coefficient of p, and where it is 0 only the target's own
-    entries and uniform mass are written; neither label smoothing nor `dense` go with it.
+def backward(
+    grad: Tensor, scale: Tensor | None, logits: Tensor, statistics: Tensor, target: RowTarget,
+    options: RowOptions, out: Tensor, mass: Tensor | None = None,
+) -> None:  # fmt: skip
+    """Write the gradient of the logits to `out`, see `Kernels`.
 
     Raises:
-        ValueError: on a tensor of the wrong shape, dtype, device or layout.
+        ValueError: on a tensor of the wrong size, dtype or layout.
     """
-    _check_problem(logits, indices, weights, uniform)
+    _check_out(out, logits)
+    _call(
+        "sparse_cross_entropy_backward", logits, _logits(logits), _target(target, logits.shape[0]),
+        _dense(target.dense), options, _array(grad), 0 if scale is None else scale.data_ptr(), _array(statistics),
+        _array(mass), (out.data_ptr(), _CODES[out.dtype], out.stride(0)),
+    )  # fmt: skip
+
+
+def forward_backward(
+    logits: Tensor, target: RowTarget, options: RowOptions, out: Tensor, reduction: str
+) -> tuple[Forward, bool]:
+    """Return losses and masses, and write the gradient of each row's loss to `out`, see `Kernels`.
+
+    Raises:
+        ValueError: on a tensor of the wrong size, dtype or layout.
+    """
     _check_out(out, logits)
     rows = logits.shape[0]
-    if grad.numel() != 1:
-        _check("grad", grad, (rows,), weights.dtype, logits)
-    elif grad.dtype != weights.dtype or grad.device != logits.device:
-        raise ValueError(f"grad: got {grad.dtype} on {grad.device}, expected {weights.dtype} on {logits.device}")
-    _check("lse", lse, (rows,), torch.float64, logits)
-    if options.entropy:
-        _check("entropy", entropy, (rows,), weights.dtype, logits)
-    if mass is not None:
-        _check("mass", mass, (rows,), weights.dtype, logits)
-    if scale is not None:
-        _check("scale", scale, tuple(scale.shape), weights.dtype, logits)
-    compiled.call(
-        "sparse_cross_entropy_backward",
-        logits,
-        _logits_tuple(logits),
-        _targets_tuple(indices, weights, uniform),
-        _dense_tuple(dense, logits),
-        tuple(options),
-        grad.data_ptr(),
-        grad.numel() == 1,
-        0 if scale is None else scale.data_ptr(),
-        lse.data_ptr(),
-        entropy.data_ptr() if options.entropy else 0,
-        0 if mass is None else mass.data_ptr(),
-        _out_tuple(out),
-    )
+    results = _Results(logits, rows, accumulator_dtype(logits.dtype), reduction, needs_mass=True)
+    answer = _call(
+        "sparse_cross_entropy_forward_backward", logits, _logits(logits), _target(target, rows), _dense(target.dense),
+        options, *results.rows, (out.data_ptr(), _CODES[out.dtype], out.stride(0)), *results.reduced,
+    )  # fmt: skip
+    some_ignored = True
+    if answer != -1:
+        wrong, ignored = answer
+        if wrong >= 0:
+            raise out_of_range(target, logits.shape[1], wrong)
+        some_ignored = ignored > 0
+    return Forward(results.loss, None, results.mass, results.scale), some_ignored
 
 
-def sparse_cross_entropy_forward_backward(
-    logits: Tensor,  # (N, V)
-    indices: Tensor,  # (N, S)
-    weights: Tensor,  # (N, S)
-    uniform: Tensor | None,  # (N,)
-    options: RowOptions,
-    out: Tensor,  # (N, V)
-    dense: DenseRows | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Return ``(loss, mass)``, each ``(N,)``, and write ``dloss_n / dlogits`` to `out`, which may be `logits` itself.
+class _Results:
+    """Room for what a forward returns: loss and mass of each row, or the reduced loss and the factor of its gradient.
 
-    Raises:
-        ValueError: on a tensor of the wrong shape, dtype, device or layout.
+    Attributes:
+        loss, mass, scale: as in `Forward`.
+        rows: where the kernel writes the loss and the mass of each row; 0: nowhere that is kept.
+        reduced: how they are reduced, and where to.
     """
-    _check_problem(logits, indices, weights, uniform)
-    _check_out(out, logits)
-    loss, mass = _results(logits, logits.shape[0]), _results(logits, logits.shape[0])
-    compiled.call(
-        "sparse_cross_entropy_forward_backward",
-        logits,
-        _logits_tuple(logits),
-        _targets_tuple(indices, weights, uniform),
-        _dense_tuple(dense, logits),
-        tuple(options),
-        loss.data_ptr(),
-        mass.data_ptr(),
-        _out_tuple(out),
-    )
-    return loss, mass
+
+    def __init__(self, logits: Tensor, rows: int, dtype: torch.dtype, reduction: str, needs_mass: bool) -> None:
+        device, is_reduced = logits.device, reduction != "none"
+        self.mass = self.scale = None
+        losses = 0
+        if needs_mass or not is_reduced or not _is_cpu(logits):
+            self.mass = torch.empty(rows, dtype=dtype, device=device)
+        if not is_reduced:
+            self.loss = torch.empty(rows, dtype=dtype, device=device)
+            losses = self.loss.data_ptr()
+            self.reduced = (0, 0, 0)
+        else:
+            self.loss = torch.empty((), dtype=dtype, device=device)
+            self.scale = torch.empty((), dtype=dtype, device=device)
+            self.reduced = (_REDUCTIONS[reduction], self.loss.data_ptr(), self.scale.data_ptr())
+            if not _is_cpu(logits):  # where only torch can make room
+                self._losses = torch.empty(rows, dtype=dtype, device=device)
+                losses = self._losses.data_ptr()
+        self.rows = losses, 0 if self.mass is None else self.mass.data_ptr()
 
 
-def logsumexp_and_select_forward(
-    logits: Tensor,  # (N, V)
-    indices: Tensor,  # (N, S)
-) -> tuple[Tensor, Tensor]:
-    """Return ``logits.logsumexp(-1)`` (N,) and ``logits.gather(-1, indices)`` (N, S), 0 for empty slots.
-
-    Raises:
-        ValueError: on a tensor of the wrong shape, dtype, device or layout.
-    """
-    _check_problem(logits, indices, None, None)
-    lse = _wide_results(logits, logits.shape[0])
-    selected = torch.empty(indices.shape, dtype=_accumulator_dtype(logits), device=logits.device)
-    compiled.call(
-        "logsumexp_and_select_forward",
-        logits,
-        _logits_tuple(logits),
-        _targets_tuple(indices, None, None),
-        lse.data_ptr(),
-        selected.data_ptr(),
-    )
-    return lse, selected
+def select(logits: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+    """Return statistics ``(N, 3)`` and ``logits.gather(-1, indices)`` (N, S), 0 for empty slots, see `Backend`."""
+    target, dtype = RowTarget(indices), accumulator_dtype(logits.dtype)
+    statistics = torch.empty((logits.shape[0], 3), dtype=dtype, device=logits.device)
+    selected = torch.empty(indices.shape, dtype=dtype, device=logits.device)
+    wrong = _call(
+        "logsumexp_and_select_forward", logits, _logits(logits), _target(target, logits.shape[0]),
+        statistics.data_ptr(), selected.data_ptr(),
+    )  # fmt: skip
+    if wrong >= 0:
+        raise out_of_range(target, logits.shape[1], wrong)
+    return statistics, selected
 
 
 def smoothed_target(
-    candidates: Tensor,  # (J, B, T)
-    weights: Tensor | None,  # (J, B)
-    table: SparseRows | None,
-    token_alpha: float,
-    ignore_index: int,
+    candidates: Candidates, table: TableRows | None, token_alpha: float
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Return the indices, weights and uniform mass that `ops.reference.smoothed_target` defines, in one pass."""
-    candidates = candidates.contiguous()
-    weights = None if weights is None else weights.float().contiguous()
-    count, batch, length = candidates.shape
-    tokens, neighbours = (0, 0) if table is None else table.indices.shape
+    """Return the indices, weights and uniform mass that `reference.smoothed_target` defines, in one pass."""
+    target, samples, target_weights, sample_weights, alpha, ignore_index = candidates
+    device, (batch, length), count = target.device, target.shape, candidates.count
+    neighbours = 0 if table is None else table.indices.shape[1]
     shape = (batch * length, count * (neighbours + 1))
-    out_indices = torch.empty(shape, dtype=torch.int32, device=candidates.device)
-    out_weights = torch.empty(shape, dtype=torch.float32, device=candidates.device)
-    has_tail = table is not None and table.tail is not None
-    uniform = torch.empty(batch * length, dtype=torch.float32, device=candidates.device) if has_tail else None
-    compiled.call(
+    indices = torch.empty(shape, dtype=torch.int32, device=device)
+    weights = torch.empty(shape, dtype=torch.float32, device=device)
+    uniform = None
+    rows: tuple[Any, ...] = (_NONE, _NONE, _NONE, 0, 0)
+    if table is not None:
+        rows = (*map(_array, table), table.indices.shape[0], neighbours)
+        if table.tail is not None:
+            uniform = torch.empty(batch * length, dtype=torch.float32, device=device)
+    is_right = _call(
         "smoothed_target",
-        candidates,
+        target,
         (
-            candidates.data_ptr(),
-            candidates.dtype == torch.int64,
-            *candidates.shape,
-            0 if weights is None else weights.data_ptr(),
-            token_alpha,
-            ignore_index,
+            _array(target), _array(samples), count, batch, length, _array(target_weights), _array(sample_weights),
+            alpha, token_alpha, ignore_index,
         ),
-        _table_tuple(table, tokens, neighbours),
-        out_indices.data_ptr(),
-        out_weights.data_ptr(),
+        rows,
+        indices.data_ptr(),
+        weights.data_ptr(),
         0 if uniform is None else uniform.data_ptr(),
-    )
-    return out_indices, out_weights, uniform
-
-
-def mean(losses: Tensor, mass: Tensor) -> tuple[Tensor, Tensor]:
-    """Return ``losses.sum() / count`` and ``1 / max(count, 1)``, count the number of masses that are not 0."""
-    loss, scale = losses.new_empty(()), losses.new_empty(())
-    compiled.call(
-        "mean", losses, losses.data_ptr(), mass.data_ptr(), _TYPE_CODES[losses.dtype], losses.numel(),
-        loss.data_ptr(), scale.data_ptr(),
     )  # fmt: skip
+    if is_right is False:
+        raise OutOfRange("target: got a negative class number, expected class numbers or ignore_index")
+    return indices, weights, uniform
+
+
+def reduce(losses: Tensor, mass: Tensor, reduction: str) -> tuple[Tensor, Tensor]:
+    """Return "sum" or "mean" of losses ``(N,)`` and the factor that it gives the gradient, see `Backend`."""
+    loss, scale = losses.new_empty(()), losses.new_empty(())
+    arguments = (_array(losses), _array(mass), _REDUCTIONS[reduction], loss.data_ptr(), scale.data_ptr())
+    if _is_cpu(losses):
+        compiled.require("_C").reduce(*arguments)
+    else:
+        _call("reduce", losses, *arguments)
     return loss, scale
 
 
 def scaled_copy(values: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
     """Return ``(values * factor).to(dtype)``, for contiguous `values` in the accumulator dtype."""
     out = native_linear.empty(values, values.shape, dtype)
-    if values.device.type == "cpu":
+    if _is_cpu(values):
         return torch.mul(values, factor, out=out)
     factor = factor.to(values.dtype)
-    compiled.call(
-        "scaled_copy", values, values.data_ptr(), _TYPE_CODES[values.dtype], values.numel(),
-        factor.data_ptr(), out.data_ptr(), _TYPE_CODES[dtype],
+    _call(
+        "scaled_copy", values, values.data_ptr(), _CODES[values.dtype], values.numel(),
+        factor.data_ptr(), out.data_ptr(), _CODES[dtype],
     )  # fmt: skip
     return out
 
 
-def _accumulator_dtype(logits: Tensor) -> torch.dtype:
-    return torch.float64 if logits.dtype == torch.float64 else torch.float32
+def out_of_range(target: RowTarget, num_classes: int, place: int) -> OutOfRange:
+    """Return the error that names the first index out of range."""
+    row, slot = divmod(place, target.indices.shape[1] if target.indices.dim() == 2 else 1)
+    value = target.indices.reshape(-1)[place].item()
+    where = f"target[{row}]" if target.ignore_index is not None else f"indices[{row}, {slot}]"
+    return OutOfRange(f"{where}: got {value}, expected an index below {num_classes} ({num_classes} classes)")
 
 
-def _results(logits: Tensor, count: int) -> Tensor:
-    return torch.empty(count, dtype=_accumulator_dtype(logits), device=logits.device)
+def _is_cpu(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu"
 
 
-def _wide_results(logits: Tensor, count: int) -> Tensor:
-    """Return room for lse: float64 always, since its rounding would be a relative error of every p in the row."""
-    return torch.empty(count, dtype=torch.float64, device=logits.device)
+def _call(name: str, like: Tensor, *arguments: object) -> Any:
+    """Run a kernel on the device of `like`: with torch's number of threads, or on torch's current stream."""
+    if _is_cpu(like):
+        return getattr(compiled.require("_C"), name)(*arguments, torch.get_num_threads())
+    _launch(name, like, *arguments)
+    return -1  # nobody waits for what a device could say of the indices
 
 
-def _logits_tuple(logits: Tensor) -> tuple[int, int, int, int, int]:
-    return logits.data_ptr(), _TYPE_CODES[logits.dtype], logits.shape[0], logits.shape[1], logits.stride(0)
+def _launch(name: str, like: Tensor, *arguments: object) -> None:
+    function, device = getattr(compiled.require("_C_cuda"), name), like.get_device()
+    stream = torch.cuda.current_stream(device).cuda_stream
+    if device == torch.cuda.current_device():  # nearly always: a context costs as much as the call
+        function(*arguments, device, stream)
+        return
+    with torch.cuda.device(device):  # for it is this one that the kernels leave current
+        function(*arguments, device, stream)
 
 
-def _targets_tuple(indices: Tensor, weights: Tensor | None, uniform: Tensor | None) -> tuple[int, int, int, int]:
-    return (
-        indices.data_ptr(),
-        0 if weights is None else weights.data_ptr(),
-        0 if uniform is None else uniform.data_ptr(),
-        indices.shape[1],
-    )
+_NONE = (0, 0, 0)
 
 
-def _dense_tuple(dense: DenseRows | None, logits: Tensor) -> tuple[int, int, int, int, int]:
-    if dense is None:
-        return 0, 0, 0, 0, 0
+def _array(tensor: Tensor | None) -> tuple[int, int, int]:
+    """Return a contiguous tensor as the bindings take it, which check its type and its size."""
+    if tensor is None:
+        return _NONE
+    if not tensor.is_contiguous():
+        raise ValueError(f"kernels: got the strides {tensor.stride()}, expected a contiguous tensor")
+    return tensor.data_ptr(), _CODES[tensor.dtype], tensor.numel()
+
+
+def _logits(logits: Tensor) -> tuple[int, int, int, int, int]:
+    code = _FLOAT_CODES.get(logits.dtype)
     rows, classes = logits.shape
-    if dense.rows.dim() != 2 or dense.values.dim() != 2:
+    if code is None or (classes > 1 and logits.stride(1) != 1):
         raise ValueError(
-            f"dense: got shapes {tuple(dense.rows.shape)}, {tuple(dense.values.shape)}, expected (N, J), (U, V)"
+            f"logits: got {logits.dtype} of strides {logits.stride()}, expected floating (N, V) of stride 1 along V"
         )
-    dtype, slots = _accumulator_dtype(logits), dense.rows.shape[1]
-    _check("dense.values", dense.values, (dense.values.shape[0], classes), dtype, logits)
-    _check("dense.rows", dense.rows, (rows, slots), torch.int32, logits)
-    _check("dense.weights", dense.weights, (rows, slots), dtype, logits)
-    pointers = (dense.values.data_ptr(), dense.rows.data_ptr(), dense.weights.data_ptr())
-    return *pointers, dense.values.shape[0], slots
+    return logits.data_ptr(), code, rows, classes, logits.stride(0)
 
 
-def _table_tuple(table: SparseRows | None, tokens: int, neighbours: int) -> tuple[int, int, int, int, int]:
-    if table is None:
-        return 0, 0, 0, 0, 0
-    for name, tensor in table._asdict().items():
-        if tensor is not None and not tensor.is_contiguous():
-            raise ValueError(f"table.{name}: got the strides {tensor.stride()}, expected a contiguous tensor")
-    tail = 0 if table.tail is None else table.tail.data_ptr()
-    return table.indices.data_ptr(), table.weights.data_ptr(), tail, tokens, neighbours
+def _target(target: RowTarget, rows: int) -> tuple[Any, ...]:
+    indices, ignore_index = target.indices, target.ignore_index
+    slots = indices.shape[1] if indices.dim() == 2 else 1
+    is_label = ignore_index is not None
+    weights, uniform = _array(target.weights), _array(target.uniform)
+    return _array(indices), slots, weights, uniform, is_label, ignore_index if is_label else -1
 
 
-def _out_tuple(out: Tensor) -> tuple[int, int, int]:
-    return out.data_ptr(), _TYPE_CODES[out.dtype], out.stride(0)
-
-
-def _check_problem(logits: Tensor, indices: Tensor, weights: Tensor | None, uniform: Tensor | None) -> None:
-    _check_matrix("logits", logits)
-    if logits.shape[1] == 0:
-        raise ValueError(f"logits: got the shape {tuple(logits.shape)}, expected at least one class")
-    reason = unavailable(logits.device.type, logits.dtype)
-    if reason is not None:
-        raise ValueError(f"logits: {reason}")
-    rows = logits.shape[0]
-    if indices.dim() != 2 or indices.shape[0] != rows:
-        raise ValueError(f"indices: got the shape {tuple(indices.shape)}, expected ({rows}, S)")
-    _check("indices", indices, tuple(indices.shape), torch.int32, logits)
-    if weights is not None:
-        _check("weights", weights, tuple(indices.shape), _accumulator_dtype(logits), logits)
-    if uniform is not None:
-        _check("uniform", uniform, (rows,), _accumulator_dtype(logits), logits)
-
-
-def _check_matrix(name: str, tensor: Tensor) -> None:
-    if tensor.dim() != 2 or tensor.dtype not in _TYPE_CODES or (tensor.stride(1) != 1 and tensor.shape[1] > 1):
-        raise ValueError(
-            f"{name}: got {tensor.dtype} of shape {tuple(tensor.shape)} and strides {tensor.stride()}, "
-            "expected a floating (N, V) with stride 1 in the last dimension"
-        )
+def _dense(dense: DenseRows | None) -> tuple[Any, ...] | None:
+    if dense is None:
+        return None
+    values, rows, weights = dense
+    return _array(values), values.shape[0], _array(rows), rows.shape[1], _array(weights)
 
 
 def _check_out(out: Tensor, logits: Tensor) -> None:
-    _check_matrix("out", out)
-    if out.shape != logits.shape or out.device != logits.device:
+    """Raise ValueError for an `out` that the kernels could not write to."""
+    rows, classes = logits.shape
+    if out.shape != logits.shape or (classes > 1 and out.stride(1) != 1) or (rows > 1 and out.stride(0) < classes):
         raise ValueError(
-            f"out: got the shape {tuple(out.shape)} on {out.device}, expected {tuple(logits.shape)} on {logits.device}"
+            f"out: got the shape {tuple(out.shape)} and strides {out.stride()}, expected {tuple(logits.shape)} of"
+            " stride 1 along V, rows that do not overlap"
         )
-    if out.stride(0) < out.shape[1] and out.shape[0] > 1:
-        raise ValueError(f"out: got the row stride {out.stride(0)}, its {out.shape[1]} classes overlap")
-    if out.device.type == "cpu" and out.dtype not in _CPU_DTYPES:
-        raise ValueError(f"out: got {out.dtype}, expected float32, float64 or bfloat16 on the CPU")
-
-
-def _check(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype, logits: Tensor) -> None:
-    if tuple(tensor.shape) != shape or tensor.dtype != dtype or tensor.device != logits.device:
-        raise ValueError(
-            f"{name}: got {tensor.dtype} of shape {tuple(tensor.shape)} on {tensor.device}, "
-            f"expected {dtype} of shape {shape} on {logits.device}"
-        )
-    if not tensor.is_contiguous():
-        raise ValueError(f"{name}: got the strides {tensor.stride()}, expected a contiguous tensor")

@@ -9,6 +9,9 @@ from torch import Tensor
 
 from smoothloss import _compiled as compiled
 
+_HUGE_PAGE = 1 << 21  # bytes
+_is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+
 
 def empty(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Return ``like.new_empty(shape, dtype=dtype)``, on the CPU in huge pages where the system grants them.
@@ -16,9 +19,12 @@ def empty(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     A large buffer is mapped page by page while it is first written, which takes longer than writing it.
     """
     result = like.new_empty(shape, dtype=dtype)
+    size = result.numel() * result.itemsize
+    if torch.compiler.is_compiling() or size < _HUGE_PAGE or type(result) is not Tensor:
+        return result
     module, _ = compiled.load("_C")
-    if module is not None and result.device.type == "cpu":
-        module.prefer_huge_pages(result.data_ptr(), result.numel() * result.itemsize)
+    if module is not None and result.device.type == "cpu" and not _is_wrapped(result):
+        module.prefer_huge_pages(result.data_ptr(), size)
     return result
 
 

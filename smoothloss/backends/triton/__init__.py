@@ -1,6 +1,6 @@
 """The primitive on NVIDIA GPUs, in Triton: the launchers of the row kernels, and when they can run.
 
-Triton is imported here and in the kernels' own files, `_triton_*`, and this module only when it is used. Every function
+Triton is imported in this folder alone, and this folder only when it is used. Every function
 works on rows that its caller has checked: logits ``(N, V)`` of stride 1 along V, indices ``(N, S)`` int32 and
 contiguous, weights ``(N, S)`` and everything else per row in the accumulator dtype (float64 for float64 logits, else
 float32). A negative index or one beyond V is an empty slot. Nothing here waits for the device, and the same input gives
@@ -21,7 +21,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from smoothloss.backends.common import DenseRows, RowOptions, SparseRows
+from smoothloss.backends.common import (
+    Candidates,
+    DenseRows,
+    Forward,
+    RowOptions,
+    RowTarget,
+    TableRows,
+    accumulator_dtype,
+)
 from smoothloss.backends.triton.config import (
     ENTRY_BLOCKS,
     LOOP_BLOCK,
@@ -39,7 +47,7 @@ from smoothloss.backends.triton.config import (
     row_programs,
     unit,
 )
-from smoothloss.backends.triton.results import _mean_kernel, _scaled_copy_kernel
+from smoothloss.backends.triton.results import _reduce_kernel, _scaled_copy_kernel
 from smoothloss.backends.triton.rows import (
     _logsumexp_and_select_forward_kernel,
     _sparse_cross_entropy_backward_kernel,
@@ -66,6 +74,8 @@ def unavailable(device_type: str, dtype: torch.dtype) -> str | None:
         return None
     if device_type != "cuda":
         return f"the Triton kernels need CUDA tensors, not {device_type}"
+    if torch.version.hip is not None:
+        return "the Triton kernels are launched in ways that AMD's compiler does not know"
     if not torch.cuda.is_available():
         return "no CUDA device is available"
     if torch.cuda.get_device_capability() < (8, 0):
@@ -73,152 +83,100 @@ def unavailable(device_type: str, dtype: torch.dtype) -> str | None:
     return None
 
 
-def sparse_cross_entropy_forward(
-    logits: Tensor,
-    indices: Tensor,
-    weights: Tensor,
-    uniform: Tensor | None,
-    options: RowOptions,
-    dense: DenseRows | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return loss, logsumexp, entropy and target mass of every row, ``(N,)`` each, in the accumulator dtype.
+def forward(logits: Tensor, target: RowTarget, options: RowOptions, reduction: str) -> Forward:
+    """Return the losses of logits ``(N, V)``, see `Backend`; one launch, or two for a reduction.
 
-    The logsumexp is float64 always.
-
-    ::
-
-        loss = sum_s w_s (lse - z_{i_s}) + u (lse - mean_v z_v) + z_loss lse^2 - gamma H(softmax(z))
-
-    Args:
-        logits: ``(N, V)``; ``z`` is what the scale and the softcap of `options` make of them.
-        indices: ``(N, S)`` int32, contiguous; negative or not below V: an empty slot.
-        weights: ``(N, S)``, accumulator dtype, contiguous.
-        uniform: ``(N,)``, accumulator dtype, the mass ``u`` spread over all classes; or None.
-        options: see `RowOptions`; label smoothing eps stands for ``w <- (1-eps) w``, ``u <- (1-eps) u + eps m``.
-        dense: rows that add ``sum_v q_v (lse - z_v)``, q their mixture, or None.
-
-    The entropy is empty unless ``options.entropy``. A row of mass ``m = sum_s w_s + u + sum_j w_j = 0``, the latter of
-    the dense rows, has loss, lse and entropy 0, and its logits are not read.
+    A row of mass 0 has loss 0 and statistics (0, 1, 0), and its logits are not read.
     """
-    rows = logits.shape[0]
-    loss, mass = weights.new_empty(rows), weights.new_empty(rows)
-    lse = weights.new_empty(rows, dtype=torch.float64)
-    entropy = weights.new_empty(rows if options.entropy else 0)
-    _launch_forward(logits, indices, weights, uniform, options, loss, mass, lse, entropy, None, dense)
-    return loss, lse, entropy, mass
+    rows, dtype = logits.shape[0], accumulator_dtype(logits.dtype)
+    losses, mass = (logits.new_empty(rows, dtype=dtype) for _ in range(2))
+    statistics = logits.new_empty((rows, 3), dtype=dtype)
+    _launch_forward(logits, target, options, losses, mass, statistics, None)
+    if reduction == "none":
+        return Forward(losses, statistics, mass, None)
+    loss, scale = reduce(losses, mass, reduction)
+    return Forward(loss, statistics, None, scale)
 
 
-def sparse_cross_entropy_backward(
-    grad: Tensor,
-    logits: Tensor,
-    lse: Tensor,
-    entropy: Tensor,
-    indices: Tensor,
-    weights: Tensor,
-    uniform: Tensor | None,
-    options: RowOptions,
-    out: Tensor,
-    mass: Tensor | None = None,
-    dense: DenseRows | None = None,
-    scale: Tensor | None = None,
-) -> None:
-    """Write the gradient of every row's loss, times `grad`, with respect to the logits as they came in.
+def backward(
+    grad: Tensor, scale: Tensor | None, logits: Tensor, statistics: Tensor, target: RowTarget,
+    options: RowOptions, out: Tensor, mass: Tensor | None = None,
+) -> None:  # fmt: skip
+    """Write the gradient of every row's loss, times `grad` and `scale`, with respect to the logits as they came in.
 
     ::
 
         dz = (m + 2 z_loss lse) p - u / V - q + gamma p (log p + H);   dlogits = logit_scale (1 - (z / c)^2) dz
 
-    Args:
-        grad: ``(N,)``, or one element for all rows, which is read on the device.
-        logits, indices, weights, uniform, options, dense: as in the forward.
-        lse, entropy: ``(N,)``, what the forward returned.
-        out: ``(N, V)``, any floating dtype, stride 1 along V; may be the storage of `logits`. Every element is
-            written, 0 in rows without mass.
-        mass: ``(N,)`` takes the place of ``m`` above. No row is ignored then: where it is 0, the logits are not read
-            and ``-q`` alone is written. Not together with `dense`.
-        scale: one element, accumulator dtype, that multiplies `grad`; read on the device. None: 1.
+    See `Kernels`. `grad` and `scale` are read on the device; `out` may be of any floating dtype.
     """
-    rows, num_entries = indices.shape
+    rows, num_entries = logits.shape[0], _num_entries(target)
     if rows == 0:
         return
-    config, constants = _constants(logits, indices, options, dense, out)
-    mix, mix_sizes = _dense_arguments(dense, indices, weights)
+    indices, weights, ignored = _entries(target, statistics)
+    config, constants = _constants(logits, target, options, out)
+    mix, mix_sizes = _dense_arguments(target.dense, indices, weights)
     with _on_device(logits):
         _sparse_cross_entropy_backward_kernel[(rows,)](
-            grad, grad if scale is None else scale, logits, lse, entropy, indices, weights,
-            weights if uniform is None else uniform, *mix, _selected(weights, constants),
+            grad, grad if scale is None else scale, logits, statistics, indices, weights,
+            weights if target.uniform is None else target.uniform, *mix, _selected(weights, constants),
             weights if mass is None else mass, out, *_widths(constants["UNIT"], logits, out),
-            0 if grad.numel() == 1 else 1, num_entries, *mix_sizes, *_scalars(options, weights.dtype), **constants,
-            HAS_UNIFORM=uniform is not None, HAS_MASS=mass is not None, HAS_SCALE=scale is not None,
-            num_warps=config.num_warps, maxnreg=config.max_registers,
+            0 if grad.numel() == 1 else 1, num_entries, *mix_sizes, ignored, *_scalars(options, statistics.dtype),
+            **constants, HAS_UNIFORM=target.uniform is not None, HAS_MASS=mass is not None,
+            HAS_SCALE=scale is not None, num_warps=config.num_warps, maxnreg=config.max_registers,
         )  # fmt: skip
 
 
-def sparse_cross_entropy_forward_backward(
-    logits: Tensor,
-    indices: Tensor,
-    weights: Tensor,
-    uniform: Tensor | None,
-    options: RowOptions,
-    out: Tensor,
-    dense: DenseRows | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Return loss and target mass ``(N,)`` and write the gradient for ``grad = 1`` to `out`, in one launch.
+def forward_backward(
+    logits: Tensor, target: RowTarget, options: RowOptions, out: Tensor, reduction: str
+) -> tuple[Forward, bool]:
+    """Return losses and masses, and write the gradient for ``grad = 1`` to `out`, in one launch, see `Kernels`.
 
-    Arguments as in the forward and the backward; `out` may be the storage of `logits`, or another buffer of another
-    dtype (float32 logits, bfloat16 `out`).
+    `out` may be the storage of `logits`, or another buffer of another dtype (float32 logits, bfloat16 `out`).
     """
-    loss, mass = (weights.new_empty(logits.shape[0]) for _ in range(2))
-    _launch_forward(logits, indices, weights, uniform, options, loss, mass, loss, loss, out, dense)
-    return loss, mass
+    dtype = accumulator_dtype(logits.dtype)
+    losses, mass = (logits.new_empty(logits.shape[0], dtype=dtype) for _ in range(2))
+    _launch_forward(logits, target, options, losses, mass, losses, out)
+    if reduction == "none":
+        return Forward(losses, mass, mass, None), True
+    loss, scale = reduce(losses, mass, reduction)
+    return Forward(loss, mass, mass, scale), True
 
 
-def logsumexp_and_select_forward(logits: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
-    """Return ``logits.logsumexp(-1)`` (N,) and ``logits.gather(-1, indices)`` (N, S), 0 in empty slots.
+def select(logits: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+    """Return statistics ``(N, 3)`` and ``logits.gather(-1, indices)`` (N, S), 0 in empty slots.
 
-    From the same arithmetic, so that ``lse - selected`` is never below zero; lse in float64, selected in the
-    accumulator dtype.
+    From the same arithmetic, so that ``lse - selected`` is never below zero.
     """
     rows, num_entries = indices.shape
-    accumulator = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    lse = logits.new_empty(rows, dtype=torch.float64)
+    accumulator = accumulator_dtype(logits.dtype)
+    statistics = logits.new_empty((rows, 3), dtype=accumulator)
     selected = logits.new_empty((rows, num_entries), dtype=accumulator)
     if rows == 0:
-        return lse, selected
+        return statistics, selected
     config, units = row_config(logits), unit(logits)
     with _on_device(logits):
         _logsumexp_and_select_forward_kernel[(rows,)](
-            logits, indices, lse, selected, logits.shape[1] // units, logits.stride(0) // units, num_entries,
-            UNIT=units, ACCUMULATOR=_ACCUMULATORS[accumulator], BLOCK=config.block,
+            logits, _as_int32(indices), statistics, selected, logits.shape[1] // units, logits.stride(0) // units,
+            num_entries, UNIT=units, ACCUMULATOR=_ACCUMULATORS[accumulator], BLOCK=config.block,
             BLOCK_S=entry_block(num_entries), num_warps=config.num_warps, maxnreg=config.max_registers,
         )  # fmt: skip
-    return lse, selected
+    return statistics, selected
 
 
-def mean(loss: Tensor, mass: Tensor) -> tuple[Tensor, Tensor]:
-    """Return ``loss.sum() / count`` and ``1 / max(count, 1)``, ``count = mass.count_nonzero()``, in one launch.
-
-    Args:
-        loss: ``(N,)``, accumulator dtype, contiguous.
-        mass: ``(N,)``, likewise.
-
-    Returns:
-        Two tensors of no dimension in the dtype of `loss`. Nothing to average gives nan.
-    """
-    average, scale = loss.new_empty(()), loss.new_empty(())
-    with _on_device(loss):
-        _mean_kernel[(1,)](loss, mass, average, scale, loss.numel(), BLOCK=MEAN_BLOCK, num_warps=MEAN_WARPS)
-    return average, scale
+def reduce(losses: Tensor, mass: Tensor, reduction: str) -> tuple[Tensor, Tensor]:
+    """Return "sum" or "mean" of losses ``(N,)`` and the factor that it gives the gradient, in one launch."""
+    loss, scale = losses.new_empty(()), losses.new_empty(())
+    with _on_device(losses):
+        _reduce_kernel[(1,)](
+            losses, mass, loss, scale, losses.numel(),
+            BLOCK=MEAN_BLOCK, IS_MEAN=reduction == "mean", num_warps=MEAN_WARPS,
+        )  # fmt: skip
+    return loss, scale
 
 
 def scaled_copy(values: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return ``(values * factor).to(dtype)``, rounded once.
-
-    Args:
-        values: contiguous, accumulator dtype.
-        factor: of no dimension.
-        dtype: of the result.
-    """
+    """Return ``(values * factor).to(dtype)``, rounded once, see `Kernels`."""
     out = torch.empty_like(values, dtype=dtype)
     if out.numel():
         programs = -(-out.numel() // SCALED_BLOCK)
@@ -230,65 +188,45 @@ def scaled_copy(values: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def smoothed_target(
-    candidates: Tensor, weights: Tensor | None, table: SparseRows | None, token_alpha: float, ignore_index: int
+    candidates: Candidates, table: TableRows | None, token_alpha: float
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Return ``sum_j w_j ((1 - token_alpha) delta(y_j) + token_alpha R[y_j])`` as entries, in one launch.
-
-    Equal candidates of a position are merged into the first of them. Candidate j fills the slots from ``j (K + 1)`` on:
-    its own token, then its K neighbours; without a table K is 0. A position whose candidate 0 is `ignore_index` has no
-    entry, other candidates that are `ignore_index`, or negative, none of theirs. A candidate beyond the table keeps its
-    own entry.
-
-    Args:
-        candidates: ``(J, B, T)`` int32 or int64.
-        weights: ``(J, B)``, or None for 1.
-        table: rows R, or None.
-        token_alpha: share of the rows; without a table of no account.
-        ignore_index: see above.
-
-    Returns:
-        ``indices (B T, S)`` int32, -1 in empty slots, ``weights (B T, S)`` float32, ``S = J (K + 1)``, and the mass of
-        the tails ``(B T,)`` float32, None without a table or tails.
-    """
-    count, batch, length = candidates.shape
+    """Return the indices, weights and uniform mass that `reference.smoothed_target` defines, in one launch."""
+    target, samples, target_weights, sample_weights, alpha, ignore_index = candidates
+    (batch, length), count = target.shape, candidates.count
     rows, neighbours = batch * length, 0 if table is None else table.indices.shape[1]
     tokens, tail = 0 if table is None else table.indices.shape[0], None if table is None else table.tail
-    indices = candidates.new_empty((rows, count * (neighbours + 1)), dtype=torch.int32)
-    entries = torch.empty_like(indices, dtype=torch.float32)
-    uniform = None if tail is None else entries.new_empty(rows)
-    assert count > 0  # the first candidate says which positions are ignored
+    indices = target.new_empty((rows, count * (neighbours + 1)), dtype=torch.int32)
+    weights = torch.empty_like(indices, dtype=torch.float32)
+    uniform = None if tail is None else weights.new_empty(rows)
     if rows == 0:
-        return indices, entries, uniform
+        return indices, weights, uniform
     block, num_warps = next((pair for pair in TARGET_BLOCKS if indices.shape[1] <= pair[0]), TARGET_BLOCKS[-1])
-    with _on_device(candidates):
+    with _on_device(target):
         _smoothed_target_kernel[(rows,)](
-            candidates.contiguous(), entries if weights is None else weights.float().contiguous(),
-            *((indices, entries) if table is None else table[:2]), entries if tail is None else tail,
-            indices, entries, entries if uniform is None else uniform,
-            rows, batch, length, count, neighbours, tokens, ignore_index, 1.0 - token_alpha, token_alpha,
-            BLOCK_S=block, HAS_WEIGHTS=weights is not None, HAS_TABLE=table is not None, HAS_TAIL=tail is not None,
+            target, target if samples is None else samples,
+            weights if target_weights is None else target_weights,
+            weights if sample_weights is None else sample_weights,
+            *((indices, weights) if table is None else table[:2]), weights if tail is None else tail,
+            indices, weights, weights if uniform is None else uniform,
+            rows, batch, length, count, neighbours, tokens, ignore_index,
+            alpha, alpha / max(count - 1, 1), 1.0 - token_alpha, token_alpha,
+            BLOCK_S=block, HAS_SAMPLES=samples is not None, HAS_OWN_WEIGHTS=target_weights is not None,
+            HAS_WEIGHTS=sample_weights is not None, HAS_TABLE=table is not None, HAS_TAIL=tail is not None,
             num_warps=num_warps, maxnreg=TARGET_REGISTERS,
         )  # fmt: skip
-    return indices, entries, uniform
+    return indices, weights, uniform
 
 
 def _launch_forward(
-    logits: Tensor,
-    indices: Tensor,
-    weights: Tensor,
-    uniform: Tensor | None,
-    options: RowOptions,
-    loss: Tensor,
-    mass: Tensor,
-    lse: Tensor,
-    entropy: Tensor,
+    logits: Tensor, target: RowTarget, options: RowOptions, losses: Tensor, mass: Tensor, statistics: Tensor,
     out: Tensor | None,
-    dense: DenseRows | None,
-) -> None:
-    rows, num_entries = indices.shape
+) -> None:  # fmt: skip
+    rows, num_entries = logits.shape[0], _num_entries(target)
     if rows == 0:
         return
-    config, constants = _constants(logits, indices, options, dense, logits if out is None else out)
+    dense = target.dense
+    indices, weights, ignored = _entries(target, losses)
+    config, constants = _constants(logits, target, options, logits if out is None else out)
     constants["HAS_MANY_ENTRIES"] &= out is not None  # the forward alone needs no copy of anything
     programs = rows
     if out is not None:  # the only kernel that reads a row twice
@@ -296,30 +234,50 @@ def _launch_forward(
         if programs < rows and (constants["HAS_ENTROPY"] or constants["HAS_SOFTCAP"]):
             constants["BLOCK"] = min(constants["BLOCK"], LOOP_BLOCK)
     mix, mix_sizes = _dense_arguments(dense, indices, weights)
+    has_uniform = target.uniform is not None
     with _on_device(logits):
         _sparse_cross_entropy_forward_kernel[(programs,)](
-            logits, indices, weights, weights if uniform is None else uniform, *mix, _selected(weights, constants),
-            loss, mass, lse, entropy, logits if out is None else out,
+            logits, indices, weights, target.uniform if has_uniform else weights, *mix,
+            _selected(weights, constants), losses, mass, statistics, logits if out is None else out,
             *_widths(constants["UNIT"], logits, logits if out is None else out), rows, num_entries, *mix_sizes,
-            *_scalars(options, loss.dtype), **constants, HAS_UNIFORM=uniform is not None,
-            # With dense rows, what every class has is part of their mixture.
-            HAS_SPREAD=dense is None and (uniform is not None or options.label_smoothing != 0),
+            ignored, *_scalars(options, losses.dtype), **constants, HAS_UNIFORM=has_uniform,
+            HAS_SHARES=dense is not None or has_uniform or options.label_smoothing != 0,
             HAS_GRADIENT=out is not None, HAS_ROW_LOOP=programs < rows,
             num_warps=config.num_warps, maxnreg=config.max_registers,
         )  # fmt: skip
 
 
-def _constants(
-    logits: Tensor, indices: Tensor, options: RowOptions, dense: DenseRows | None, out: Tensor
-) -> tuple[RowConfig, dict[str, Any]]:
+def _num_entries(target: RowTarget) -> int:
+    return target.indices.shape[1] if target.indices.dim() == 2 else 1
+
+
+def _as_int32(indices: Tensor) -> Tensor:
+    """Return indices as int32, in which several of them are loaded together; what is out of range stays so."""
+    if indices.dtype == torch.int64:
+        indices = indices.clamp(min=-1, max=torch.iinfo(torch.int32).max).to(torch.int32)
+    return indices
+
+
+def _entries(target: RowTarget, like: Tensor) -> tuple[Tensor, Tensor, int]:
+    """Return indices, weights or a stand-in, and the class number to ignore."""
+    if target.weights is None:
+        return target.indices, like, -1 if target.ignore_index is None else target.ignore_index
+    if target.ignore_index is not None:
+        indices = target.indices.masked_fill(target.indices == target.ignore_index, -1)
+        return _as_int32(indices), target.weights, -1
+    return _as_int32(target.indices), target.weights, -1
+
+
+def _constants(logits: Tensor, target: RowTarget, options: RowOptions, out: Tensor) -> tuple[RowConfig, dict[str, Any]]:
     """Return the configuration, and the compile-time arguments that forward and backward share."""
-    config, num_entries = row_config(logits, dense is not None), indices.shape[1]
+    config, num_entries = row_config(logits, target.dense is not None), _num_entries(target)
     return config, {
         "UNIT": unit(logits, out),
         "ACCUMULATOR": tl.float64 if logits.dtype == torch.float64 else tl.float32,
         "BLOCK": config.block,
         "BLOCK_S": entry_block(num_entries),
-        "HAS_DENSE": dense is not None,
+        "HAS_WEIGHTS": target.weights is not None,
+        "HAS_DENSE": target.dense is not None,
         "HAS_ENTROPY": options.entropy != 0,
         "HAS_SOFTCAP": options.softcap != 0,
         "HAS_MANY_ENTRIES": num_entries > ENTRY_BLOCKS[-1],

@@ -1,21 +1,22 @@
 """Device functions of the row kernels in Triton: reading a row and its target, and pass 1.
 
 `statistics` is a lane-wise online softmax. Every lane keeps its own maximum and normaliser, and the lanes are combined
-once at the end of the row. The logsumexp stays in two parts, ``peak + log(norm)``, and is stored in float64: in float32
-it has the rounding error of a number of the size of the logits, and that would be a relative error of every
-probability.
+once at the end of the row. The logsumexp stays in two parts, ``peak + log(norm)``: one rounded number would lose the
+logarithm where all logits of a row share a large offset.
 
 `readable` is the number of classes of the row that may be read: all, or none in a row without mass, whose logits may
 be NaN. A mixture of dense rows (`HAS_DENSE`) and the mass that lies evenly on all classes are one thing to the kernels,
-the part of the target that every class has a share of: `mixture`. Without dense rows that share is a scalar.
+the part of the target that every class has a share of (`HAS_SHARES`): `mixture`. Without dense rows that share is a
+scalar. Without weights (`HAS_WEIGHTS`) there is one entry a row, a label, which weighs 1; `ignored` marks an empty one.
 """
 # mypy: ignore-errors
 
 import triton
 import triton.language as tl
 
-# The running maximum starts at a finite value, so that z - top never is inf - inf; logits are taken to be above it.
-_LOWEST: tl.constexpr = tl.constexpr(-3.0e38)
+# The running maximum starts at the lowest finite value, so that z - top never is inf - inf.
+_LOWEST: tl.constexpr = tl.constexpr(-3.4028234663852886e38)
+_LOWEST_DOUBLE: tl.constexpr = tl.constexpr(-1.7976931348623157e308)
 
 
 @triton.jit
@@ -49,21 +50,33 @@ def load_logits(pointer, mask, scale, softcap, ACCUMULATOR: tl.constexpr, HAS_SO
 
 
 @triton.jit
-def load_entries(indices, weights, start, num_entries, num_classes, BLOCK_S: tl.constexpr):
+def load_entries(
+    indices, weights, start, num_entries, num_classes, ignored,
+    ACCUMULATOR: tl.constexpr, BLOCK_S: tl.constexpr, HAS_WEIGHTS: tl.constexpr,
+):  # fmt: skip
     """Return index and weight of the slots from `start` on, and which of them are filled."""
     slot = start + tl.arange(0, BLOCK_S)
     index = tl.load(indices + slot, mask=slot < num_entries, other=-1)
     filled = (index >= 0) & (index < num_classes)
-    weight = tl.load(weights + slot, mask=filled, other=0.0)
+    if HAS_WEIGHTS:
+        weight = tl.load(weights + slot, mask=filled, other=0.0)
+    else:
+        filled = filled & (index != ignored)
+        weight = tl.where(filled, 1.0, 0.0).to(ACCUMULATOR)
     return index, weight, filled
 
 
 @triton.jit
-def target_mass(indices, weights, num_entries, num_classes, ACCUMULATOR: tl.constexpr, BLOCK_S: tl.constexpr):
+def target_mass(
+    indices, weights, num_entries, num_classes, ignored,
+    ACCUMULATOR: tl.constexpr, BLOCK_S: tl.constexpr, HAS_WEIGHTS: tl.constexpr,
+):  # fmt: skip
     """Return ``sum_s w_s`` over the filled slots."""
     mass = tl.zeros((BLOCK_S,), ACCUMULATOR)
     for start in range(0, num_entries, BLOCK_S):
-        _index, weight, _filled = load_entries(indices, weights, start, num_entries, num_classes, BLOCK_S)
+        _index, weight, _filled = load_entries(
+            indices, weights, start, num_entries, num_classes, ignored, ACCUMULATOR, BLOCK_S, HAS_WEIGHTS
+        )
         mass += weight
     return tl.sum(mass, 0)
 
@@ -123,27 +136,27 @@ def statistics(
     ACCUMULATOR: tl.constexpr,
     BLOCK: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
-    HAS_SPREAD: tl.constexpr,
+    HAS_SHARES: tl.constexpr,
     HAS_ENTROPY: tl.constexpr,
     HAS_DENSE: tl.constexpr,
 ):
-    """Return maximum, ``norm = sum_v e^(z_v - max)``, and what is asked for of the row: sum, entropy, gap, reach.
+    """Return maximum, ``norm = sum_v e^(z_v - max)``, and what is asked for of the row: entropy, gap, reach.
 
-    With q the mixture, ``gap = sum_v q_v (max - z_v)`` and ``reach = sum_v q_v``; `even` is there the share of a class.
+    With q what every class has a share of, ``gap = sum_v q_v (max - z_v)`` and ``reach = sum_v q_v``.
     """
     lane = tl.arange(0, BLOCK)
-    top = tl.full((BLOCK,), _LOWEST, ACCUMULATOR)
+    if ACCUMULATOR == tl.float64:  # noqa: SIM300
+        top = tl.full((BLOCK,), _LOWEST_DOUBLE, ACCUMULATOR)
+    else:
+        top = tl.full((BLOCK,), _LOWEST, ACCUMULATOR)
     norm = tl.zeros((BLOCK,), ACCUMULATOR)  # sum of e^(z - top)
     moment = tl.zeros((BLOCK,), ACCUMULATOR)  # sum of e^(z - top) (z - top)
-    total = tl.zeros((BLOCK,), ACCUMULATOR)
     gap = tl.zeros((BLOCK,), ACCUMULATOR)  # sum of q (top - z)
     reach = tl.zeros((BLOCK,), ACCUMULATOR)  # sum of q
     for start in range(0, readable, BLOCK):
         column = start + lane
         inside = column < readable
         z = load_logits(logits + column, inside, scale, softcap, ACCUMULATOR, HAS_SOFTCAP)
-        if HAS_SPREAD:
-            total += tl.where(inside, z, 0.0)
         z = tl.where(inside, z, -float("inf"))
         step = z - top
         shrink = tl.exp(-tl.abs(step))  # one exponential serves both cases: the maximum rises, or it stays
@@ -152,13 +165,15 @@ def statistics(
             step = tl.where(shrink > 0, step, 0.0)  # 0 * inf
             moment = tl.where(rises, shrink * (moment - step * norm), moment + shrink * step)
         norm = tl.where(rises, shrink * norm + 1.0, norm + shrink)
-        if HAS_DENSE:
+        if HAS_SHARES:
             gap += tl.where(rises & (reach != 0), reach * (z - top), 0.0)
             top = tl.maximum(top, z)
-            q = mixture(
-                dense_values, dense_rows, dense_weights, num_values, num_mixed, num_classes, column, inside,
-                kept, even, ACCUMULATOR, BLOCK,
-            )  # fmt: skip
+            q = even
+            if HAS_DENSE:
+                q = mixture(
+                    dense_values, dense_rows, dense_weights, num_values, num_mixed, num_classes, column, inside,
+                    kept, even, ACCUMULATOR, BLOCK,
+                )  # fmt: skip
             q = tl.where(inside, q, 0.0)
             gap += tl.where(q != 0, q * (top - z), 0.0)
             reach += q
@@ -171,15 +186,17 @@ def statistics(
     if HAS_ENTROPY:
         step = tl.where(norm > 0, top - peak, 0.0)
         entropy = tl.log(norm_row) - tl.sum(shrink * (moment + step * norm), 0) / norm_row
-    if HAS_DENSE:
+    if HAS_SHARES:
         gap += tl.where(reach != 0, reach * (peak - top), 0.0)
-    return peak, norm_row, tl.sum(total, 0), entropy, tl.sum(gap, 0), tl.sum(reach, 0)
+    return peak, norm_row, entropy, tl.sum(gap, 0), tl.sum(reach, 0)
 
 
 @triton.jit
-def wide_lse(peak, norm):
-    """Return ``peak + log(norm)`` in float64."""
-    return peak.to(tl.float64) + tl.log(norm.to(tl.float64))
+def store_statistics(statistics_out, row, peak, norm, entropy):
+    """Store what the backward wants of a row, three numbers."""
+    tl.store(statistics_out + 3 * row, peak)
+    tl.store(statistics_out + 3 * row + 1, norm)
+    tl.store(statistics_out + 3 * row + 2, entropy)
 
 
 @triton.jit
@@ -191,9 +208,8 @@ def row_loss(
     num_classes,
     peak,
     log_norm,
-    mean,
     entropy,
-    even,
+    ignored,
     readable,
     smoothing,
     gamma,
@@ -203,20 +219,20 @@ def row_loss(
     ACCUMULATOR: tl.constexpr,
     BLOCK_S: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
-    HAS_SPREAD: tl.constexpr,
     HAS_ENTROPY: tl.constexpr,
+    HAS_WEIGHTS: tl.constexpr,
 ):
-    """Return the loss of the row; `even` is the mass that lies evenly on all classes."""
+    """Return the loss of the row but for what every class has a share of."""
     terms = tl.zeros((BLOCK_S,), ACCUMULATOR)
     for start in range(0, num_entries, BLOCK_S):
-        index, weight, filled = load_entries(indices, weights, start, num_entries, num_classes, BLOCK_S)
+        index, weight, filled = load_entries(
+            indices, weights, start, num_entries, num_classes, ignored, ACCUMULATOR, BLOCK_S, HAS_WEIGHTS
+        )
         z = load_logits(logits + index, filled & (index < readable), scale, softcap, ACCUMULATOR, HAS_SOFTCAP)
         # An entry without weight has no influence, not even where its logit is -inf.
         terms += tl.where(weight != 0, weight * (peak - z + log_norm), 0.0)
     lse = peak + log_norm
     loss = (1.0 - smoothing) * tl.sum(terms, 0) + z_loss * lse * lse
-    if HAS_SPREAD:
-        loss += tl.where(even != 0, even * (peak - mean + log_norm), 0.0)
     if HAS_ENTROPY:
         loss -= gamma * entropy
     return tl.where(readable > 0, loss, 0.0)

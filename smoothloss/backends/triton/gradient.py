@@ -101,15 +101,19 @@ def _keep_selected(
     weights,  # (S,)
     num_entries,
     num_classes,
+    ignored,
     readable,
     scale,
     softcap,
     ACCUMULATOR: tl.constexpr,
     BLOCK_S: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
+    HAS_WEIGHTS: tl.constexpr,
 ):
     for start in range(0, num_entries, BLOCK_S):
-        index, _weight, filled = load_entries(indices, weights, start, num_entries, num_classes, BLOCK_S)
+        index, _weight, filled = load_entries(
+            indices, weights, start, num_entries, num_classes, ignored, ACCUMULATOR, BLOCK_S, HAS_WEIGHTS
+        )
         z = load_logits(logits + index, filled & (index < readable), scale, softcap, ACCUMULATOR, HAS_SOFTCAP)
         slot = start + tl.arange(0, BLOCK_S)
         tl.store(selected + slot, z, mask=slot < num_entries)
@@ -122,16 +126,20 @@ def _shared_weight(
     weights,  # (S,)
     num_entries,
     num_classes,
+    ignored,
     ACCUMULATOR: tl.constexpr,
     BLOCK_S: tl.constexpr,
     HAS_MANY_ENTRIES: tl.constexpr,
+    HAS_WEIGHTS: tl.constexpr,
 ):
     """Return ``sum_s w_s [i_s = index]``, ``(BLOCK_S,)``."""
     # The tile of comparisons stays small enough not to spill.
     BLOCK_OTHER: tl.constexpr = 32 if BLOCK_S > 32 else BLOCK_S
     shared = tl.zeros((BLOCK_S,), ACCUMULATOR)
     for start in range(0, num_entries, BLOCK_OTHER):
-        other, weight, _filled = load_entries(indices, weights, start, num_entries, num_classes, BLOCK_OTHER)
+        other, weight, _filled = load_entries(
+            indices, weights, start, num_entries, num_classes, ignored, ACCUMULATOR, BLOCK_OTHER, HAS_WEIGHTS
+        )
         occupied = True
         if HAS_MANY_ENTRIES:  # of the slots of a merged target most are empty
             occupied = tl.max((weight != 0).to(tl.int32), 0) > 0
@@ -155,6 +163,7 @@ def _overwrite_entries(
     num_mixed,
     num_entries,
     num_classes,
+    ignored,
     kept,
     even,
     peak,
@@ -170,16 +179,28 @@ def _overwrite_entries(
     HAS_ENTROPY: tl.constexpr,
     HAS_DENSE: tl.constexpr,
     HAS_MANY_ENTRIES: tl.constexpr,
+    HAS_WEIGHTS: tl.constexpr,
 ):
     for start in range(0, num_entries, BLOCK_S):
-        index, weight, filled = load_entries(indices, weights, start, num_entries, num_classes, BLOCK_S)
+        index, weight, filled = load_entries(
+            indices, weights, start, num_entries, num_classes, ignored, ACCUMULATOR, BLOCK_S, HAS_WEIGHTS
+        )
         own, occupied = z, True
         if HAS_MANY_ENTRIES:
             own = tl.load(selected + start + tl.arange(0, BLOCK_S), mask=filled, other=0.0)
             occupied = tl.max((weight != 0).to(tl.int32), 0) > 0
         if occupied:
             shared = _shared_weight(
-                index, indices, weights, num_entries, num_classes, ACCUMULATOR, BLOCK_S, HAS_MANY_ENTRIES
+                index,
+                indices,
+                weights,
+                num_entries,
+                num_classes,
+                ignored,
+                ACCUMULATOR,
+                BLOCK_S,
+                HAS_MANY_ENTRIES,
+                HAS_WEIGHTS,
             )
             removed = even
             if HAS_DENSE:
@@ -208,6 +229,7 @@ def backward_row(
     num_mixed,
     num_entries,
     num_classes,
+    ignored,
     readable,
     kept,
     even,
@@ -226,6 +248,7 @@ def backward_row(
     HAS_ENTROPY: tl.constexpr,
     HAS_DENSE: tl.constexpr,
     HAS_MANY_ENTRIES: tl.constexpr,
+    HAS_WEIGHTS: tl.constexpr,
 ):
     """Write the gradient of the row to `out`, which may be `logits`; weights, not `even`, are scaled by `kept`.
 
@@ -234,11 +257,13 @@ def backward_row(
     if HAS_MANY_ENTRIES:
         z = peak
         _keep_selected(
-            logits, selected, indices, weights, num_entries, num_classes, readable, scale, softcap,
-            ACCUMULATOR, BLOCK_S, HAS_SOFTCAP,
+            logits, selected, indices, weights, num_entries, num_classes, ignored, readable, scale, softcap,
+            ACCUMULATOR, BLOCK_S, HAS_SOFTCAP, HAS_WEIGHTS,
         )  # fmt: skip
     else:
-        index, _weight, filled = load_entries(indices, weights, 0, num_entries, num_classes, BLOCK_S)
+        index, _weight, filled = load_entries(
+            indices, weights, 0, num_entries, num_classes, ignored, ACCUMULATOR, BLOCK_S, HAS_WEIGHTS
+        )
         z = load_logits(logits + index, filled & (index < readable), scale, softcap, ACCUMULATOR, HAS_SOFTCAP)
     tl.debug_barrier()  # in place, no thread may write before all have loaded what they will need
     _write_gradient(
@@ -249,6 +274,6 @@ def backward_row(
     tl.debug_barrier()  # the entries' classes were just written, by other threads than write them now
     _overwrite_entries(
         z, selected, out, indices, weights, dense_values, dense_rows, dense_weights, num_values, num_mixed,
-        num_entries, num_classes, kept, even, peak, inverse, entropy, coefficient, outer, gamma, softcap,
-        ACCUMULATOR, BLOCK_S, HAS_SOFTCAP, HAS_ENTROPY, HAS_DENSE, HAS_MANY_ENTRIES,
+        num_entries, num_classes, ignored, kept, even, peak, inverse, entropy, coefficient, outer, gamma, softcap,
+        ACCUMULATOR, BLOCK_S, HAS_SOFTCAP, HAS_ENTROPY, HAS_DENSE, HAS_MANY_ENTRIES, HAS_WEIGHTS,
     )  # fmt: skip

@@ -6,15 +6,16 @@ import triton.language as tl
 
 
 @triton.jit(do_not_specialize=["num_rows"])
-def _mean_kernel(
+def _reduce_kernel(
     loss,  # (N,)
     mass,  # (N,)
-    mean_out,  # ()
+    loss_out,  # ()
     scale_out,  # ()
     num_rows,
     BLOCK: tl.constexpr,
+    IS_MEAN: tl.constexpr,
 ):
-    # One program, so that the order of the sum is fixed.
+    # "mean" or "sum", and the factor of its gradient. One program, so that the order of the sum is fixed.
     total = tl.zeros((BLOCK,), tl.float64)
     count = tl.zeros((BLOCK,), tl.int32)
     for start in range(0, num_rows, BLOCK):
@@ -22,9 +23,12 @@ def _mean_kernel(
         inside = row < num_rows
         total += tl.load(loss + row, mask=inside, other=0.0).to(tl.float64)
         count += (tl.load(mass + row, mask=inside, other=0.0) != 0).to(tl.int32)
-    rows = tl.sum(count, 0).to(tl.float64)
-    tl.store(mean_out, (tl.sum(total, 0) / rows).to(mean_out.dtype.element_ty))  # nothing to average: 0 / 0 = nan
-    tl.store(scale_out, (1.0 / tl.maximum(rows, 1.0)).to(scale_out.dtype.element_ty))
+    result, factor = tl.sum(total, 0), 1.0
+    if IS_MEAN:  # nothing to average: 0 / 0 = nan
+        rows = tl.sum(count, 0).to(tl.float64)
+        result, factor = result / rows, 1.0 / tl.maximum(rows, 1.0)
+    tl.store(loss_out, result.to(loss_out.dtype.element_ty))
+    tl.store(scale_out, factor.to(scale_out.dtype.element_ty) if IS_MEAN else 1.0)
 
 
 @triton.jit

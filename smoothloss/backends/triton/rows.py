@@ -14,8 +14,8 @@ from smoothloss.backends.triton.device import (
     scalar,
     spread,
     statistics,
+    store_statistics,
     target_mass,
-    wide_lse,
 )
 from smoothloss.backends.triton.gradient import backward_row
 
@@ -24,7 +24,7 @@ _BLOCK_J: tl.constexpr = tl.constexpr(32)
 # Whatever is listed here changes from call to call and must not lead to another compilation.
 _OPTIONS = ["smoothing", "gamma", "z_loss", "scale", "softcap"]
 _STRIDES = ["units", "logits_stride", "out_stride", "grad_stride"]
-_SIZES = ["num_rows", "num_entries", "num_values", "num_mixed"]
+_SIZES = ["num_rows", "num_entries", "num_values", "num_mixed", "ignored"]
 _RUN_TIME = [*_STRIDES, *_SIZES, *_OPTIONS, *(f"{name}_low" for name in _OPTIONS)]
 
 
@@ -32,7 +32,7 @@ _RUN_TIME = [*_STRIDES, *_SIZES, *_OPTIONS, *(f"{name}_low" for name in _OPTIONS
 def _sparse_cross_entropy_forward_kernel(
     logits,  # (N, V)
     indices,  # (N, S)
-    weights,  # (N, S)
+    weights,  # (N, S), read where HAS_WEIGHTS
     uniform,  # (N,), read where HAS_UNIFORM
     dense_values,  # (U, V), this and the next two read where HAS_DENSE
     dense_rows,  # (N, J)
@@ -40,8 +40,7 @@ def _sparse_cross_entropy_forward_kernel(
     selected,  # (N, S), scratch where HAS_MANY_ENTRIES
     loss_out,  # (N,)
     mass_out,  # (N,)
-    lse_out,  # (N,) float64, written unless HAS_GRADIENT
-    entropy_out,  # (N,), written where HAS_ENTROPY, unless HAS_GRADIENT
+    statistics_out,  # (N, 3), written unless HAS_GRADIENT
     grad_out,  # (N, V), written where HAS_GRADIENT
     units,
     logits_stride,
@@ -50,6 +49,7 @@ def _sparse_cross_entropy_forward_kernel(
     num_entries,
     num_values,
     num_mixed,
+    ignored,
     smoothing,
     gamma,
     z_loss,
@@ -64,8 +64,9 @@ def _sparse_cross_entropy_forward_kernel(
     ACCUMULATOR: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_S: tl.constexpr,
+    HAS_WEIGHTS: tl.constexpr,
     HAS_UNIFORM: tl.constexpr,
-    HAS_SPREAD: tl.constexpr,
+    HAS_SHARES: tl.constexpr,
     HAS_DENSE: tl.constexpr,
     HAS_ENTROPY: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
@@ -90,17 +91,19 @@ def _sparse_cross_entropy_forward_kernel(
         row_logits = logits + row * logits_stride * UNIT
         row_indices, row_weights = indices + row * num_entries, weights + row * num_entries
         mix_rows, mix_weights = dense_rows + row * num_mixed, dense_weights + row * num_mixed
-        mass = target_mass(row_indices, row_weights, num_entries, num_classes, ACCUMULATOR, BLOCK_S)
+        mass = target_mass(
+            row_indices, row_weights, num_entries, num_classes, ignored, ACCUMULATOR, BLOCK_S, HAS_WEIGHTS
+        )
         if HAS_DENSE:
-            mass += target_mass(mix_rows, mix_weights, num_mixed, num_values, ACCUMULATOR, _BLOCK_J)
+            mass += target_mass(mix_rows, mix_weights, num_mixed, num_values, -1, ACCUMULATOR, _BLOCK_J, True)
         mass, even = spread(mass, uniform, row, smoothing, HAS_UNIFORM)
         share = even / num_classes.to(ACCUMULATOR)
         live = mass != 0
         readable = tl.where(live, num_classes, 0)  # a row without mass is not read at all: it may hold NaN
-        peak, norm, total, entropy, gap, reach = statistics(
+        peak, norm, entropy, gap, reach = statistics(
             row_logits, dense_values, mix_rows, mix_weights, num_values, num_mixed, num_classes, readable,
             1.0 - smoothing, share, scale, softcap,
-            ACCUMULATOR, BLOCK, HAS_SOFTCAP, HAS_SPREAD, HAS_ENTROPY, HAS_DENSE,
+            ACCUMULATOR, BLOCK, HAS_SOFTCAP, HAS_SHARES, HAS_ENTROPY, HAS_DENSE,
         )  # fmt: skip
         peak = tl.where(live, peak, 0.0)
         norm = tl.where(live, norm, 1.0)
@@ -109,25 +112,26 @@ def _sparse_cross_entropy_forward_kernel(
         lse = peak + log_norm
         loss = row_loss(
             row_logits, row_indices, row_weights, num_entries, num_classes, peak, log_norm,
-            total / num_classes.to(ACCUMULATOR), entropy, even, readable, smoothing, gamma, z_loss, scale, softcap,
-            ACCUMULATOR, BLOCK_S, HAS_SOFTCAP, HAS_SPREAD, HAS_ENTROPY,
+            entropy, ignored, readable, smoothing, gamma, z_loss, scale, softcap,
+            ACCUMULATOR, BLOCK_S, HAS_SOFTCAP, HAS_ENTROPY, HAS_WEIGHTS,
         )  # fmt: skip
-        if HAS_DENSE:
+        if HAS_SHARES:
             loss += gap + reach * log_norm
         tl.store(loss_out + row, loss)
         tl.store(mass_out + row, mass)
         if HAS_GRADIENT:
             backward_row(
                 row_logits, selected + row * num_entries, grad_out + row * out_stride * UNIT, row_indices, row_weights,
-                dense_values, mix_rows, mix_weights, num_values, num_mixed, num_entries, num_classes, readable,
+                dense_values, mix_rows, mix_weights, num_values, num_mixed, num_entries, num_classes, ignored, readable,
                 1.0 - smoothing, share, peak, 1.0 / norm, entropy,
                 mass + 2.0 * z_loss * lse, tl.where(live, scale, 0.0), gamma, scale, softcap,
-                ACCUMULATOR, BLOCK, BLOCK_S, HAS_SOFTCAP, HAS_ENTROPY, HAS_DENSE, HAS_MANY_ENTRIES,
+                ACCUMULATOR, BLOCK, BLOCK_S, HAS_SOFTCAP, HAS_ENTROPY, HAS_DENSE, HAS_MANY_ENTRIES, HAS_WEIGHTS,
             )  # fmt: skip
         else:
-            tl.store(lse_out + row, wide_lse(peak, norm))
             if HAS_ENTROPY:
-                tl.store(entropy_out + row, entropy)
+                store_statistics(statistics_out, row, peak, norm, entropy)
+            else:
+                store_statistics(statistics_out, row, peak, norm, 0.0)
 
 
 @triton.jit(do_not_specialize=_RUN_TIME)
@@ -135,10 +139,9 @@ def _sparse_cross_entropy_backward_kernel(
     grad,  # (N,), or (1,) with grad_stride 0
     grad_scale,  # (1,), read where HAS_SCALE
     logits,  # (N, V)
-    lse_in,  # (N,) float64
-    entropy_in,  # (N,), read where HAS_ENTROPY
+    statistics_in,  # (N, 3)
     indices,  # (N, S)
-    weights,  # (N, S)
+    weights,  # (N, S), read where HAS_WEIGHTS
     uniform,  # (N,), read where HAS_UNIFORM
     dense_values,  # (U, V), this and the next two read where HAS_DENSE
     dense_rows,  # (N, J)
@@ -153,6 +156,7 @@ def _sparse_cross_entropy_backward_kernel(
     num_entries,
     num_values,
     num_mixed,
+    ignored,
     smoothing,
     gamma,
     z_loss,
@@ -167,6 +171,7 @@ def _sparse_cross_entropy_backward_kernel(
     ACCUMULATOR: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_S: tl.constexpr,
+    HAS_WEIGHTS: tl.constexpr,
     HAS_UNIFORM: tl.constexpr,
     HAS_DENSE: tl.constexpr,
     HAS_ENTROPY: tl.constexpr,
@@ -187,9 +192,9 @@ def _sparse_cross_entropy_backward_kernel(
     dense_rows += row * num_mixed
     dense_weights += row * num_mixed
 
-    mass = target_mass(indices, weights, num_entries, num_classes, ACCUMULATOR, BLOCK_S)
+    mass = target_mass(indices, weights, num_entries, num_classes, ignored, ACCUMULATOR, BLOCK_S, HAS_WEIGHTS)
     if HAS_DENSE:
-        mass += target_mass(dense_rows, dense_weights, num_mixed, num_values, ACCUMULATOR, _BLOCK_J)
+        mass += target_mass(dense_rows, dense_weights, num_mixed, num_values, -1, ACCUMULATOR, _BLOCK_J, True)
     mass, even = spread(mass, uniform, row, smoothing, HAS_UNIFORM)
     outer = tl.load(grad + row * grad_stride)
     if HAS_SCALE:
@@ -201,19 +206,18 @@ def _sparse_cross_entropy_backward_kernel(
         outer = tl.where(mass != 0, outer, 0.0)
     live = mass != 0
     readable = tl.where(live, num_classes, 0)
-    wide = tl.where(live, tl.load(lse_in + row), 0.0)
-    lse = wide.to(ACCUMULATOR)
-    inverse = tl.exp((lse.to(tl.float64) - wide).to(ACCUMULATOR))
-    entropy = lse
+    peak = tl.where(live, tl.load(statistics_in + 3 * row), 0.0)
+    norm = tl.where(live, tl.load(statistics_in + 3 * row + 1), 1.0)
+    entropy = peak
     if HAS_ENTROPY:
-        entropy = tl.where(live, tl.load(entropy_in + row), 0.0)
+        entropy = tl.where(live, tl.load(statistics_in + 3 * row + 2), 0.0)
     logits += row * logits_stride * UNIT
     backward_row(
         logits, selected + row * num_entries, grad_out + row * out_stride * UNIT, indices, weights,
-        dense_values, dense_rows, dense_weights, num_values, num_mixed, num_entries, num_classes, readable,
-        1.0 - smoothing, even / num_classes.to(ACCUMULATOR), lse, inverse, entropy,
-        mass + 2.0 * z_loss * lse, outer, gamma, scale, softcap,
-        ACCUMULATOR, BLOCK, BLOCK_S, HAS_SOFTCAP, HAS_ENTROPY, HAS_DENSE, HAS_MANY_ENTRIES,
+        dense_values, dense_rows, dense_weights, num_values, num_mixed, num_entries, num_classes, ignored, readable,
+        1.0 - smoothing, even / num_classes.to(ACCUMULATOR), peak, 1.0 / norm, entropy,
+        mass + 2.0 * z_loss * (peak + tl.log(norm)), outer, gamma, scale, softcap,
+        ACCUMULATOR, BLOCK, BLOCK_S, HAS_SOFTCAP, HAS_ENTROPY, HAS_DENSE, HAS_MANY_ENTRIES, HAS_WEIGHTS,
     )  # fmt: skip
 
 
@@ -221,7 +225,7 @@ def _sparse_cross_entropy_backward_kernel(
 def _logsumexp_and_select_forward_kernel(
     logits,  # (N, V)
     indices,  # (N, S)
-    lse_out,  # (N,) float64
+    statistics_out,  # (N, 3)
     selected_out,  # (N, S)
     units,
     logits_stride,
@@ -236,11 +240,11 @@ def _logsumexp_and_select_forward_kernel(
     logits += row * logits_stride * UNIT
     indices += row * num_entries
     selected_out += row * num_entries
-    peak, norm, _total, _entropy, _gap, _reach = statistics(
+    peak, norm, _entropy, _gap, _reach = statistics(
         logits, logits, indices, logits, 0, 0, num_classes, num_classes, 1.0, 0.0, 1.0, 0.0,
         ACCUMULATOR, BLOCK, False, False, False, False,
     )  # fmt: skip
-    tl.store(lse_out + row, wide_lse(peak, norm))
+    store_statistics(statistics_out, row, peak, norm, 0.0)
     for start in range(0, num_entries, BLOCK_S):
         slot = start + tl.arange(0, BLOCK_S)
         index = tl.load(indices + slot, mask=slot < num_entries, other=-1)

@@ -11,7 +11,17 @@ from torch import Tensor
 import smoothloss.functional as F
 from smoothloss.backends import unavailable
 from smoothloss.backends.common import RowOptions
-from smoothloss.testing import Inputs, assert_error_budget, eager, make_inputs, oracle
+from smoothloss.ops.similarity_rows import SimilarityMixture
+from smoothloss.targets import token
+from smoothloss.testing import (
+    Inputs,
+    assert_error_budget,
+    eager,
+    make_dense_rows,
+    make_inputs,
+    make_table,
+    oracle,
+)
 
 OPTIONS = {
     "plain": RowOptions(),
@@ -265,13 +275,20 @@ def test_opcheck(impl: str, reduction: str) -> None:
     inputs = make_inputs(4, 20, 3, uniform=True)
     ops = torch.ops.smoothloss
     options = OPTIONS["all"]
-    entries = (inputs.indices, inputs.weights, inputs.uniform, [], [])
-    torch.library.opcheck(ops.sparse_cross_entropy, (inputs.logits, *entries, *options, reduction, impl))
-    _, lse, row_entropy, _ = ops.sparse_cross_entropy(inputs.logits, *entries, *options, reduction, impl)
-    grad = torch.randn(4 if reduction == "none" else 1)
-    saved = (torch.tensor(0.5), inputs.logits, lse, row_entropy)
-    torch.library.opcheck(ops.sparse_cross_entropy_backward, (grad, *saved, *entries, None, *options, impl))
-    torch.library.opcheck(ops.sparse_cross_entropy_backward_, (grad, *saved, *entries, *options, impl))
+    mixture = token(torch.tensor([3, 4, 5, 6]), make_table(20, tail="exact"), 0.3).flat.source
+    assert isinstance(mixture, SimilarityMixture)
+    logits = inputs.logits.requires_grad_()
+    for entries in (
+        (inputs.indices, inputs.weights, inputs.uniform, [], [], None),
+        (torch.tensor([3, -100, 0, 19]), None, None, [], [], -100),
+        (inputs.indices, inputs.weights, None, list(make_dense_rows(inputs, 3, 2)), [], None),
+        (inputs.indices, inputs.weights, None, *mixture.pack(), None),
+    ):
+        torch.library.opcheck(ops.cross_entropy, (logits, *entries, *options, reduction, impl))
+        _, statistics, _ = ops.cross_entropy(inputs.logits, *entries, *options, reduction, impl)
+        grad = torch.randn(4 if reduction == "none" else 1)
+        saved = (torch.tensor(0.5), logits.detach(), statistics.detach())
+        torch.library.opcheck(ops.cross_entropy_backward, (grad, *saved, *entries, None, *options, impl))
 
 
 def test_kl_subtracts_the_targets_entropy(impl: str) -> None:

@@ -1,4 +1,5 @@
-// loss = sum of the losses / number of rows with mass, scale = 1 / max(that number, 1): one block, in a fixed order.
+// The sum of the losses, or their mean over the rows with mass, and the factor of its gradient: one block, in a fixed
+// order.
 #include "cuda/launch.cuh"
 #include "cuda/sparse_cross_entropy.h"
 
@@ -19,7 +20,7 @@ __device__ __forceinline__ Sums warp_sums(Sums sums) {
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) mean_kernel(MeanArguments a) {
+__global__ void __launch_bounds__(kThreads) reduce_kernel(ReduceArguments a) {
     __shared__ Sums of_warps[kThreads / 32];
     Sums sums{0, 0};
 #pragma unroll 4
@@ -33,16 +34,17 @@ __global__ void __launch_bounds__(kThreads) mean_kernel(MeanArguments a) {
     if (warp_id() != 0) return;
     sums = warp_sums(of_warps[lane_id()]);
     if (lane_id() != 0) return;
-    put(a.loss, 0, static_cast<T>(sums.loss / sums.count));
-    put(a.scale, 0, static_cast<T>(1 / (sums.count > 1 ? sums.count : 1)));
+    bool is_mean = a.reduction == Reduction::mean;
+    put(a.loss, 0, static_cast<T>(is_mean ? sums.loss / sums.count : sums.loss));
+    put(a.scale, 0, static_cast<T>(is_mean && sums.count > 1 ? 1 / sums.count : 1));
 }
 
 }  // namespace
 
-int mean(const MeanArguments& a, int device, void* stream) {
+int reduce(const ReduceArguments& a, int device, void* stream) {
     int error = cudaSetDevice(device);
     if (error != cudaSuccess) return error;
-    auto kernel = accumulates_in_double(a.type) ? mean_kernel<double> : mean_kernel<float>;
+    auto kernel = accumulates_in_double(a.type) ? reduce_kernel<double> : reduce_kernel<float>;
     return launch(kernel, a, {1, kThreads, 0, 0}, stream);
 }
 

@@ -179,15 +179,17 @@ def test_opcheck(impl: str) -> None:
     if impl == "reference":
         pytest.skip("the reference is plain torch code, no operator")
     hidden, weight, bias, inputs = make_problem(torch.float32)
-    layer, entries = (hidden, weight, bias), (inputs.indices, inputs.weights, inputs.uniform, [], [])
+    layer, entries = (hidden, weight, bias), (inputs.indices, inputs.weights, inputs.uniform, [], [], None)
+    for tensor in layer:
+        tensor.requires_grad_()
     ops = torch.ops.smoothloss
     for reduction in ("mean", "sum"):
         arguments = (*layer, *entries, *OPTIONS, reduction, 2**12, [True, True, False], impl)
-        torch.library.opcheck(ops.linear_sparse_cross_entropy_with_gradients, arguments)
-    arguments = (*layer, *entries, *OPTIONS, "none", 2**12, impl)
-    torch.library.opcheck(ops.linear_sparse_cross_entropy, arguments)
-    loss, lse, _, row_entropy = ops.linear_sparse_cross_entropy(*arguments)
-    saved = (torch.randn_like(loss), None, *layer, lse, row_entropy)
-    backward = (*saved, *entries, None, *OPTIONS, 2**12, [True] * 3, impl)
-    torch.library.opcheck(ops.linear_sparse_cross_entropy_backward, backward)
-    torch.library.opcheck(ops.linear_logsumexp_and_select, (*layer, inputs.indices, 2**12, impl))
+        torch.library.opcheck(ops.linear_cross_entropy_with_gradients, arguments)
+    how = (2**12, [True] * 3, impl)
+    arguments = (*layer, *entries, *OPTIONS, "none", *how)
+    torch.library.opcheck(ops.linear_cross_entropy, arguments)
+    loss, statistics, _ = (result.detach() for result in ops.linear_cross_entropy(*arguments))
+    saved = (torch.randn_like(loss), None, *(tensor.detach() for tensor in layer), statistics)
+    torch.library.opcheck(ops.linear_cross_entropy_backward, (*saved, *entries, None, *OPTIONS, *how))
+    torch.library.opcheck(ops.linear_logsumexp_and_select, (*layer, inputs.indices, *how))
