@@ -235,9 +235,9 @@ def _add_table(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _train_help(options: argparse.Namespace) -> None:
-    from smoothloss.trainer.recipes import read_yaml, recipe_parser
+    from smoothloss.trainer.recipes import read_yaml, recipe_help
 
-    recipe_parser(str(read_yaml(Path(options.recipe)).get("task", ""))).print_help()
+    sys.stdout.write(recipe_help(read_yaml(Path(options.recipe)).get("task", "")))
 
 
 def _train(options: argparse.Namespace) -> None:

@@ -9,8 +9,8 @@ from datetime import timedelta
 import torch
 from torch import Tensor
 
+from smoothloss.trainer.devices import choose_device
 from smoothloss.trainer.errors import RecipeError
-from smoothloss.trainer.evaluation import choose_device
 
 # The others wait while the first one validates.
 _TIMEOUT = timedelta(hours=12)

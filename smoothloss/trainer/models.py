@@ -10,8 +10,8 @@ import torch
 from smoothloss.trainer.checkpoint import average_checkpoints, load_model, save_checkpoint
 from smoothloss.trainer.config import Recipe
 from smoothloss.trainer.decoding import Ensemble
+from smoothloss.trainer.devices import choose_device
 from smoothloss.trainer.errors import RecipeError
-from smoothloss.trainer.evaluation import choose_device
 from smoothloss.trainer.run import RunDirectory
 from smoothloss.trainer.tasks import SequenceModel, Task, task_class
 

@@ -31,11 +31,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from smoothloss._files import write_atomically
 from smoothloss.trainer.checkpoint import write_json
 from smoothloss.trainer.config import Recipe
+from smoothloss.trainer.documents import dump_yaml
 from smoothloss.trainer.errors import RecipeError
 from smoothloss.trainer.recipes import load_recipe
 from smoothloss.trainer.vocabulary import Vocabulary
@@ -72,8 +72,9 @@ class RunDirectory:
         for name, vocabulary in vocabularies.items():
             vocabulary.save(self.path / f"vocabulary.{name}.json")
         write_json(self.path / "environment.json", environment())
-        text = yaml.safe_dump(recipe_values(recipe), sort_keys=False, allow_unicode=True)
-        write_atomically(self.recipe_file, text.encode())  # last: its presence makes the directory a run
+        write_atomically(
+            self.recipe_file, dump_yaml(recipe_values(recipe)).encode()
+        )  # last: its presence makes the directory a run
 
     def check_free(self, *, overwrite: bool) -> None:
         """Refuse a directory with a run in it, or empty it of that run when ``overwrite``.
@@ -111,7 +112,7 @@ class RunDirectory:
         """
         if not self.recipe_file.is_file():
             raise RecipeError(f"{self.path} is not a run: it has no recipe.yaml")
-        return load_recipe(self.recipe_file)
+        return load_recipe(self.recipe_file, here=False)
 
     def vocabularies(self) -> dict[str, Vocabulary]:
         """The vocabularies of the run by name.

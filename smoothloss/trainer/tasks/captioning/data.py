@@ -6,14 +6,16 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from smoothloss.rewards import References
 from smoothloss.trainer.errors import RecipeError
 from smoothloss.trainer.files import existing_file, expand_path, read_json, read_text
+from smoothloss.trainer.schema import Count, FilePath
 from smoothloss.trainer.tasks import Batch, pad_rows
 from smoothloss.trainer.tasks.captioning import formats
 from smoothloss.trainer.tasks.captioning.arrays import ArrayFeatures
@@ -49,17 +51,17 @@ class CaptioningData:
         images: Use so many images of a split (of ``train``, ``validation`` or ``test``) and leave out the others.
     """
 
-    captions: str | list[str]
+    captions: FilePath | Annotated[list[FilePath], Field(min_length=1)]
     format: Literal["karpathy", "coco_captions", "coco_labels", "coco_boxes"] = "coco_labels"
-    features: str | None = None
-    feature_ids: str | None = None
-    labels: str | None = None
-    tokens: str | None = None
-    splits: dict[str, str] = field(default_factory=dict)
-    min_count: int = 5
-    max_words: int = 16
-    captions_per_image: int = 5
-    images: dict[str, int] = field(default_factory=dict)
+    features: FilePath | None = None
+    feature_ids: FilePath | None = None
+    labels: FilePath | None = None
+    tokens: FilePath | None = None
+    splits: dict[Literal["validation", "test"], FilePath] = field(default_factory=dict)
+    min_count: Count = 5
+    max_words: Count = 16
+    captions_per_image: Count = 5
+    images: dict[Literal["train", "validation", "test"], Count] = field(default_factory=dict)
 
     @property
     def files(self) -> list[str]:
@@ -108,24 +110,35 @@ def read_names(path: str, key: str) -> list[str]:
     return [str(name) for name in content]
 
 
+def check_files(data: CaptioningData) -> None:
+    """Refuse files that a format does not take, and a format without those that it needs.
+
+    Raises:
+        RecipeError: naming the key.
+    """
+    if len(data.files) > 1 and data.format != "coco_captions":
+        raise RecipeError(f"data.captions must be one file for data.format {data.format}, got {len(data.files)}")
+    if data.features is None and data.labels is None and data.format in ("karpathy", "coco_captions"):
+        raise RecipeError(f"data.features is needed for data.format {data.format}")
+    if data.labels is None and data.format == "coco_labels":
+        raise RecipeError("data.labels is needed for data.format coco_labels")
+
+
 def load_captions(data: CaptioningData) -> CaptionSet:
     """Read what ``data`` describes; splits are cut to ``data.images`` and checked.
 
     Raises:
         RecipeError: when a file is missing or wrong, or an image has no caption or feature.
     """
-    if not data.files or (len(data.files) > 1 and data.format != "coco_captions"):
-        raise RecipeError(f"data.captions must be one file for data.format {data.format}, got {len(data.files)}")
-    if data.features is None and data.labels is None and data.format in ("karpathy", "coco_captions"):
-        raise RecipeError(f"data.features is needed for data.format {data.format}")
+    check_files(data)
     try:
         text, features = _READERS[data.format](data)
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         file = ", ".join(data.files)
         raise RecipeError(f"data.captions: {file} is not in format {data.format}: {error!r}") from None
     loaded = CaptionSet(text.splits, text.captions, features)
-    for name, count in data.images.items():
-        loaded.split(name)[count:] = []
+    for split, count in data.images.items():
+        loaded.split(split)[count:] = []
     for name in loaded.splits:
         _check_split(loaded, name)
     return loaded
@@ -157,11 +170,11 @@ def _read_karpathy(data: CaptioningData) -> tuple[Captions, Features]:
 
 
 def _read_coco_captions(data: CaptioningData) -> tuple[Captions, Features]:
+    tokens = None if data.tokens is None else read_json(data.tokens, "data.tokens")
     odd = [name for name in data.splits if name not in ("validation", "test")]
     if odd:
         raise RecipeError(f"data.splits must list validation and test, got {odd[0]!r}")
-    tokens = None if data.tokens is None else read_json(data.tokens, "data.tokens")
-    listed = {name: read_names(path, f"data.splits.{name}") for name, path in data.splits.items()}
+    listed: dict[str, list[str]] = {name: read_names(path, f"data.splits.{name}") for name, path in data.splits.items()}
     text = formats.from_coco([read_json(file, "data.captions") for file in data.files], tokens, listed)
     return text, _features(data, text)
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from smoothloss.trainer.checkpoint import write_json
+from smoothloss.trainer.devices import choose_device
 from smoothloss.trainer.errors import RecipeError
-from smoothloss.trainer.evaluation import choose_device
 from smoothloss.trainer.tasks.captioning.arrays import import_h5py
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")

@@ -12,8 +12,14 @@ from smoothloss.rewards import References
 from smoothloss.trainer.config import Recipe
 from smoothloss.trainer.errors import RecipeError
 from smoothloss.trainer.metrics import caption_scores, score_texts
-from smoothloss.trainer.tasks import Batch, Input, SequenceModel, Task
-from smoothloss.trainer.tasks.captioning.data import CaptionBatches, CaptioningData, CaptionSet, load_captions
+from smoothloss.trainer.tasks import Batch, Input, SequenceModel, Task, check_fits, check_vocabulary
+from smoothloss.trainer.tasks.captioning.data import (
+    CaptionBatches,
+    CaptioningData,
+    CaptionSet,
+    check_files,
+    load_captions,
+)
 from smoothloss.trainer.tasks.captioning.model import CaptioningModel, ShowAndTell, TopDown
 from smoothloss.trainer.vocabulary import Vocabulary
 
@@ -30,14 +36,26 @@ class CaptioningTask(Task):
     metric = "cider"
     test_splits = ("test",)
 
-    def __init__(self, recipe: Recipe, vocabularies: dict[str, Vocabulary] | None = None) -> None:
+    @classmethod
+    def check(cls, recipe: Recipe) -> None:
+        """Refuse a batch that is no whole number of images, and data without features."""
         data = recipe.data
         if recipe.training.batch_size % data.captions_per_image:
             sizes = f"{recipe.training.batch_size} with data.captions_per_image {data.captions_per_image}"
             raise RecipeError(f"training.batch_size must be a multiple of data.captions_per_image, got {sizes}")
+        cls.check_data(data)
+
+    @classmethod
+    def check_data(cls, data: Any) -> None:
+        """Refuse data whose keys contradict each other."""
+        check_files(data)
+
+    def __init__(self, recipe: Recipe, vocabularies: dict[str, Vocabulary] | None = None) -> None:
+        data = recipe.data
         self.recipe = recipe
         self.dataset = self.load(recipe)
         self.vocabularies = vocabularies or {"target": Vocabulary.build(self.target_sentences(), data.min_count)}
+        check_vocabulary(self.vocabulary, data.min_count)
         self.train = self._batches("train")
         self.validation = self._batches("validation")
 
@@ -53,7 +71,9 @@ class CaptioningTask(Task):
         """The LSTM of Show and Tell, or top-down attention."""
         config: CaptioningModel = self.recipe.model
         kind = TopDown if config.attention else ShowAndTell
-        return kind(config, self.dataset.features.size, len(self.vocabulary))
+        sizes = self.dataset.features.size, len(self.vocabulary)
+        check_fits(lambda: kind(config, *sizes))
+        return kind(config, *sizes)
 
     def source(self, images: Sequence[str]) -> tuple[Tensor, ...]:
         """What the model's encoder reads of these images."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from smoothloss.trainer import files
 from smoothloss.trainer.errors import RecipeError
-from smoothloss.trainer.tasks.translation.data import TranslationData
+from smoothloss.trainer.tasks.translation.data import TranslationData, check_parts, column_numbers
 from smoothloss.trainer.tasks.translation.moses import moses_tokenizer
 
 Sentence = list[str]
@@ -56,9 +56,9 @@ def read_corpus(data: TranslationData) -> Corpus:
         RecipeError: when a file is missing or broken, a part is named twice or has another number of raw lines, or a
             package is missing.
     """
+    check_parts(data)
     splits = {"validation": data.validation} if data.validation is not None else {}
     splits |= data.test
-    _check_names(data, list(splits))
     lines = {
         split: read_pairs(path, data, f"data.{'' if split == 'validation' else 'test.'}{split}")
         for split, path in splits.items()
@@ -71,19 +71,6 @@ def read_corpus(data: TranslationData) -> Corpus:
         for part, pairs in lines.items()
     }
     return Corpus(parts, _raw_lines(data, lines))
-
-
-def _check_names(data: TranslationData, splits: Sequence[str]) -> None:
-    """Refuse parts of one name, and data without a validation part."""
-    for key, names in (("test", data.test), ("held_out", data.held_out)):
-        if "train" in names:
-            raise RecipeError(f"data.{key}: train is the name of the training part")
-    if "validation" in data.test:
-        raise RecipeError("data.test: validation is the name of the validation part, data.validation")
-    for twice in set(splits) & set(data.held_out):
-        raise RecipeError(f"data.held_out: {twice} has files of its own")
-    if "validation" not in {*splits, *data.held_out}:
-        raise RecipeError("data.validation is needed, or a part of this name in data.held_out")
 
 
 def read_pairs(path: str, data: TranslationData, key: str) -> Pairs:
@@ -119,11 +106,7 @@ def _read_lines(prefix: str, language: str, key: str) -> list[str]:
 
 
 def _read_columns(path: str, data: TranslationData, key: str) -> Pairs:
-    columns = []
-    for side, language in (("source", data.source), ("target", data.target)):
-        if language not in data.columns:
-            raise RecipeError(f"data.{side} must be one of data.columns, {', '.join(data.columns)}, got {language!r}")
-        columns.append(data.columns.index(language))
+    columns = column_numbers(data)
     rows = [line.split("\t") for line in files.read_lines(files.existing_file(path, key), key)]
     for number, row in enumerate(rows, 1):
         if len(row) <= max(columns):
@@ -176,9 +159,6 @@ def _words_of(language: str, data: TranslationData) -> Callable[[str], Sentence]
 def _raw_lines(data: TranslationData, lines: dict[str, Pairs]) -> dict[str, list[str]]:
     """The raw target text of the splits: from ``data.raw``, or the text itself where it was raw."""
     splits = {split: pairs for split, pairs in lines.items() if split != "train"}
-    for split in data.raw:
-        if split not in splits:
-            raise RecipeError(f"data.raw: {split} must be one of {', '.join(splits)}")
     raw = {split: [target for _, target in pairs] for split, pairs in splits.items() if data.tokenize == "moses"}
     for split, path in data.raw.items():
         key = f"data.raw.{split}"
