@@ -28,6 +28,10 @@ class Features(ABC):
     def require(self, images: Sequence[str]) -> None:
         """Raise a :class:`~smoothloss.trainer.errors.RecipeError` when one of these images has no feature."""
 
+    def identity(self, image: str) -> bytes:
+        """What tells this image's features from others, on any machine."""
+        return self.regions(image).numpy().astype("<f4").tobytes()
+
     def pooled(self, images: Sequence[str]) -> tuple[Tensor, ...]:
         """((B, F),): one vector per image, the mean of its regions."""
         return (torch.stack([self.regions(image).mean(0) for image in images]),)
