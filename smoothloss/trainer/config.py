@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from smoothloss.rewards.bleu import Smoothing
 from smoothloss.trainer.schema import (
@@ -26,6 +26,15 @@ from smoothloss.trainer.schema import (
 
 LossName = Literal["mle", "label_smoothing", "tok", "seq", "seq_lazy", "tok_seq", "tok_seq_lazy", "raml"]
 RewardName = Literal["none", "hamming", "edit_distance", "bleu", "cider", "rouge_l", "constant"]
+
+
+def _check_norm(norm: float) -> float:
+    if 0 < norm < 1e-6:
+        raise ValueError(f"must be 0, which does not clip, or 1e-06 at least, got {norm}: less would train nothing")
+    return norm
+
+
+GradientNorm = Annotated[float, Field(ge=0), AfterValidator(_check_norm)]
 
 
 @dataclass
@@ -202,9 +211,9 @@ class TrainingConfig:
     batch_size: Count = 64
     accumulate: Count = 1
     precision: Literal["float32", "bfloat16"] = "float32"
-    clip: Annotated[float, Field(ge=0)] = 1.0
+    clip: GradientNorm = 1.0
     max_steps: Count | None = None
-    max_minutes: Annotated[float, Field(gt=0)] | None = None
+    max_minutes: Annotated[float, Field(ge=0.01)] | None = None
     log_every: Count = 50
     checkpoint_every: CountOrNone = 500
     validate_every: Count = 1

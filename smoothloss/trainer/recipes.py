@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,7 @@ def _hints(task: str) -> Hints:
     return {"data": kind.data_config, "model": kind.model_config}
 
 
+@cache
 def recipe_keys(task: str) -> dict[str, Key]:
     """All keys of a task's recipes by name, in order: ``loss``, ``loss.name``, ``loss.alpha``, ..."""
     return {key.name: key for key in keys_of(Recipe, _hints(task))}
@@ -155,6 +157,7 @@ def parse_recipe(values: dict[str, Any], overrides: Sequence[str] = (), *, here:
     if "task" not in values:
         raise RecipeError(f"task is needed, one of {', '.join(TASKS)}")
     task = values["task"]
+    task_class(task)  # is there one?
     values = _override(values, overrides, recipe_keys(task))
     if values["task"] != task:
         raise RecipeError(f"task is {task} in the recipe, and its keys are those of that task")

@@ -11,7 +11,7 @@ import inspect
 import os
 import re
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, is_dataclass
 from difflib import get_close_matches
 from functools import cache
@@ -167,7 +167,7 @@ class Key:
     @property
     def schema(self) -> dict[str, Any]:
         """The JSON schema of its values."""
-        return _adapter(self.hint).json_schema()
+        return _schema(self.hint)
 
 
 Hints = Mapping[str, Any]
@@ -175,7 +175,10 @@ Hints = Mapping[str, Any]
 
 def fields_of(kind: type, hints: Hints) -> dict[str, Any]:
     """The annotations of a dataclass by field; ``hints`` has others in place of its own."""
-    return {**get_type_hints(kind, include_extras=True), **hints}
+    return {**_hints_of(kind), **hints}
+
+
+_hints_of = cache(lambda kind: get_type_hints(kind, include_extras=True))
 
 
 def keys_of(kind: type, hints: Hints | None = None, prefix: str = "") -> Iterator[Key]:
@@ -209,7 +212,13 @@ def _plain(text: str) -> str:
 
 
 def build(
-    kind: type[T], values: Any, *, hints: Hints | None = None, here: bool = True, key: str = "", known: Any = ()
+    kind: type[T],
+    values: Any,
+    *,
+    hints: Hints | None = None,
+    here: bool = True,
+    key: str = "",
+    known: Callable[[], list[str]] | None = None,
 ) -> T:
     """A dataclass from a mapping, all its values checked.
 
@@ -219,18 +228,18 @@ def build(
         hints: Annotations of some fields in place of the dataclass's own.
         here: Look for files and devices on this machine.
         key: The section that the dataclass is of, for errors.
-        known: Names of all keys, for errors; left out, those of the dataclass.
+        known: Gives the names of all keys, for errors; left out, those of the dataclass.
 
     Raises:
         RecipeError: one line that names the key, what was got and what was expected.
     """
     if not isinstance(values, dict):
         raise RecipeError(f"{key or 'it'} must be a mapping of keys to values, got {shown(values)}")
-    known = known or [each.name for each in keys_of(kind, hints)]
+    known = known or (lambda: [each.name for each in keys_of(kind, hints, f"{key}." if key else "")])
     types, prefix = fields_of(kind, hints or {}), f"{key}." if key else ""
     for name in values:
         if name not in types:
-            raise unknown_key(f"{prefix}{name}", known)
+            raise unknown_key(f"{prefix}{name}", known())
     built = {}
     for field in dataclasses.fields(kind):  # type: ignore[arg-type]
         name, hint = f"{prefix}{field.name}", types[field.name]
@@ -265,8 +274,8 @@ def check(hint: Any, value: Any, key: str, *, here: bool = True) -> Any:
     except ValidationError as caught:
         errors = caught.errors(include_url=False)
     own = next((error for error in errors if error["type"] == "value_error"), errors[0])
-    schema, got = _adapter(hint).json_schema(), value
-    if isinstance(value, dict) and own["loc"]:
+    schema, got = _schema(hint), value
+    if isinstance(value, dict) and own["loc"] and schema.get("type") == "object":
         name, is_name = own["loc"][0], own["loc"][-1] == "[key]"
         key = f"{key}.{_printed(str(name))}"
         schema = schema.get("propertyNames" if is_name else "additionalProperties", {})
@@ -280,6 +289,11 @@ def check(hint: Any, value: Any, key: str, *, here: bool = True) -> Any:
 @cache
 def _adapter(hint: Any) -> TypeAdapter[Any]:
     return TypeAdapter(hint, config=None if is_dataclass(hint) else _CONFIG)
+
+
+@cache
+def _schema(hint: Any) -> dict[str, Any]:
+    return _adapter(hint).json_schema()
 
 
 def shown(value: Any) -> str:

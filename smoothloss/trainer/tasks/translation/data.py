@@ -76,7 +76,7 @@ class TranslationData:
     raw: dict[SplitName, FilePath] = field(default_factory=dict)
     min_count: Count = 2
     max_words: CountOrNone = 0
-    bpe: CountOrNone = 0
+    bpe: Annotated[int, Field(ge=0, le=1_000_000)] = 0  # tokenizers aborts on memory for thousands of millions
     joint_vocabulary: bool = False
     max_length: Count = 100
     batch_tokens: CountOrNone = 0
