@@ -13,7 +13,7 @@ import yaml
 
 from smoothloss.trainer import reproduce as module
 from smoothloss.trainer.cli import main
-from smoothloss.trainer.errors import RecipeError
+from smoothloss.trainer.errors import RecipeError, RunError
 from smoothloss.trainer.recipes import load_recipe
 from smoothloss.trainer.reproduce import load_table, reproduce
 
@@ -122,7 +122,7 @@ def test_a_failed_run_leaves_the_others(table: Path, tmp_path: Path, monkeypatch
     rewrite(table, seeds=[1])
     real = module.Run.words
     monkeypatch.setattr(module.Run, "words", lambda run: ["no.yaml"] if run.row == "smooth" else real(run))
-    with pytest.raises(RecipeError, match=r"smooth, seed 1 failed: smoothloss: error: no such recipe: .*no.yaml"):
+    with pytest.raises(RunError, match=r"smooth, seed 1 failed: smoothloss: error: no such recipe: .*no.yaml"):
         reproduce(table, tmp_path / "out")
     assert "| MLE | " in (tmp_path / "out" / "table.md").read_text()
 
