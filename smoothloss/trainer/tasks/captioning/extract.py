@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from smoothloss._files import replacing
 from smoothloss.trainer.checkpoint import write_json
 from smoothloss.trainer.errors import RecipeError
 from smoothloss.trainer.evaluation import choose_device
@@ -73,7 +73,7 @@ def extract_features(folder: str | Path, out: str | Path, how: Extraction) -> tu
     names = [image.stem for image in images]
     shape = (len(names), *((how.grid**2,) if how.grid else ()), int(model.config.hidden_sizes[-1]))
     out.parent.mkdir(parents=True, exist_ok=True)
-    with _complete(out) as temporary:
+    with replacing(out) as temporary:
         with _WRITERS[out.suffix](temporary, names, shape, how.half) as writer:
             for start in tqdm(range(0, len(images), how.batch_size), desc="features", dynamic_ncols=True):
                 files = images[start : start + how.batch_size]
@@ -160,17 +160,6 @@ def image_features(model: nn.Module, pixels: Tensor, grid: int) -> Tensor:
     if not grid:
         return maps.mean((2, 3))
     return nn.functional.adaptive_avg_pool2d(maps, grid).flatten(2).transpose(1, 2)
-
-
-@contextmanager
-def _complete(out: Path) -> Iterator[Path]:
-    """A temporary name beside ``out``; the file gets its own when nothing went wrong, and is removed otherwise."""
-    temporary = out.with_name(f".{out.name}.part")
-    try:
-        yield temporary
-        temporary.replace(out)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class _Writer(ABC):

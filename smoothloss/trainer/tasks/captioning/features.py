@@ -42,6 +42,10 @@ class Features(ABC):
             image, why = problems[0]
             raise RecipeError(f"data.features: {len(problems)} of {len(images)} images miss, such as {image}: {why}")
 
+    def identity(self, image: str) -> bytes:
+        """What tells this image's features from others, on any machine."""
+        return self.regions(image).numpy().astype("<f4").tobytes()
+
     def pooled(self, images: Sequence[str]) -> tuple[Tensor, ...]:
         """((B, F),): one vector per image, the mean of its regions."""
         return (torch.stack([self.regions(image).mean(0) for image in images]),)
