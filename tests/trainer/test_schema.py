@@ -153,6 +153,8 @@ def command(
     """Return a function that trains values with the command."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SMOOTHLOSS_CACHE", str(vectors))
+    monkeypatch.setattr("smoothloss.trainer.run.environment", dict)  # it asks git, and the report draws: both take long
+    monkeypatch.setattr("smoothloss.trainer.report.write", lambda *arguments, **options: None)
     return Command(tmp_path, capsys)
 
 

@@ -19,6 +19,8 @@ from smoothloss.trainer.recipes import load_recipe
 from smoothloss.trainer.run import RunDirectory
 from smoothloss.trainer.tasks import Batch
 from smoothloss.trainer.tasks.captioning import CaptioningTask
+from smoothloss.trainer.tasks.captioning.data import CaptionSet
+from smoothloss.trainer.tasks.captioning.features import LabelFeatures
 from smoothloss.trainer.vocabulary import PAD
 
 Make = Callable[..., Recipe]
@@ -208,3 +210,26 @@ def test_real_captions_have_karpathys_splits(data_dir: Path, monkeypatch: pytest
     assert sum(map(len, task.references("test").values())) == 25010
     assert not {*task.dataset.splits["train"]} & {*task.dataset.splits["test"]}
     assert len(task.vocabulary) == 5714
+
+
+def test_a_fingerprint_holds_images_captions_and_features(make_captioning: Make) -> None:
+    def fingerprints(change: Callable[[CaptionSet], object] = lambda data: None) -> dict[str, str]:
+        task = CaptioningTask(make_captioning())
+        change(task.dataset)
+        return {part: task.fingerprint(part) for part in ("train", "validation", "test", "vocabulary.target")}
+
+    first = fingerprints()
+    assert fingerprints() == first
+    assert len(set(first.values())) == 4
+
+    def rewrite(data: CaptionSet) -> None:
+        data.captions[data.splits["test"][-1]][-1] = ["other"]
+
+    def relabel(data: CaptionSet) -> None:
+        assert isinstance(data.features, LabelFeatures)
+        labels = data.features.labels.setdefault(data.splits["test"][-1], [])
+        labels[:] = [] if labels else [0]
+
+    for change in (rewrite, relabel, lambda data: data.splits["test"].reverse()):
+        found = fingerprints(change)
+        assert {part for part in first if found[part] != first[part]} == {"test"}
