@@ -131,7 +131,7 @@ def _check_words(text: str) -> str:
 Size = Annotated[int, Field(ge=1, le=65_536)]  # of a layer
 Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
 CountOrNone = Annotated[int, Field(ge=0, le=1_000_000_000)]  # 0 switches off
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 PartialShare = Annotated[float, Field(ge=0, lt=1)]
 Temperature = Annotated[float, Field(ge=0.001, le=1000)]

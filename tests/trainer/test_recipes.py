@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smoothloss.trainer import demo
@@ -343,6 +343,7 @@ def test_help_names_every_key_with_type_range_default_and_meaning() -> None:
     assert "Smoothed share of the target" in shown
 
 
+@settings(max_examples=50)
 @given(st.data())
 def test_any_value_of_any_key_is_a_recipe_or_one_line(recipe_values: Values, data: st.DataObject) -> None:
     keys = recipe_keys("translation")

@@ -280,7 +280,7 @@ def check_fits(build: Callable[[], nn.Module]) -> None:
         raise RecipeError(f"model: no such sizes: {' '.join(str(error).split())[:200]}") from None
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > memory:
-        sizes = f"{needed / 2**30:,.1f} GiB for weights, gradients and moments, of {memory / 2**30:,.1f} here"
+        sizes = f"{needed / 2**30:,.1f} GiB for weights, gradients and moments, and this machine has {memory / 2**30:,.1f} GiB"
         raise RecipeError(f"model: its sizes need {sizes}")
 
 
