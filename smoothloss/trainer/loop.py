@@ -167,17 +167,16 @@ class Trainer:
         self.log.close()
 
     def test(self) -> dict[str, Any]:
-        """Score the best checkpoint on the test splits, and write ``report.html``: the scores of each by its name."""
+        """Score the best checkpoint on the test splits, and write ``report.html``: the scores of each by its name.
+
+        Without a test split it is the validation part that is scored.
+        """
         checkpoint.load_model(self.run.best, self.model)
         scores = {
             split: evaluate_split(self.run.path, self.task, self.model, split, self.recipe.decoding, self.device)
-            for split in self.task.test_splits
+            for split in self.task.test_splits or ("validation",)
         }
-        for split in [*scores][:1]:
-            examples = report.first_examples(self.task, split)
-            report.write(
-                [self.run], self.run.path / "report.html", title=self.recipe.name, split=split, examples=examples
-            )
+        report.write([self.run], self.run.path / "report.html", title=self.recipe.name, task=self.task)
         return scores
 
     def _over(self) -> bool:

@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -20,6 +21,8 @@ from smoothloss.trainer.tasks.captioning.arrays import ArrayFeatures
 from smoothloss.trainer.tasks.captioning.features import BoxFeatures, Features, LabelFeatures
 from smoothloss.trainer.tasks.captioning.formats import Captions, Words
 from smoothloss.trainer.vocabulary import EOS, SPECIAL_TOKENS, Vocabulary
+
+MOST_FOLDERS = 50  # that are looked through for images
 
 
 @dataclass
@@ -75,11 +78,13 @@ class CaptionSet:
         splits: Image ids of ``train``, ``validation``, ``test``.
         captions: Captions by image id.
         features: What the model sees.
+        files: File names by image id, where they are known.
     """
 
     splits: dict[str, list[str]]
     captions: dict[str, list[Words]]
     features: Features
+    files: dict[str, str] = field(default_factory=dict)
 
     def split(self, name: str) -> list[str]:
         """The image ids of a split.
@@ -123,12 +128,24 @@ def load_captions(data: CaptioningData) -> CaptionSet:
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         file = ", ".join(data.files)
         raise RecipeError(f"data.captions: {file} is not in format {data.format}: {error!r}") from None
-    loaded = CaptionSet(text.splits, text.captions, features)
+    loaded = CaptionSet(text.splits, text.captions, features, text.files)
     for name, count in data.images.items():
         loaded.split(name)[count:] = []
     for name in loaded.splits:
         _check_split(loaded, name)
     return loaded
+
+
+def find_image(data: CaptioningData, file: str) -> Path | None:
+    """The image of a file name: beside the captions or the features, or in a folder there; None where it is not."""
+    beside = [expand_path(path).parent for path in (*data.files, *([data.features] if data.features else []))]
+    for base in dict.fromkeys(beside):
+        folders = sorted(path for path in base.iterdir() if path.is_dir()) if base.is_dir() else []
+        for folder in (base, *folders[:MOST_FOLDERS]):
+            for name in dict.fromkeys((file, Path(file).name)):
+                if (folder / name).is_file():
+                    return folder / name
+    return None
 
 
 def _check_split(loaded: CaptionSet, name: str) -> None:

@@ -1,0 +1,98 @@
+"""The inputs that runs wrote about: from the data, or where those are gone from the files of the run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from smoothloss.trainer.errors import RecipeError
+from smoothloss.trainer.models import open_task
+from smoothloss.trainer.report.images import Thumbnail, thumbnail
+from smoothloss.trainer.report.runs import RunResults, first_line
+from smoothloss.trainer.run import RunDirectory
+from smoothloss.trainer.tasks import Input, Task
+
+
+@dataclass
+class Data:
+    """What is known of the data of some runs.
+
+    Args:
+        runs: The runs that have them.
+        inputs: Those of the split, in order; none where neither data nor references can be read.
+        sizes: Inputs of each part by its name.
+        task: The task, where the data can be read.
+        note: Why they cannot.
+    """
+
+    runs: list[RunResults]
+    inputs: list[Input]
+    sizes: dict[str, int] = field(default_factory=dict)
+    task: Task | None = None
+    note: str | None = None
+
+    @cached_property
+    def by_name(self) -> dict[str, Input]:
+        """The inputs by id."""
+        return {each.name: each for each in self.inputs}
+
+    def same_inputs(self, other: Data) -> bool:
+        """Whether the split is the same, as far as is known."""
+        if self is other or not self.inputs or not other.inputs:
+            return True
+        return [each[:2] for each in self.inputs] == [each[:2] for each in other.inputs]
+
+    def picture(self, name: str) -> Thumbnail | None:
+        """What is to be seen of an input."""
+        try:
+            found = None if self.task is None else self.task.picture(name)
+        except OSError:  # such as a name that is too long
+            return None
+        return None if found is None else thumbnail(found)
+
+
+def read_data(results: Sequence[RunResults], split: str, first: Task | str) -> list[Data]:
+    """The data of the runs, those of the first one first; runs with the same ``data:`` section share them.
+
+    Args:
+        results: The runs.
+        split: The split.
+        first: What :func:`open_data` gave for the first run.
+
+    Raises:
+        RecipeError: when the data of the first run have no such split.
+    """
+    groups: dict[str, list[RunResults]] = {}
+    for result in results:
+        groups.setdefault(json.dumps(result.settings["data"], sort_keys=True, default=str), []).append(result)
+    own, *others = groups.values()
+    return [_read(own, split, first), *(_read(runs, split, open_data(runs[0].run)) for runs in others)]
+
+
+def open_data(run: RunDirectory) -> Task | str:
+    """The task of a run, or why its data cannot be read."""
+    try:
+        return open_task(run)
+    except (RecipeError, OSError, ImportError) as error:
+        return first_line(error)
+
+
+def _read(runs: list[RunResults], split: str, opened: Task | str) -> Data:
+    if isinstance(opened, str):
+        return Data(runs, references_of(runs[0].run, split), note=opened)
+    if split != "validation" and split not in opened.test_splits and runs[0].number:
+        return Data(runs, [], opened.sizes(), opened, note=f"there is no split {split}")
+    return Data(runs, opened.inputs(split), opened.sizes(), opened)
+
+
+def references_of(run: RunDirectory, split: str) -> list[Input]:
+    """The inputs of a split with the references that the run keeps in ``references.<split>.json``; none without."""
+    try:
+        content = json.loads((run.path / f"references.{split}.json").read_bytes())
+        found = {name: [texts] if isinstance(texts, str) else [*texts] for name, texts in content.items()}
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        return []
+    sound = all(isinstance(text, str) for texts in found.values() for text in texts)
+    return [Input(name, texts) for name, texts in found.items()] if sound else []
