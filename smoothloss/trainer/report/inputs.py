@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from pathlib import Path
 
 from smoothloss.trainer.errors import RecipeError
 from smoothloss.trainer.models import open_task
@@ -13,6 +13,8 @@ from smoothloss.trainer.report.images import Thumbnail, thumbnail
 from smoothloss.trainer.report.runs import RunResults, first_line
 from smoothloss.trainer.run import RunDirectory
 from smoothloss.trainer.tasks import Input, Task
+
+MOST_REFERENCES = 100  # of an input
 
 
 @dataclass
@@ -32,11 +34,6 @@ class Data:
     sizes: dict[str, int] = field(default_factory=dict)
     task: Task | None = None
     note: str | None = None
-
-    @cached_property
-    def by_name(self) -> dict[str, Input]:
-        """The inputs by id."""
-        return {each.name: each for each in self.inputs}
 
     def same_inputs(self, other: Data) -> bool:
         """Whether the split is the same, as far as is known."""
@@ -81,18 +78,35 @@ def open_data(run: RunDirectory) -> Task | str:
 
 def _read(runs: list[RunResults], split: str, opened: Task | str) -> Data:
     if isinstance(opened, str):
-        return Data(runs, references_of(runs[0].run, split), note=opened)
+        return Data(runs, references_of(runs[0], split), note=opened)
     if split != "validation" and split not in opened.test_splits and runs[0].number:
         return Data(runs, [], opened.sizes(), opened, note=f"there is no split {split}")
     return Data(runs, opened.inputs(split), opened.sizes(), opened)
 
 
-def references_of(run: RunDirectory, split: str) -> list[Input]:
-    """The inputs of a split with the references that the run keeps in ``references.<split>.json``; none without."""
-    try:
-        content = json.loads((run.path / f"references.{split}.json").read_bytes())
-        found = {name: [texts] if isinstance(texts, str) else [*texts] for name, texts in content.items()}
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+def references_of(result: RunResults, split: str) -> list[Input]:
+    """The inputs of a split with the references that the run keeps beside its hypotheses, in their order.
+
+    They are lines of ``references.<split>.txt``, or of ``references.<split>.0.txt`` and so on, where an input that has
+    fewer has empty lines. Nothing where there are none, or not as many as hypotheses.
+    """
+    names = list(result.hypotheses)
+    columns = [_lines(result.run.path / f"references.{split}.txt")]
+    if columns == [None]:
+        columns = [_lines(file) for file in _numbered(result.run.path, split)]
+    if not columns or any(column is None or len(column) != len(names) for column in columns):
         return []
-    sound = all(isinstance(text, str) for texts in found.values() for text in texts)
-    return [Input(name, texts) for name, texts in found.items()] if sound else []
+    rows = zip(names, *(column or [] for column in columns), strict=True)
+    return [Input(name, [text for text in texts if text]) for name, *texts in rows]
+
+
+def _numbered(folder: Path, split: str) -> list[Path]:
+    files = [folder / f"references.{split}.{number}.txt" for number in range(MOST_REFERENCES)]
+    return [file for file in files if file.is_file()]
+
+
+def _lines(file: Path) -> list[str] | None:
+    try:
+        return file.read_bytes().decode("utf-8", "replace").removesuffix("\n").split("\n")
+    except OSError:
+        return None

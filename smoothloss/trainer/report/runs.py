@@ -207,7 +207,7 @@ def _vocabularies(folder: Path, notes: list[str]) -> dict[str, Vocabulary]:
     for file in sorted(folder.glob("vocabulary.*.json")):
         try:
             found[file.name.split(".")[1]] = Vocabulary.load(file)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
             notes.append(f"{file.name} cannot be read: {first_line(error)}")
     if "target" not in found:
         notes.append("its target vocabulary is not there")

@@ -11,9 +11,12 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 
 from smoothloss.trainer.run import RunDirectory
+
+LOCK = ".smoothloss.lock"
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,7 @@ class State:
         step: Steps done.
         seconds: Time spent training.
         last_sign: When it last wrote something.
+        running: Whether a process is at work in its directory.
     """
 
     finished: bool | None
@@ -33,18 +37,28 @@ class State:
     step: int
     seconds: float
     last_sign: datetime | None
+    running: bool
+
+    @property
+    def word(self) -> str:
+        """The state in a word or two."""
+        if self.finished:
+            return "finished"
+        if self.running:
+            return "running"
+        return "interrupted" if self.finished is False else "state unknown"
 
     def in_words(self, epochs: int, split: str, *, scored: bool) -> str:
-        """Such as "not finished: in epoch 2 of 4, step 30, last written 2018-07-15 12:00 UTC"."""
+        """Such as "interrupted in epoch 2 of 4, step 30, last written 2018-07-15 12:00 UTC; no scores on test"."""
         at = f"epoch {self.epoch} of {epochs}" if self.epoch <= epochs else f"epoch {self.epoch}"
         since = f", last written {self.last_sign:%Y-%m-%d %H:%M} UTC" if self.last_sign else ""
-        where = f"in {at}, step {self.step:,}{since}" if self.step else f"no step done yet{since}"
+        where = f"in {at}, step {self.step:,}{since}" if self.step else f"before the first step{since}"
         if self.finished:
             text = f"finished: {at}"
-        elif self.finished is None:
+        elif self.finished is None and not self.running:
             text = f"state unknown, no checkpoint that can be read: {where}"
         else:
-            text = f"not finished, running or interrupted: {where}"
+            text = f"{self.word} {where}"
         if not scored:
             return f"{text}; no scores on {split}"
         return text if self.finished is not False else f"{text}; its scores on {split} are of an earlier state"
@@ -58,13 +72,26 @@ def read_state(run: RunDirectory, metrics: Sequence[Mapping[str, Any]]) -> State
     step = max((line["step"] for line in metrics), default=0)
     epoch = max((line["epoch"] for line in metrics), default=0)
     seconds = max((line["seconds"] for line in metrics if is_number(line.get("seconds"))), default=0.0)
-    progress = _progress(run.last)
+    progress, running = _progress(run.last), is_in_use(run.path)
     if progress is None:
-        return State(None, epoch, step, seconds, last_sign)
+        return State(None, epoch, step, seconds, last_sign, running)
     finished = bool(progress.get("finished", False))
     epoch = progress["epoch"] if finished and not progress.get("position") else progress["epoch"] + 1
     # Metrics may be younger than the checkpoint.
-    return State(finished, epoch, max(step, progress["step"]), max(seconds, progress["seconds"]), last_sign)
+    return State(finished, epoch, max(step, progress["step"]), max(seconds, progress["seconds"]), last_sign, running)
+
+
+def is_in_use(folder: Path) -> bool:
+    """Whether another process holds the lock of a run's directory."""
+    if not (folder / LOCK).is_file():
+        return False
+    try:
+        with FileLock(folder / LOCK, timeout=0):
+            return False
+    except Timeout:
+        return True
+    except OSError:  # a file that may not be opened
+        return False
 
 
 def _progress(checkpoint: Path) -> dict[str, Any] | None:

@@ -20,6 +20,7 @@ _OF_SAMPLING = ("temperature", "top_k", "top_p", "seed")
 _OF_BEAMS = ("beam_size",)
 _NO_SETTINGS = ("validation_beam_size", "batch_size")  # have no influence on what is written
 NOTHING = "–"
+_BEGIN_NUMBERS = ("", *"0123456789+-–")
 
 
 @dataclass(frozen=True)
@@ -78,11 +79,12 @@ def text_table(caption: str, head: Sequence[str], rows: Sequence[Sequence[str]])
 def _run_table(
     caption: str, results: Sequence[RunResults], columns: Mapping[str, Sequence[str]], *, code: bool = False
 ) -> Table:
-    """A row for each run; cells are flush right but for those of settings."""
-    head = [Cell("run"), *(Cell(name, number=not code, code=code) for name in columns)]
+    """A row for each run; columns of numbers are flush right. ``code``: the columns are settings."""
+    numbers = {name: all(text[:1] in _BEGIN_NUMBERS for text in values) for name, values in columns.items()}
+    head = [Cell("run"), *(Cell(name, number=numbers[name], code=code) for name in columns)]
     rows = [
-        [Cell(result.label, run=result), *(Cell(values[number], number=not code) for values in columns.values())]
-        for number, result in enumerate(results)
+        [Cell(each.label, run=each), *(Cell(values[row], number=numbers[name]) for name, values in columns.items())]
+        for row, each in enumerate(results)
     ]
     return Table(caption, head, rows)
 
@@ -115,7 +117,6 @@ def run_table(results: Sequence[RunResults], split: str) -> Table:
     """How far each run has come, how long it took and how large its model is."""
     columns: dict[str, list[str]] = {
         "loss": [result.recipe.loss.name for result in results],
-        "epochs": [f"{result.state.epoch} of {result.recipe.training.epochs}" for result in results],
         "steps": [f"{result.state.step:,}" for result in results],
         "training time": [duration(result.state.seconds) for result in results],
         "tokens a second": [shown(_tokens_per_second(result), ",.0f") for result in results],
