@@ -9,13 +9,13 @@ from statistics import mean
 import smoothloss
 from smoothloss.trainer.metrics import score_texts
 from smoothloss.trainer.report.images import Thumbnail
-from smoothloss.trainer.report.inputs import Data
+from smoothloss.trainer.report.inputs import CIDER, Data, signature
 from smoothloss.trainer.report.runs import RunResults
 from smoothloss.trainer.tasks import Input, task_class
 
 FIRST, WORST = 8, 6
 TITLES = {"cider": "CIDEr-D", "sentence_bleu": "sentence BLEU"}
-_SIGNATURES = {"cider": "CIDEr-D:n4,sigma6,df:refs[{n}]", "sentence_bleu": "sentenceBLEU:n4,smooth:exp,eff:yes"}
+_SIGNATURES = {"cider": CIDER, "sentence_bleu": "sentenceBLEU:n4,smooth:exp,eff:yes"}
 
 
 @dataclass(frozen=True)
@@ -66,20 +66,8 @@ def sentence_scores(results: Sequence[RunResults], data: Data) -> SentenceScores
     Captions get CIDEr-D, translations sentence BLEU.
     """
     metric = "cider" if task_class(results[0].recipe.task).metric == "cider" else "sentence_bleu"
-    signature = "|".join(
-        (
-            f"n:{len(data.inputs)}",
-            f"nrefs:{'-'.join(map(str, _range([len(each.references) for each in data.inputs])))}",
-            "case:mixed|tok:none",
-            _SIGNATURES[metric].format(n=len(data.inputs)),
-            f"version:smoothloss-{smoothloss.__version__}",
-        )
-    )
-    return SentenceScores(TITLES[metric], signature, [_scores(result, data.inputs, metric) for result in results])
-
-
-def _range(counts: Sequence[int]) -> list[int]:
-    return sorted({min(counts, default=0), max(counts, default=0)})
+    text = signature(data.inputs, _SIGNATURES[metric].format(n=len(data.inputs)), smoothloss.__version__)
+    return SentenceScores(TITLES[metric], text, [_scores(result, data.inputs, metric) for result in results])
 
 
 def _scores(result: RunResults, inputs: Sequence[Input], metric: str) -> dict[str, float]:

@@ -14,6 +14,7 @@ from smoothloss.trainer.report.runs import RunResults, first_line
 from smoothloss.trainer.run import RunDirectory
 from smoothloss.trainer.tasks import Input, Task
 
+CIDER = "CIDEr-D:n4,sigma6,df:refs[{n}]"
 MOST_REFERENCES = 100  # of an input
 
 
@@ -98,6 +99,13 @@ def references_of(result: RunResults, split: str) -> list[Input]:
         return []
     rows = zip(names, *(column or [] for column in columns), strict=True)
     return [Input(name, [text for text in texts if text]) for name, *texts in rows]
+
+
+def signature(inputs: Sequence[Input], metrics: str, version: str) -> str:
+    """What scores depend on besides the texts, in the manner of sacrebleu's signatures."""
+    counts = [len(each.references) for each in inputs]
+    references = "-".join(map(str, sorted({min(counts, default=0), max(counts, default=0)})))
+    return f"n:{len(inputs)}|nrefs:{references}|case:mixed|tok:none|{metrics}|version:smoothloss-{version}"
 
 
 def _numbered(folder: Path, split: str) -> list[Path]:

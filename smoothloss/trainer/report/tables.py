@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from smoothloss.trainer.report.inputs import Data
+import smoothloss
+from smoothloss.trainer.report.inputs import CIDER, Data, signature
 from smoothloss.trainer.report.runs import RunResults
 from smoothloss.trainer.report.state import is_number
 
@@ -121,7 +122,7 @@ def run_table(results: Sequence[RunResults], split: str) -> Table:
         "training time": [duration(result.state.seconds) for result in results],
         "tokens a second": [shown(_tokens_per_second(result), ",.0f") for result in results],
         "parameters": [shown(result.parameters, ",") for result in results],
-        "device": [shown(result.environment.get("cuda") or result.environment.get("machine")) for result in results],
+        "device": [_device(result) for result in results],
         "seed": [str(result.recipe.seed) for result in results],
     }
     table = _run_table("How far each run has come, and its size", results, columns)
@@ -131,6 +132,11 @@ def run_table(results: Sequence[RunResults], split: str) -> Table:
     ]
     rows = [[name, state, *rest] for (name, *rest), state in zip(table.rows, states, strict=True)]
     return Table(table.caption, [table.head[0], Cell("state"), *table.head[1:]], rows)
+
+
+def _device(result: RunResults) -> str:
+    gpu = result.environment.get("cuda")
+    return str(gpu) if gpu and result.recipe.device != "cpu" else "CPU"
 
 
 def _tokens_per_second(result: RunResults) -> float | None:
@@ -178,12 +184,17 @@ def _mean_length(result: RunResults) -> float | None:
     return mean(len(text.split()) for text in result.hypotheses.values()) if result.hypotheses else None
 
 
-def signatures(results: Sequence[RunResults]) -> list[tuple[str, str, list[RunResults]]]:
+def signatures(results: Sequence[RunResults], data: Data) -> list[tuple[str, str, list[RunResults]]]:
     """(metric, signature, the runs that have it)."""
     found: dict[tuple[str, str], list[RunResults]] = {}
     for result in results:
-        for metric, text in result.signatures.items():
-            found.setdefault((score_name(metric), text), []).append(result)
+        signed = {score_name(metric): text for metric, text in result.signatures.items()}
+        if "cider" in result.scores and data.inputs:
+            version = flat(result.environment).get("versions.smoothloss") or smoothloss.__version__
+            text = f"BLEU-n:coco,closest|ROUGE-L:beta1.2|{CIDER.format(n=len(data.inputs))}"
+            signed["BLEU-n, ROUGE-L and CIDEr-D"] = signature(data.inputs, text, str(version))
+        for metric, text in signed.items():
+            found.setdefault((metric, text), []).append(result)
     return [(metric, text, runs) for (metric, text), runs in found.items()]
 
 
