@@ -21,6 +21,10 @@ from smoothloss.trainer.vocabulary import Vocabulary
 _SETTINGS = {each.name for each in fields(DecodingConfig)}
 
 
+def _is_score(key: str) -> bool:
+    return key not in _SETTINGS and not key.endswith("_signature")
+
+
 @dataclass
 class RunResults:
     """A run, read.
@@ -60,7 +64,7 @@ class RunResults:
     @property
     def scores(self) -> dict[str, float]:
         """The scores by metric."""
-        return {key: float(value) for key, value in self.results.items() if key not in _SETTINGS and is_number(value)}
+        return {key: float(value) for key, value in self.results.items() if _is_score(key) and is_number(value)}
 
     @property
     def signatures(self) -> dict[str, str]:
@@ -199,7 +203,7 @@ def _metrics_line(line: bytes) -> dict[str, Any] | None:
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and is_number(value) and value >= 0
 
 
 def _vocabularies(folder: Path, notes: list[str]) -> dict[str, Vocabulary]:

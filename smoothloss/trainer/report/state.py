@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from smoothloss.trainer.run import RunDirectory
 
 LOCK = ".smoothloss.lock"
+MOST = 1e30  # what is larger is not a result but damage
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def _progress(checkpoint: Path) -> dict[str, Any] | None:
 
 def is_number(value: Any) -> bool:
     """Whether a value of JSON is a finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and -MOST < value < MOST
 
 
 def count_parameters(run: RunDirectory) -> int | None:
