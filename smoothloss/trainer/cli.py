@@ -258,20 +258,20 @@ def _evaluate(options: argparse.Namespace) -> None:
     from dataclasses import replace
 
     from smoothloss.trainer.errors import RecipeError
-    from smoothloss.trainer.evaluation import evaluate_split
+    from smoothloss.trainer.evaluation import evaluate_into
     from smoothloss.trainer.models import open_checkpoints
     from smoothloss.trainer.recipes import check_decoding
 
     if options.out is None and (len(options.checkpoints) > 1 or Path(options.checkpoints[0]).is_file()):
         raise RecipeError("evaluating other than a run's best checkpoint needs --out, where the scores go")
-    recipe, task, model, device = open_checkpoints(options.checkpoints, options.device)
+    splits = [options.split] if options.split else None
+    recipe, task, model, device = open_checkpoints(options.checkpoints, options.device, splits)
     given = {name: getattr(options, name) for name in (*DECODING_OPTIONS, "method", "suppress_unk")}
     decoding = replace(recipe.decoding, **{name: value for name, value in given.items() if value is not None})
     check_decoding(decoding)
     folder = Path(options.out or options.checkpoints[0])
-    folder.mkdir(parents=True, exist_ok=True)
-    for split in [options.split] if options.split else task.test_splits:
-        _print_scores(split, evaluate_split(folder, task, model, split, decoding, device))
+    for split, scores in evaluate_into(folder, task, model, splits or task.test_splits, decoding, device):
+        _print_scores(split, scores)
 
 
 def _average(options: argparse.Namespace) -> None:

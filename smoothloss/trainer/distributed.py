@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,6 +61,22 @@ class Processes:
         """Wait until all processes are here."""
         if self.count > 1:
             torch.distributed.barrier()
+
+    def first(self, work: Callable[[], Any]) -> bool:
+        """Do ``work`` in the first process while the others wait; whether it gave something true, told to all.
+
+        Raises:
+            SystemExit: in the others, without a word, when it failed in the first, which raises what went wrong.
+        """
+        done, result = False, False
+        try:
+            result = bool(work()) if self.is_main else False
+            done = True
+        finally:
+            failed, agreed = self.of_main([not done, result])
+        if failed:
+            raise SystemExit(1)
+        return bool(agreed)
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """Each number summed over the processes."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import TYPE_CHECKING, Any
 
 from smoothloss.trainer.errors import RecipeError
@@ -41,6 +42,12 @@ class MetricsLog:
                 board.add_scalar(name, value, step)
             board.flush()
 
+    def sync(self) -> None:
+        """Bring the lines to disk: a checkpoint is to be written that counts them."""
+        if self.lines:
+            with self.run.metrics_file.open("ab") as file:
+                os.fsync(file.fileno())
+
     def restore(self, lines: int, step: int) -> None:
         """Go back to a checkpoint made at a step, after so many lines."""
         self.lines = lines
@@ -56,8 +63,10 @@ class MetricsLog:
 
     def _open(self, step: int) -> SummaryWriter:
         if self._board is None:
-            # What an interrupted run wrote beyond this step is not shown.
-            self._board = _board_class()(str(self.run.path / "tensorboard"), purge_step=step + 1)
+            # What an interrupted run wrote beyond this step is not shown. The suffix tells the run's files from others.
+            suffix = f".{self.run.folder.facts().get('id', 'run')}"
+            folder = str(self.run.path / "tensorboard")
+            self._board = _board_class()(folder, purge_step=step + 1, filename_suffix=suffix)
         return self._board
 
 

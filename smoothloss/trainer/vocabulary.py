@@ -117,7 +117,7 @@ class Vocabulary:
         content: dict[str, object] = {"words": self.words, "counts": self.counts}
         if self.bpe is not None:
             content["bpe"] = self.bpe.serialize()
-        write_atomically(path, json.dumps(content, ensure_ascii=False).encode())
+        write_atomically(path, json.dumps(content, ensure_ascii=False).encode("utf-8", "backslashreplace"))
 
     @classmethod
     def load(cls, path: str | Path) -> Vocabulary:

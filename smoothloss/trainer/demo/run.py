@@ -16,7 +16,8 @@ from smoothloss.similarity import SimilarityTable
 from smoothloss.trainer import report
 from smoothloss.trainer.config import LossConfig, LossName
 from smoothloss.trainer.demo.task import DemoTask
-from smoothloss.trainer.errors import RecipeError
+from smoothloss.trainer.errors import RecipeError, RunError
+from smoothloss.trainer.folder import folder_of_runs
 from smoothloss.trainer.losses import build_loss
 from smoothloss.trainer.processes import last_words, start_training
 from smoothloss.trainer.recipes import load_recipe
@@ -52,9 +53,16 @@ def run_demo(out: Path, overrides: Sequence[str] = ()) -> Path:
         The report's path.
 
     Raises:
-        RecipeError: when a run fails; its last words are in the message.
+        RecipeError: when ``out`` holds something else, or another process writes there.
+        RunError: when a run fails; its last words are in the message.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    for name in RUNS:  # what is wrong is said before anything starts
+        RunDirectory(out / name).check(load_recipe(RECIPES / f"{name}.yaml", list(overrides)), overwrite=True)
+    with folder_of_runs(out, "demo", ["report.html", *(f"{name}.log" for name in RUNS)]):
+        return _run_demo(out, overrides)
+
+
+def _run_demo(out: Path, overrides: Sequence[str]) -> Path:
     _train(out, overrides)
     runs = [RunDirectory(out / name) for name in RUNS]
     task = DemoTask(runs[0].recipe(), runs[0].vocabularies())
@@ -67,8 +75,6 @@ def run_demo(out: Path, overrides: Sequence[str] = ()) -> Path:
 
 def _train(out: Path, overrides: Sequence[str]) -> None:
     """Both runs as processes of their own, their progress in one bar."""
-    for name in RUNS:
-        load_recipe(RECIPES / f"{name}.yaml", list(overrides))  # what is wrong is said before anything starts
     running: dict[str, subprocess.Popen[bytes]] = {}
     try:
         for name in RUNS:
@@ -99,7 +105,7 @@ def _watch(out: Path, running: dict[str, subprocess.Popen[bytes]]) -> None:
                     continue
                 if process.returncode:
                     log = out / f"{name}.log"
-                    raise RecipeError(f"the run {name} failed, see {log}: {last_words(log)}")
+                    raise RunError(f"the run {name} failed, see {log}: {last_words(log)}")
                 del running[name]
             time.sleep(0.3)
 

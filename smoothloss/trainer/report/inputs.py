@@ -82,7 +82,13 @@ def _read(runs: list[RunResults], split: str, opened: Task | str) -> Data:
         return Data(runs, references_of(runs[0], split), note=opened)
     if split != "validation" and split not in opened.test_splits and runs[0].number:
         return Data(runs, [], opened.sizes(), opened, note=f"there is no split {split}")
-    return Data(runs, opened.inputs(split), opened.sizes(), opened)
+    inputs = opened.inputs(split)
+    try:
+        for result in runs:
+            result.run.check_data(opened, [split])
+    except RecipeError as error:  # others now: what the run wrote is not about them
+        return Data(runs, references_of(runs[0], split), note=first_line(error))
+    return Data(runs, inputs, opened.sizes(), opened)
 
 
 def references_of(result: RunResults, split: str) -> list[Input]:

@@ -14,9 +14,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 
+from smoothloss.trainer.folder import LOCK
 from smoothloss.trainer.run import RunDirectory
 
-LOCK = ".smoothloss.lock"
 MOST = 1e30  # what is larger is not a result but damage
 
 

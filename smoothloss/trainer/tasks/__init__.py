@@ -6,6 +6,8 @@ are imported when a recipe asks for them.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -154,6 +156,7 @@ class Task(ABC):
     metric: ClassVar[str]  # the key of `score` that chooses the best checkpoint; higher is better
     test_splits: Sequence[str]  # the splits that a finished run is scored on; "validation" is always there besides
 
+    recipe: Recipe
     vocabularies: dict[str, Vocabulary]  # "target" is the one the loss and the search work on
 
     @abstractmethod
@@ -222,6 +225,33 @@ class Task(ABC):
 
     def picture(self, name: str) -> Path | Picture | None:
         """What is to be seen of an input of this id: an image file, or (H, W, 3) RGB; None: nothing."""
+        return None
+
+    @abstractmethod
+    def examples(self, part: str) -> Iterable[bytes]:
+        """The examples of ``train`` or a split in order, as bytes that nothing else has a part in.
+
+        Not the paths of their files, nor how these are compressed, nor the machine.
+        """
+
+    def fingerprint(self, part: str) -> str:
+        """The sha256 of :meth:`examples`, in hexadecimal; of ``vocabulary.<name>`` that of its words in their order."""
+        digest = hashlib.sha256()
+        kind, _, name = part.partition(".")
+        known = self.vocabularies.get(name) if kind == "vocabulary" else None
+        if known is not None:
+            model = None if known.bpe is None else known.bpe.serialize()
+            digest.update(json.dumps([known.words, model]).encode())
+            return digest.hexdigest()
+        for example in self.examples(part):
+            digest.update(len(example).to_bytes(8, "little") + example)
+        return digest.hexdigest()
+
+    def detokenized(self, split: str, hypotheses: dict[str, str]) -> tuple[list[str], list[str]] | None:
+        """Generated text and references as people write them, in the order of the inputs.
+
+        None where the task knows no raw text.
+        """
         return None
 
     def exports(self, split: str, hypotheses: dict[str, str]) -> dict[str, Any]:

@@ -4,7 +4,8 @@ import torch
 from filelock import FileLock
 
 from smoothloss.trainer.checkpoint import save_checkpoint
-from smoothloss.trainer.report.state import LOCK, count_parameters, read_state
+from smoothloss.trainer.folder import LOCK
+from smoothloss.trainer.report.state import count_parameters, read_state
 
 from .conftest import MakeRun, metrics_lines
 

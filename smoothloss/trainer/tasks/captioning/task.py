@@ -24,6 +24,8 @@ from smoothloss.trainer.tasks.captioning.data import (
 from smoothloss.trainer.tasks.captioning.model import CaptioningModel, ShowAndTell, TopDown
 from smoothloss.trainer.vocabulary import Vocabulary
 
+FEATURES_READ = 64  # images of a part whose features its fingerprint holds, evenly spread
+
 
 class CaptioningTask(Task):
     """Images with several captions each, scored by CIDEr and BLEU.
@@ -133,6 +135,15 @@ class CaptioningTask(Task):
         """The file of an image, where it lies beside the captions or the features."""
         file = self.dataset.files.get(name)
         return None if file is None else find_image(self.recipe.data, file)
+
+    def examples(self, part: str) -> Iterator[bytes]:
+        """The images of a split with their captions, then the features of some of them: all would take long."""
+        images = self.dataset.split(part)
+        for image in images:
+            texts = [" ".join(words) for words in self.dataset.captions[image]]
+            yield "\n".join([image, *texts]).encode("utf-8", "surrogatepass")
+        for image in images[:: max(1, len(images) // FEATURES_READ)]:
+            yield self.dataset.features.identity(image)
 
     def exports(self, split: str, hypotheses: dict[str, str]) -> dict[str, Any]:
         """``captions.<split>.json`` as COCO's server takes it: ``[{"image_id": 42, "caption": "a dog"}, ...]``."""

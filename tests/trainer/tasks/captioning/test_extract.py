@@ -146,7 +146,7 @@ def test_a_full_disk_is_an_error(pictures: Path, weights: str, monkeypatch: pyte
     if not Path("/dev/full").exists():
         pytest.skip("needs /dev/full")
     out = pictures.parent / "features.npy"
-    monkeypatch.setattr(extract, "_complete", lambda out: nullcontext(Path("/dev/full")))
+    monkeypatch.setattr(extract, "replacing", lambda out: nullcontext(Path("/dev/full")))
     with pytest.raises(OSError, match="No space left on device"):
         extract_features(pictures, out, Extraction(weights, size=32))
     assert not out.exists()
