@@ -284,13 +284,9 @@ def _average(options: argparse.Namespace) -> None:
 
 def _report(options: argparse.Namespace) -> None:
     from smoothloss.trainer import report
-    from smoothloss.trainer.models import open_task
     from smoothloss.trainer.run import RunDirectory
 
-    runs = [RunDirectory(path) for path in options.runs]
-    task = open_task(runs[0])
-    split = options.split or next(iter(task.test_splits), "validation")
-    report.write(runs, options.out, split=split, examples=report.first_examples(task, split))
+    report.write([RunDirectory(path) for path in options.runs], options.out, split=options.split)
     sys.stdout.write(f"{options.out}\n")
 
 
