@@ -63,6 +63,7 @@ def train(recipe: Recipe, run: RunDirectory, *, resume: bool = False, overwrite:
         if not resume:
             run.check_free(overwrite=overwrite)
             run.create(recipe, task.vocabularies)
+            run.write_notes(task.notes())
             if table is not None:
                 table.save(run.table_file)
             if cider is not None:

@@ -65,7 +65,7 @@ def read_corpus(data: TranslationData) -> Corpus:
     }
     train = read_pairs(data.train, data, "data.train")
     lines |= hold_out(train, data) if data.held_out else {"train": train}
-    words = [_words_of(language, data) for language in (data.source, data.target)]
+    words = [words_of(language, data) for language in (data.source, data.target)]
     parts = {
         part: ParallelText([words[0](source) for source, _ in pairs], [words[1](target) for _, target in pairs])
         for part, pairs in lines.items()
@@ -167,8 +167,8 @@ def _count(name: str, size: float, pairs: int) -> int:
     return count
 
 
-def _words_of(language: str, data: TranslationData) -> Callable[[str], Sentence]:
-    """What makes words of a line."""
+def words_of(language: str, data: TranslationData) -> Callable[[str], Sentence]:
+    """What makes words of a line of this language: lower case and tokenisation are the recipe's."""
     split = str.split if data.tokenize == "none" else moses_tokenizer(language, "data.tokenize")
     return (lambda line: split(line.lower())) if data.lowercase else split
 
