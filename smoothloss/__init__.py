@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from smoothloss import embeddings, functional, nn, ops, rewards, sampling, similarity, targets
+    from smoothloss import embeddings, functional, nn, rewards, sampling
     from smoothloss.ops._checks import debug
     from smoothloss.similarity import SimilarityTable
 

@@ -1,7 +1,7 @@
 """The command line: ``smoothloss train | evaluate | translate | caption | ... COMMAND --help``.
 
-What is needed before a command starts is light: torch is read by the modules in :mod:`smoothloss.trainer.commands`, once
-signals are handled and the arguments are known to be right.
+What is needed before a command starts is light: torch is read by the modules in :mod:`smoothloss.trainer.commands`,
+once signals are handled and the arguments are known to be right.
 """
 
 from __future__ import annotations

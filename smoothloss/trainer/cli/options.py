@@ -18,11 +18,13 @@ SEARCHING = ("beam_size", "length_penalty")
 class Parser(argparse.ArgumentParser):
     """Options are written out in full; an error is one line, with what may have been meant."""
 
-    def __init__(self, *words: Any, examples: Sequence[str] = (), epilog: str = "", **options: Any) -> None:
+    def __init__(
+        self, prog: str | None = None, *, description: str = "", epilog: str = "", examples: Sequence[str] = ()
+    ) -> None:
         shown = "\n".join(["examples:", *(f"  {example}" for example in examples)]) if examples else ""
         text = "\n\n".join(part for part in (epilog, shown) if part) or None
         raw = argparse.RawDescriptionHelpFormatter
-        super().__init__(*words, epilog=text, formatter_class=raw, allow_abbrev=False, **options)
+        super().__init__(prog, description=description, epilog=text, formatter_class=raw, allow_abbrev=False)
         self.examples = tuple(examples)
 
     def error(self, message: str) -> NoReturn:

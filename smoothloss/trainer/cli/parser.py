@@ -45,8 +45,8 @@ as if nothing had happened."""
 OUTPUT_EPILOG = """\
 One line an input, in the order of the inputs, written as soon as it is there. With --n_best or --scores the lines are
 columns separated by tabs: the input's {name}, with --scores the score it is ranked by (log-probability /
-length ** length_penalty), the text; with --n_best N there are up to N such lines an input, the best first. With --json a
-line is {{"input": {name}, "hypotheses": [{{"text", "score"}}, ...]}}. Nothing of the training data is needed."""
+length ** length_penalty), the text; with --n_best N there are up to N such lines an input, the best first. With --json
+a line is {{"input": {name}, "hypotheses": [{{"text", "score"}}, ...]}}. Nothing of the training data is needed."""
 
 SCORE_EPILOG = """\
 Text files hold one text a line, several reference files as many references each; an empty line is none. JSON files hold
@@ -87,7 +87,8 @@ def build() -> tuple[Parser, dict[str, Parser]]:
     parser = Parser("smoothloss", description=DESCRIPTION, epilog=EPILOG)
     parser.add_argument("--version", action="version", version=f"smoothloss {smoothloss.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_train, _translate, _caption, _evaluate, _average, _report, _features, _score, _reproduce, _table, _demo):
+    use = (_train, _translate, _caption, _evaluate, _average, _report)
+    for add in (*use, _features, _score, _reproduce, _table, _demo):
         add(commands)
     for command in commands.choices.values():
         command.set_defaults(parser=command)
@@ -128,7 +129,9 @@ def _translate(commands: Subcommands) -> None:
     text = "translate text with a trained run, or an ensemble"
     epilog = OUTPUT_EPILOG.format(name="number from 1")
     translate = commands.add_parser("translate", help=text, description=text, epilog=epilog, examples=examples)
-    runs = "a run directory, or a checkpoint file in one; further ones make an ensemble, the last word may be the FILE: "
+    runs = (
+        "a run directory, or a checkpoint file in one; further ones make an ensemble, the last word may be the FILE: "
+    )
     lines = "UTF-8 text, .gz or plain, a sentence a line; - or none: standard input"
     translate.add_argument("words", metavar="RUN [RUN ...] [FILE]", nargs="+", help=runs + lines)
     translate.add_argument("--tokenized", action="store_true", help="write words as the model does, not detokenised")
@@ -147,8 +150,12 @@ def _caption(commands: Subcommands) -> None:
     text = "caption images, or their features, with a trained run, or an ensemble"
     epilog = OUTPUT_EPILOG.format(name="name")
     caption = commands.add_parser("caption", help=text, description=text, epilog=epilog, examples=examples)
-    what = "a run directory, or a checkpoint file in one; further ones make an ensemble. Then images, or folders of them, "
-    what += "for a run trained on features of `smoothloss features` and the demo's; or what data.features or data.labels "
+    what = (
+        "a run directory, or a checkpoint file in one; further ones make an ensemble. Then images, or folders of them, "
+    )
+    what += (
+        "for a run trained on features of `smoothloss features` and the demo's; or what data.features or data.labels "
+    )
     what += "of the recipe name: features as .npy, .npz, .h5 or a folder of such, a JSON with labels or boxes"
     caption.add_argument("words", metavar="RUN [RUN ...] INPUT [INPUT ...]", nargs="+", help=what)
     caption.add_argument("--names", action="store_true", help="a column with the name of each image")

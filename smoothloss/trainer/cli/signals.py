@@ -26,7 +26,7 @@ class Stop(KeyboardInterrupt):
     @property
     def line(self) -> str:
         """What happened, in a word."""
-        return {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}.get(self.number, "hung up")
+        return {"SIGINT": "interrupted", "SIGTERM": "terminated"}.get(signal.Signals(self.number).name, "hung up")
 
 
 class Signals:

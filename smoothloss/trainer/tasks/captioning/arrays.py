@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from smoothloss.trainer.errors import RecipeError
+from smoothloss.trainer.files import read_json
 from smoothloss.trainer.tasks.captioning.features import Features, require_known
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -90,6 +91,36 @@ class ArrayFeatures(Features):
         require_known(images, self._names, f"data.features: {self.path} has no feature")
 
 
+def open_arrays(path: Path) -> tuple[list[str], ArrayFeatures]:
+    """All arrays of a folder or file, and their names in its order; the rows of a ``.npy`` without names are numbers.
+
+    Raises:
+        RecipeError: as :class:`ArrayFeatures`.
+        ImportError: for an ``.h5`` without h5py.
+    """
+    listed = path.with_suffix(".ids.json")
+    rows = None
+    if path.suffix == ".npy":
+        if listed.is_file():
+            rows = [str(name) for name in read_json(str(listed), "names of rows")]
+        else:
+            rows = [str(number) for number in range(_count_rows(path))]
+    try:
+        names = list(_open(path, rows or [], rows).names)
+    except RecipeError:
+        raise
+    except _UNREADABLE as error:
+        raise _unreadable(path, error) from None
+    return names, ArrayFeatures(path, names, rows=rows)
+
+
+def _count_rows(path: Path) -> int:
+    try:
+        return len(np.load(path, mmap_mode="r", allow_pickle=False))
+    except (*_UNREADABLE, TypeError) as error:
+        raise _unreadable(path, error) from None
+
+
 def _match(images: Sequence[str], files: Mapping[str, str], names: Mapping[str, Any]) -> dict[str, str]:
     """The name of each image's array."""
     by_id = {image: image for image in images if image in names}
@@ -125,7 +156,7 @@ class _Folder(_Store):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self.names: dict[str, Path] = {file.stem: file for file in path.iterdir() if file.suffix in SUFFIXES}
+        self.names: dict[str, Path] = {file.stem: file for file in sorted(path.iterdir()) if file.suffix in SUFFIXES}
 
     def read(self, name: str) -> Array:
         file = self.names[name]
