@@ -8,7 +8,7 @@ import select
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,12 +36,12 @@ def open_lines(path: str | None) -> Iterator[tuple[Any, str]]:
             raise RecipeError("standard input is closed: name a file, or give text in a pipe")
         yield sys.stdin.buffer, "standard input"
         return
-    try:
-        stream = gzip.open(path, "rb") if path.endswith(".gz") else Path(path).open("rb")
-    except OSError as error:
-        raise RecipeError(f"cannot read {path}: {error.strerror}") from None
-    with stream:
-        yield stream, path
+    with ExitStack() as opened:
+        try:
+            file = opened.enter_context(Path(path).open("rb"))
+        except OSError as error:
+            raise RecipeError(f"cannot read {path}: {error.strerror}") from None
+        yield opened.enter_context(gzip.open(file)) if path.endswith(".gz") else file, path
 
 
 def line_batches(stream: Any, name: str, size: int, *, eager: bool) -> Iterator[list[tuple[int, str]]]:

@@ -129,9 +129,7 @@ def _translate(commands: Subcommands) -> None:
     text = "translate text with a trained run, or an ensemble"
     epilog = OUTPUT_EPILOG.format(name="number from 1")
     translate = commands.add_parser("translate", help=text, description=text, epilog=epilog, examples=examples)
-    runs = (
-        "a run directory, or a checkpoint file in one; further ones make an ensemble, the last word may be the FILE: "
-    )
+    runs = "a run directory, or a checkpoint file in one; several: an ensemble. The last word may be the FILE: "
     lines = "UTF-8 text, .gz or plain, a sentence a line; - or none: standard input"
     translate.add_argument("words", metavar="RUN [RUN ...] [FILE]", nargs="+", help=runs + lines)
     translate.add_argument("--tokenized", action="store_true", help="write words as the model does, not detokenised")
@@ -150,13 +148,9 @@ def _caption(commands: Subcommands) -> None:
     text = "caption images, or their features, with a trained run, or an ensemble"
     epilog = OUTPUT_EPILOG.format(name="name")
     caption = commands.add_parser("caption", help=text, description=text, epilog=epilog, examples=examples)
-    what = (
-        "a run directory, or a checkpoint file in one; further ones make an ensemble. Then images, or folders of them, "
-    )
-    what += (
-        "for a run trained on features of `smoothloss features` and the demo's; or what data.features or data.labels "
-    )
-    what += "of the recipe name: features as .npy, .npz, .h5 or a folder of such, a JSON with labels or boxes"
+    what = "a run directory, or a checkpoint file in one; several: an ensemble. Then images, or folders of them, for a "
+    what += "run trained on what `smoothloss features` wrote and for the demo's (- reads their names from a pipe); or "
+    what += "what the recipe takes: features as .npy, .npz, .h5 or a folder of such, a JSON with labels or boxes"
     caption.add_argument("words", metavar="RUN [RUN ...] INPUT [INPUT ...]", nargs="+", help=what)
     caption.add_argument("--names", action="store_true", help="a column with the name of each image")
     made = caption.add_argument_group(

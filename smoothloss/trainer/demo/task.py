@@ -89,9 +89,9 @@ class PictureReader(CaptionReader):
         """Images, or folders of them."""
         if any(value is not None for value in how.values()):
             raise RecipeError("--weights, --grid and --size are of a ResNet, and the demo's models read pixels")
-        files = image_files(paths)
+        names, files = image_files(paths)
         self.features = PictureFiles(files)
-        return list(files)
+        return names
 
 
 class DemoTask(CaptioningTask):

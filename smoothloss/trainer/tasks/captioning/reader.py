@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -70,9 +71,9 @@ class CaptionReader(Reader):
         if noted is None and "weights" not in given:
             unknown = "the run does not say how its features were extracted from images"
             raise RecipeError(f"{unknown}: give --weights, --grid and --size as for smoothloss features, or features")
-        files = image_files(paths)
+        names, files = image_files(paths)
         extraction = replace(Extraction(device=device), **{**_noted(noted or {}), **given})
-        return list(files), ImageFeatures(files, extraction)
+        return names, ImageFeatures(files, extraction)
 
     def _open_json(self, path: str, form: str) -> tuple[list[str], Features]:
         content = read_json(path, "INPUT")
@@ -81,7 +82,7 @@ class CaptionReader(Reader):
                 entries = {str(each["image_id"]): each for each in content["images"]}
                 boxes = {name: (each["boxes"], each["width"], each["height"]) for name, each in entries.items()}
                 return list(boxes), BoxFeatures(boxes, self.size - 5)
-            rows = content["val2014"] if "val2014" in content else content
+            rows = content.get("val2014", content)
             labels = {str(name): [int(number) for number in numbers] for name, numbers in rows.items()}
             return list(labels), LabelFeatures(labels, self.size)
         except (KeyError, TypeError, AttributeError, OverflowError) as error:
@@ -109,31 +110,31 @@ class CaptionReader(Reader):
         return super().difference(other)
 
 
-def image_files(paths: Sequence[str]) -> dict[str, Path]:
-    """Image files by name, in order: those named, and those below the folders named; ``-`` reads names from a pipe.
+def image_files(paths: Sequence[str]) -> tuple[list[str], dict[str, Path]]:
+    """Images as named, in order, and their files: those named, and those below the folders named.
+
+    ``-`` alone reads names from standard input, a line each; an empty line is the name of no image.
 
     Raises:
         RecipeError: when there is no such file, or no image in a folder.
     """
-    files: dict[str, Path] = {}
-    for given in _named(paths):
+    names: list[str] = []
+    for given in _piped() if list(paths) == ["-"] else paths:
         path = Path(given)
-        if path.is_dir():
-            files.update((str(file), file) for file in images_below(path))
-        elif path.is_file():
-            files[given] = path
+        if given and path.is_dir():
+            names += map(str, images_below(path))
+        elif not given or path.is_file():
+            names.append(given)
         else:
             raise RecipeError(f"no such image or folder: {given}")
-    return files
+    return names, {name: Path(name) for name in names}
 
 
-def _named(paths: Sequence[str]) -> list[str]:
-    if list(paths) != ["-"]:
-        return list(paths)
+def _piped() -> list[str]:
     if sys.stdin is None:
         raise RecipeError("standard input is closed: name images")
-    lines = sys.stdin.buffer.read().removesuffix(b"\n").split(b"\n")
-    return [line.removesuffix(b"\r").decode("utf-8", "surrogateescape") for line in lines]
+    lines = sys.stdin.buffer.read().split(b"\n")
+    return [os.fsdecode(line.removesuffix(b"\r")) for line in (lines if lines[-1] else lines[:-1])]
 
 
 def _noted(extraction: Mapping[str, Any]) -> dict[str, Any]:
