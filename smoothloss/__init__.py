@@ -1,9 +1,11 @@
 """Cross-entropy against sparse soft targets: token-level and sequence-level loss smoothing for PyTorch."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from __future__ import annotations
 
+TYPE_CHECKING = False  # to type checkers it is true; typing itself takes longer to read than all of this
 if TYPE_CHECKING:
+    from typing import Any
+
     from smoothloss import embeddings, functional, nn, rewards, sampling
     from smoothloss.ops._checks import debug
     from smoothloss.similarity import SimilarityTable
@@ -17,6 +19,8 @@ _NAMES = {"SimilarityTable": "smoothloss.similarity", "debug": "smoothloss.ops._
 
 
 def __getattr__(name: str) -> Any:
+    from importlib import import_module
+
     if name in _MODULES:
         return import_module(f"smoothloss.{name}")
     if name in _NAMES:

@@ -7,9 +7,12 @@ once signals are handled and the arguments are known to be right.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 
 from smoothloss.trainer.cli.signals import Signals
+
+TYPE_CHECKING = False  # not of typing: until signals are handled, every import counts
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

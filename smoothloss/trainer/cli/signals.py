@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import threading
-from types import FrameType, TracebackType
-from typing import Any
+
+TYPE_CHECKING = False  # not of typing: until signals are handled, every import counts
+if TYPE_CHECKING:
+    from types import FrameType, TracebackType
+    from typing import Any
 
 STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
@@ -46,10 +48,12 @@ class Signals:
         self._hook = sys.unraisablehook
 
     def __enter__(self) -> Signals:
-        if threading.current_thread() is threading.main_thread():
-            handlers = {number: signal.getsignal(number) for number in STOPPING}
-            self._before = {number: handler for number, handler in handlers.items() if handler != signal.SIG_IGN}
-        self._install(_leave if self.alone else _stop)
+        handlers = {number: signal.getsignal(number) for number in STOPPING}
+        self._before = {number: handler for number, handler in handlers.items() if handler != signal.SIG_IGN}
+        try:
+            self._install(_leave if self.alone else _stop)
+        except ValueError:  # not in the main thread, which alone gets signals
+            self._before = {}
         return self
 
     def begin_work(self) -> None:
@@ -76,7 +80,9 @@ class Signals:
     def _unraisable(self, unraisable: Any) -> None:
         """Raise a stop again, a moment later, that came where no exception can be raised (in ``__del__``, say)."""
         if isinstance(unraisable.exc_value, Stop):
-            again = threading.Timer(0.02, signal.raise_signal, [unraisable.exc_value.number])
+            from threading import Timer
+
+            again = Timer(0.02, signal.raise_signal, [unraisable.exc_value.number])
             again.daemon = True
             again.start()
         else:
