@@ -23,11 +23,11 @@ from torch import Tensor
 from smoothloss._files import write_atomically
 from smoothloss.trainer import report
 from smoothloss.trainer.checkpoint import write_json
-from smoothloss.trainer.errors import RecipeError
+from smoothloss.trainer.errors import RecipeError, RunError
 from smoothloss.trainer.evaluation import evaluate_split
 from smoothloss.trainer.files import read_json
 from smoothloss.trainer.models import open_checkpoints, open_task
-from smoothloss.trainer.processes import last_words, start_training
+from smoothloss.trainer.processes import Children, last_words
 from smoothloss.trainer.recipes import load_recipe, read_yaml
 from smoothloss.trainer.run import RunDirectory
 from smoothloss.trainer.significance import Comparison, paired_bootstrap
@@ -145,8 +145,8 @@ def reproduce(
 
     Raises:
         RecipeError: when the table or a recipe is wrong, before anything is trained; when the data have no such
-            split, once the first run is trained; when a run failed, after the others were trained and the table was
-            written.
+            split, once the first run is trained.
+        RunError: when a run failed, after the others were trained and the table was written.
     """
     table = load_table(path)
     table.seeds = list(seeds) or table.seeds
@@ -168,7 +168,7 @@ def reproduce(
     failed = _train_all(missing, jobs, finish) if train else []
     written = _write(table, runs, out)
     if failed:
-        raise RecipeError("; ".join(failed))
+        raise RunError("; ".join(failed))
     return written
 
 
@@ -196,11 +196,11 @@ def _train_all(runs: list[Run], jobs: int, finish: Callable[[Run], None]) -> lis
     """Train the runs, ``jobs`` at a time; returns a line for each that failed. ``finish`` is called for each other."""
     waiting, failed = list(runs), []
     running: list[tuple[Run, subprocess.Popen[bytes]]] = []
-    try:
+    with Children() as children:  # each goes on from its last checkpoint next time
         while waiting or running:
             while waiting and len(running) < max(1, jobs):
                 run = waiting.pop(0)
-                running.append((run, start_training(run.words(), _log(run), jobs)))
+                running.append((run, children.start(run.words(), _log(run), jobs)))
             ended = [(run, process) for run, process in running if process.poll() is not None]
             for run, process in ended:
                 running.remove((run, process))
@@ -210,10 +210,6 @@ def _train_all(runs: list[Run], jobs: int, finish: Callable[[Run], None]) -> lis
                     finish(run)
             if not ended:
                 time.sleep(0.2)
-    finally:
-        for _, process in running:
-            process.terminate()  # each goes on from its last checkpoint next time
-            process.wait()
     return failed
 
 

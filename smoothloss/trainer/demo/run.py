@@ -16,9 +16,9 @@ from smoothloss.similarity import SimilarityTable
 from smoothloss.trainer import report
 from smoothloss.trainer.config import LossConfig, LossName
 from smoothloss.trainer.demo.task import DemoTask
-from smoothloss.trainer.errors import RecipeError
+from smoothloss.trainer.errors import RecipeError, RunError
 from smoothloss.trainer.losses import build_loss
-from smoothloss.trainer.processes import last_words, start_training
+from smoothloss.trainer.processes import Children, last_words
 from smoothloss.trainer.recipes import load_recipe
 from smoothloss.trainer.run import RunDirectory
 
@@ -53,7 +53,8 @@ def run_demo(out: Path, overrides: Sequence[str] = ()) -> Path:
         The report's path.
 
     Raises:
-        RecipeError: when a run fails; its last words are in the message.
+        RecipeError: when an override is wrong.
+        RunError: when a run fails; its last words are in the message.
     """
     out.mkdir(parents=True, exist_ok=True)
     _train(out, overrides)
@@ -73,17 +74,13 @@ def _train(out: Path, overrides: Sequence[str]) -> None:
     for name in RUNS:
         load_recipe(RECIPES / f"{name}.yaml", list(overrides))  # what is wrong is said before anything starts
     running: dict[str, subprocess.Popen[bytes]] = {}
-    try:
+    with Children() as children:
         for name in RUNS:
             log = out / f"{name}.log"
             log.unlink(missing_ok=True)
             words = [str(RECIPES / f"{name}.yaml"), "--out", str(out / name), "--overwrite", *overrides]
-            running[name] = start_training(words, log, jobs=len(RUNS))
+            running[name] = children.start(words, log, jobs=len(RUNS))
         _watch(out, running)
-    finally:
-        for process in running.values():
-            process.terminate()  # nothing happens to one that has ended
-            process.wait()
 
 
 def _watch(out: Path, running: dict[str, subprocess.Popen[bytes]]) -> None:
@@ -102,7 +99,7 @@ def _watch(out: Path, running: dict[str, subprocess.Popen[bytes]]) -> None:
                     continue
                 if process.returncode:
                     log = out / f"{name}.log"
-                    raise RecipeError(f"the run {name} failed, see {log}: {last_words(log)}")
+                    raise RunError(f"the run {name} failed, see {log}: {last_words(log)}")
                 del running[name]
             time.sleep(0.3)
 
