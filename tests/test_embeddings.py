@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from smoothloss import _glove
+from smoothloss.embeddings import _glove
 from smoothloss.embeddings import load_vectors, train_glove
 
 GLOVE = "the 0.5 -1 2e-1\na 1 2 3\n. . . 4 5 6\nThe 7 8 9\n"

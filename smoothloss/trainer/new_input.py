@@ -2,68 +2,48 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import select
 import sys
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from smoothloss._files import write_atomically
+from smoothloss._content import without_mark
+from smoothloss._files import write_out
 from smoothloss.trainer.decoding import Hypothesis
 from smoothloss.trainer.errors import RecipeError
+from smoothloss.trainer.files import STDIN, Input, decode_line, is_stream, iterate_lines
 
-MAX_BYTES = 2**20  # of a line: more is no sentence
+MAX_LINE = 2**20  # bytes of a line in a pipe: more is no sentence
 _CHUNK = 2**16
-_MARK = b"\xef\xbb\xbf"  # a byte-order mark in UTF-8
 
 Item = tuple[int | str, Any]  # number or name of an input, and the input; an empty one has no output
 
 
-@contextmanager
-def open_lines(path: str | None) -> Iterator[tuple[Any, str]]:
-    """A stream of bytes, and what an error calls it: a file (``.gz`` or plain), or standard input for None and ``-``.
-
-    Raises:
-        RecipeError: when there is no such file, or standard input is closed.
-    """
-    if path is None or path == "-":
-        if sys.stdin is None:
-            raise RecipeError("standard input is closed: name a file, or give text in a pipe")
-        yield sys.stdin.buffer, "standard input"
-        return
-    with ExitStack() as opened:
-        try:
-            file = opened.enter_context(Path(path).open("rb"))
-        except OSError as error:
-            raise RecipeError(f"cannot read {path}: {error.strerror}") from None
-        yield opened.enter_context(gzip.open(file)) if path.endswith(".gz") else file, path
-
-
-def line_batches(stream: Any, name: str, size: int, *, eager: bool) -> Iterator[list[tuple[int, str]]]:
-    """The lines of a stream with their numbers from 1, up to ``size`` at a time, without line feeds.
+def line_batches(source: Input, size: int, *, eager: bool) -> Iterator[list[tuple[int, str]]]:
+    """The lines of a file or stream with their numbers from 1, up to ``size`` at a time.
 
     Args:
-        stream: Bytes, with ``read1``.
-        name: What an error calls it.
+        source: A file, gzipped or plain, or ``-``, standard input.
         size: Lines of a batch.
-        eager: Give the lines that are there as soon as more would have to be waited for.
+        eager: Of a pipe or terminal, give the lines that are there as soon as more would have to be waited for.
 
     Raises:
-        RecipeError: after all lines before it, at a line that is not UTF-8 or longer than a sentence can be.
+        RecipeError: after all lines before it, at a line that is not UTF-8 text.
     """
     waiting: list[tuple[int, str]] = []
+    number = 0
     try:
-        for numbered in _lines(stream, name):
-            waiting += numbered
+        for lines, is_last in _arriving(source) if is_stream(source) else _lines_of(source):
+            waiting += enumerate(lines, number + 1)
+            number += len(lines)
             while len(waiting) >= size:
                 yield waiting[:size]
                 del waiting[:size]
-            if waiting and eager and not _has_more(stream):
+            if waiting and eager and is_last:
                 yield waiting
                 waiting = []
     except RecipeError:
@@ -74,45 +54,64 @@ def line_batches(stream: Any, name: str, size: int, *, eager: bool) -> Iterator[
         yield waiting
 
 
-def _lines(stream: Any, name: str) -> Iterator[list[tuple[int, str]]]:
-    """The lines that each read completes."""
+def _lines_of(source: Input) -> Iterator[tuple[list[str], bool]]:
+    for line in iterate_lines(source, "FILE"):
+        yield [line], False
+
+
+def _arriving(source: Input) -> Iterator[tuple[list[str], bool]]:
+    """The lines that each read of a stream completes, and whether nothing more is there yet."""
+    with ExitStack() as opened:
+        stream = opened.enter_context(_open(source))
+        yield from _complete_lines(stream, "standard input" if source == STDIN else str(source))
+
+
+@contextmanager
+def _open(source: Input) -> Iterator[Any]:
+    if source != STDIN:
+        with Path(source).open("rb") as stream:
+            yield stream
+    elif sys.stdin is None:
+        raise RecipeError("standard input is closed: name a file, or give text in a pipe")
+    else:
+        yield sys.stdin.buffer
+
+
+def _complete_lines(stream: Any, name: str) -> Iterator[tuple[list[str], bool]]:
     number, rest, begun = 1, b"", False
-    while chunk := _read(stream, name):
-        data = rest + chunk
+    while chunk := stream.read1(_CHUNK):
+        rest += chunk
         if not begun:
-            if len(data) < len(_MARK) and _MARK.startswith(data):
-                rest = data
+            if len(rest) < 4 and b"\n" not in rest:  # as long as a mark can be
                 continue
-            data, begun = data.removeprefix(_MARK), True
-        *whole, rest = data.split(b"\n")
-        if len(rest) > MAX_BYTES:
-            whole, rest = [*whole, rest], b""
-        yield from _decoded(whole, number, name)
+            rest, begun = _unmarked(rest, name), True
+        *whole, rest = rest.split(b"\n")
+        if len(rest) > MAX_LINE:
+            raise RecipeError(f"line {number + len(whole)} of {name} is longer than {MAX_LINE} bytes, expected text")
+        for lines in _decoded(whole, number, name):
+            yield lines, not _has_more(stream)
         number += len(whole)
     if rest:
-        yield from _decoded([rest if begun else rest.removeprefix(_MARK)], number, name)
+        for lines in _decoded([rest if begun else _unmarked(rest, name)], number, name):
+            yield lines, True
 
 
-def _read(stream: Any, name: str) -> bytes:
+def _unmarked(head: bytes, name: str) -> bytes:
     try:
-        data: bytes = stream.read1(_CHUNK)
-    except (EOFError, OSError, zlib.error) as error:
+        return without_mark(head)
+    except ValueError as error:
         raise RecipeError(f"cannot read {name}: {error}") from None
-    return data
 
 
-def _decoded(lines: Sequence[bytes], first: int, name: str) -> Iterator[list[tuple[int, str]]]:
-    good: list[tuple[int, str]] = []
+def _decoded(lines: Sequence[bytes], first: int, name: str) -> Iterator[list[str]]:
+    """Lines as text; of those before one that is none, and then the error."""
+    good: list[str] = []
     for number, line in enumerate(lines, first):
-        problem = f"is longer than {MAX_BYTES} bytes" if len(line) > MAX_BYTES else ""
         try:
-            text = line.removesuffix(b"\r").decode("utf-8")
-        except UnicodeDecodeError as error:
-            problem = problem or f"is not UTF-8: byte {line[error.start]:#04x} at position {error.start + 1}"
-        if problem:
+            good.append(decode_line(line.removesuffix(b"\r"), f"line {number}: "))
+        except ValueError as error:
             yield good
-            raise RecipeError(f"line {number} of {name} {problem}")
-        good.append((number, text))
+            raise RecipeError(f"cannot read {name}: {error}") from None
     yield good
 
 
@@ -182,6 +181,8 @@ class Sink:
     _kept: list[bytes] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        if self.path == STDIN:  # the sign of standard output too
+            self.path = None
         if self.path is not None and not Path(self.path).parent.is_dir():
             raise RecipeError(f"--out: no such folder: {Path(self.path).parent}")
         if self.path is not None and Path(self.path).is_dir():
@@ -201,4 +202,4 @@ class Sink:
     def close(self) -> None:
         """Write the file."""
         if self.path is not None:
-            write_atomically(self.path, b"".join(self._kept))
+            write_out(self.path, b"".join(self._kept))

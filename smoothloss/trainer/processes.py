@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,15 +16,24 @@ from types import FrameType
 from smoothloss.trainer.cli.signals import STOPPING
 
 # Not `-m`, which looks into the working directory first: in the source folder that is a package without binaries.
-_TRAIN = "import sys; sys.path[:] = filter(None, sys.path); from smoothloss.trainer.cli import main; sys.exit(main())"
+_TRAIN = """import sys
+sys.path[:] = filter(None, sys.path)
+from smoothloss.trainer.processes import end_with
+end_with({parent})
+from smoothloss.trainer.cli import main
+sys.exit(main())
+"""
 _PATIENCE = 20.0  # seconds that a process has to end in good order
 
 
 def start_training(words: Sequence[str], log: Path, jobs: int) -> subprocess.Popen[bytes]:
-    """Start ``smoothloss train WORDS`` as one of ``jobs`` processes; what it says is appended to a log."""
+    """Start ``smoothloss train WORDS`` as one of ``jobs`` processes; what it says is appended to a log.
+
+    It ends when this process does, also when that is killed.
+    """
     threads = str(max(1, (os.cpu_count() or 1) // max(1, jobs)))
     environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-    command = [sys.executable, "-c", _TRAIN, "train", *words]
+    command = [sys.executable, "-c", _TRAIN.format(parent=os.getpid()), "train", *words]
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as file:
         return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
@@ -80,6 +90,17 @@ def _signals_later() -> Iterator[None]:
             signal.signal(number, handler)
         for number in came[:1]:
             signal.raise_signal(number)
+
+
+def end_with(parent: int) -> None:
+    """Let this process get a SIGTERM when its parent is gone: nobody would look after it, and it holds a lock."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.3)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def last_words(log: Path) -> str:

@@ -74,7 +74,7 @@ class Vocabulary:
 
         Raises:
             ValueError: when the size has no place for a piece.
-            RecipeError: when tokenizers is not installed.
+            RunError: when tokenizers is not installed.
         """
         if size <= len(SPECIAL_WORDS):
             raise ValueError(f"size must be more than the {len(SPECIAL_WORDS)} special tokens, got {size}")
@@ -117,7 +117,7 @@ class Vocabulary:
         content: dict[str, object] = {"words": self.words, "counts": self.counts}
         if self.bpe is not None:
             content["bpe"] = self.bpe.serialize()
-        write_atomically(path, json.dumps(content, ensure_ascii=False).encode())
+        write_atomically(path, json.dumps(content, ensure_ascii=False).encode("utf-8", "backslashreplace"))
 
     @classmethod
     def load(cls, path: str | Path) -> Vocabulary:
@@ -125,7 +125,7 @@ class Vocabulary:
 
         Raises:
             ValueError: when the file is something else.
-            RecipeError: when it has BPE and tokenizers is not installed.
+            RunError: when it has BPE and tokenizers is not installed.
         """
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))

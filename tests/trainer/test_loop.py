@@ -19,7 +19,7 @@ from smoothloss.rewards import Cider
 from smoothloss.trainer import checkpoint
 from smoothloss.trainer.config import Recipe
 from smoothloss.trainer.distributed import Processes
-from smoothloss.trainer.errors import RecipeError
+from smoothloss.trainer.errors import RecipeError, RunError
 from smoothloss.trainer.loop import Trainer, train
 from smoothloss.trainer.run import RunDirectory
 from smoothloss.trainer.tasks import task_class
@@ -291,7 +291,7 @@ def test_memory_is_flat(tmp_path: Path, make_recipe: Make) -> None:
 
 
 def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path, make_recipe: Make) -> None:
-    with pytest.raises(RecipeError, match=r"training diverged: the loss is nan before step \d+"):
+    with pytest.raises(RunError, match=r"training diverged: the loss is nan before step \d+"):
         train(make_recipe(optimizer={"lr": 1e38}), RunDirectory(tmp_path / "run"))
 
 

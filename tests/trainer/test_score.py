@@ -92,7 +92,18 @@ def test_json_forms_are_the_same_data(score: Score, tmp_path: Path) -> None:
         (["a.txt", "b.txt", "short.txt"], "short.txt has 1 lines and a.txt has 2; they must be the same"),
         (["a.txt", "b.txt", "--df", "nope.txt"], "--df: no such file: nope.txt"),
         (["a.txt", "empty.txt"], "2 candidates have no reference, such as that of line 1"),
-        (["a.txt", "r.json"], "must be all .json (or .json.gz), or all text"),
+        (["a.txt", "r.json"], "1 candidates have no reference, such as that of id 2"),
+        (["a.txt", "one.json"], "one.json has 1 ids and a.txt has 2; they must be the same"),
+        (["one.json", "b.txt"], "b.txt has 2 lines and one.json has 1; they must be the same"),
+        (["a.txt", "b.txt", "r.json"], "references in JSON must be one file, got 2"),
+        (["nothing.txt", "b.txt"], "nothing.txt has no candidate"),
+        (["a.txt", "b.txt", "--df", "nothing.json"], "--df: nothing.json has no document"),
+        (["a.txt", "b.txt", "--df", "nothing.txt"], "--df: nothing.txt has no document"),
+        (["a.txt", "b.txt", "--df", "bare.json"], "--df: bare.json has no document"),
+        (["half.json", "b.txt"], "cannot read half.json: 1 has half a character, a lone surrogate"),
+        (["-", "-"], "standard input is given 2 times, and can be read only once"),
+        ([".", "b.txt"], "candidates: . is a folder, expected a file"),
+        (["truth.json", "b.txt"], "truth.json does not hold results with image_id and caption: entry 0"),
         (["a.json", "r.json", "r.json"], "references in JSON must be one file, got 2"),
         (["a.json", "r.json"], "r.json has no reference for 1 of 2 candidates, such as 2"),
         (["twice.json", "r.json"], "twice.json has 1 ids with more than one candidate, such as 1"),
@@ -122,7 +133,12 @@ def test_what_does_not_fit_is_one_line(
         "list": [1, 2],
         "none": [],
         "number": {"1": [3]},
+        "nothing": {},
+        "bare": {"1": [], "2": []},
+        "half": {"1": "a \ud83d"},
+        "truth": [{"image_id": True, "caption": "x"}],
     }
+    (tmp_path / "nothing.txt").write_text("")
     for name, content in contents.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
     (tmp_path / "broken.json").write_text("{")

@@ -38,18 +38,14 @@ class Parser(argparse.ArgumentParser):
         first = next((word for word in words if word.startswith("-")), words[0]).partition("=")[0]
         if not first.startswith("-"):
             self.error(f"unexpected argument: {first!r}")
-        self.error(f"there is no option {first}{did_you_mean(first.replace('-', '_'), self._options_by_name())}")
-
-    def _options_by_name(self) -> dict[str, str]:
-        return {name.replace("-", "_"): name for name in self._option_string_actions}
+        self.error(f"there is no option {first}{did_you_mean(first, self._option_string_actions)}")
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """``; did you mean ...?`` where a known word is close. A mapping gives the spelling of each."""
-    close = get_close_matches(word, list(known), n=1, cutoff=0.6)
-    if not close:
-        return ""
-    return f"; did you mean {known[close[0]] if isinstance(known, dict) else close[0]}?"
+    """``; did you mean ...?`` where a known word is close; hyphens are as good as underscores."""
+    spelling = {name.replace("-", "_"): name for name in known}
+    close = get_close_matches(word.replace("-", "_"), list(spelling), n=1)
+    return f"; did you mean {spelling[close[0]]}?" if close else ""
 
 
 def whole(low: int, high: float = math.inf) -> Callable[[str], int]:

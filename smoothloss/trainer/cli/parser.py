@@ -73,6 +73,8 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
         return argparse.Namespace(command="train", recipe=words[1], describe=True)
     if words and not words[0].startswith("-") and words[0] not in commands:
         parser.error(f"there is no command {words[0]!r}{did_you_mean(words[0], commands)}")
+    if words and words[0].startswith("-"):
+        parser.refuse_unknown([word for word in words if word not in ("-h", "--help", "--version")][:1])
     if not words:
         parser.error(f"a command is needed: {', '.join(commands)}")
     options, rest = parser.parse_known_args(words)

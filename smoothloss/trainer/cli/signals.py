@@ -82,7 +82,7 @@ class Signals:
         if isinstance(unraisable.exc_value, Stop):
             from threading import Timer
 
-            again = Timer(0.02, signal.raise_signal, [unraisable.exc_value.number])
+            again = Timer(0.02, os.kill, [os.getpid(), unraisable.exc_value.number])
             again.daemon = True
             again.start()
         else:

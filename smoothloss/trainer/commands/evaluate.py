@@ -8,7 +8,7 @@ from pathlib import Path
 from smoothloss.trainer.commands.decoding import decoding_of
 from smoothloss.trainer.commands.output import say, scores_line
 from smoothloss.trainer.errors import RecipeError
-from smoothloss.trainer.evaluation import evaluate_split
+from smoothloss.trainer.evaluation import evaluate_into
 from smoothloss.trainer.models import open_checkpoints
 
 
@@ -18,8 +18,8 @@ def run(options: argparse.Namespace) -> None:
     if options.out is None and (len(checkpoints) > 1 or Path(checkpoints[0]).is_file()):
         raise RecipeError("evaluating other than a run's best checkpoint needs --out, where the scores go")
     decoding = decoding_of(checkpoints[0], options)
-    _, task, model, device = open_checkpoints(checkpoints, options.device)
+    splits = [options.split] if options.split else None
+    _, task, model, device = open_checkpoints(checkpoints, options.device, splits)
     folder = Path(options.out or checkpoints[0])
-    folder.mkdir(parents=True, exist_ok=True)
-    for split in [options.split] if options.split else task.test_splits:
-        say(scores_line(split, evaluate_split(folder, task, model, split, decoding, device)))
+    for split, scores in evaluate_into(folder, task, model, splits or task.test_splits, decoding, device):
+        say(scores_line(split, scores))

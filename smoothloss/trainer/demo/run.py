@@ -17,6 +17,7 @@ from smoothloss.trainer import report
 from smoothloss.trainer.config import LossConfig, LossName
 from smoothloss.trainer.demo.task import DemoTask
 from smoothloss.trainer.errors import RecipeError, RunError
+from smoothloss.trainer.folder import folder_of_runs
 from smoothloss.trainer.losses import build_loss
 from smoothloss.trainer.processes import Children, last_words
 from smoothloss.trainer.recipes import load_recipe
@@ -53,10 +54,16 @@ def run_demo(out: Path, overrides: Sequence[str] = ()) -> Path:
         The report's path.
 
     Raises:
-        RecipeError: when an override is wrong.
+        RecipeError: when an override is wrong, ``out`` holds something else, or another process writes there.
         RunError: when a run fails; its last words are in the message.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    for name in RUNS:  # what is wrong is said before anything starts
+        RunDirectory(out / name).check(load_recipe(RECIPES / f"{name}.yaml", list(overrides)), overwrite=True)
+    with folder_of_runs(out, "demo", ["report.html", *(f"{name}.log" for name in RUNS)]):
+        return _run_demo(out, overrides)
+
+
+def _run_demo(out: Path, overrides: Sequence[str]) -> Path:
     _train(out, overrides)
     runs = [RunDirectory(out / name) for name in RUNS]
     task = DemoTask(runs[0].recipe(), runs[0].vocabularies())
@@ -71,8 +78,6 @@ def run_demo(out: Path, overrides: Sequence[str] = ()) -> Path:
 
 def _train(out: Path, overrides: Sequence[str]) -> None:
     """Both runs as processes of their own, their progress in one bar."""
-    for name in RUNS:
-        load_recipe(RECIPES / f"{name}.yaml", list(overrides))  # what is wrong is said before anything starts
     running: dict[str, subprocess.Popen[bytes]] = {}
     with Children() as children:
         for name in RUNS:

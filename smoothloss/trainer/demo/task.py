@@ -58,6 +58,10 @@ class PictureRegions(Features):
         """(R, F) the whole picture, then its pieces."""
         return self._regions[image]
 
+    def identity(self, image: str) -> bytes:
+        """The pixels: what is computed from them may differ in the last bit."""
+        return self.pictures[image].tobytes()
+
     def require(self, images: Sequence[str]) -> None:
         """Every scene has its picture."""
 

@@ -6,6 +6,8 @@ are imported when a recipe asks for them.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -151,6 +153,7 @@ class Task(ABC):
 
     reader: ClassVar[type[Reader] | None] = None  # what reads new input for a trained model; None: nothing does
 
+    recipe: Recipe
     vocabularies: dict[str, Vocabulary]  # "target" is the one the loss and the search work on
 
     @abstractmethod
@@ -211,6 +214,33 @@ class Task(ABC):
     @abstractmethod
     def inputs(self, split: str) -> list[Input]:
         """The inputs of a split as a person would read them."""
+
+    @abstractmethod
+    def examples(self, part: str) -> Iterable[bytes]:
+        """The examples of ``train`` or a split in order, as bytes that nothing else has a part in.
+
+        Not the paths of their files, nor how these are compressed, nor the machine.
+        """
+
+    def fingerprint(self, part: str) -> str:
+        """The sha256 of :meth:`examples`, in hexadecimal; of ``vocabulary.<name>`` that of its words in their order."""
+        digest = hashlib.sha256()
+        kind, _, name = part.partition(".")
+        known = self.vocabularies.get(name) if kind == "vocabulary" else None
+        if known is not None:
+            model = None if known.bpe is None else known.bpe.serialize()
+            digest.update(json.dumps([known.words, model]).encode())
+            return digest.hexdigest()
+        for example in self.examples(part):
+            digest.update(len(example).to_bytes(8, "little") + example)
+        return digest.hexdigest()
+
+    def detokenized(self, split: str, hypotheses: dict[str, str]) -> tuple[list[str], list[str]] | None:
+        """Generated text and references as people write them, in the order of the inputs.
+
+        None where the task knows no raw text.
+        """
+        return None
 
     def exports(self, split: str, hypotheses: dict[str, str]) -> dict[str, Any]:
         """Further files of JSON that generated text is written to, by name: what a test server takes, say."""

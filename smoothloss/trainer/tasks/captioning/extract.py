@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -15,18 +14,19 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from smoothloss._files import replacing
 from smoothloss.trainer.checkpoint import write_json
 from smoothloss.trainer.errors import RecipeError
 from smoothloss.trainer.evaluation import choose_device
 from smoothloss.trainer.files import read_json
 from smoothloss.trainer.tasks.captioning.arrays import import_h5py
 from smoothloss.trainer.tasks.captioning.features import Features
+from smoothloss.trainer.tasks.captioning.images import INSTALL, read_rgb
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 # ImageNet's, by channel, of pixels in [0, 1].
 _MEAN = np.array((0.485, 0.456, 0.406), dtype=np.float32)
 _DEVIATION = np.array((0.229, 0.224, 0.225), dtype=np.float32)
-_INSTALL = "features from images need transformers and pillow: pip install 'smoothloss[features]'"
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def extract_features(folder: str | Path, out: str | Path, how: Extraction) -> tu
     names = [image.stem for image in images]
     shape = (len(names), *((how.grid**2,) if how.grid else ()), int(model.config.hidden_sizes[-1]))
     out.parent.mkdir(parents=True, exist_ok=True)
-    with _complete(out) as temporary:
+    with replacing(out) as temporary:
         with _WRITERS[out.suffix](temporary, names, shape, how) as writer:
             for start in tqdm(range(0, len(images), how.batch_size), desc="features", dynamic_ncols=True):
                 files = images[start : start + how.batch_size]
@@ -148,7 +148,7 @@ def find_images(folder: Path) -> list[Path]:
     """The images below a folder, in order of their paths.
 
     Raises:
-        RecipeError: when there is none, or two have the same name but for the suffix.
+        RecipeError: when there is none, two have the same name but for the suffix, or a name is no UTF-8.
     """
     if not folder.is_dir():
         raise RecipeError(f"no such folder: {folder}")
@@ -157,6 +157,8 @@ def find_images(folder: Path) -> list[Path]:
     for file in files:
         if first.setdefault(file.stem, file) is not file:
             raise RecipeError(f"two images have the same name: {first[file.stem]} and {file}")
+        if not _is_unicode(file.stem):
+            raise RecipeError(f"the name of the image {str(file)!a} is no UTF-8")
     return files
 
 
@@ -166,10 +168,18 @@ def images_below(folder: Path) -> list[Path]:
     Raises:
         RecipeError: when there is none.
     """
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and not file.is_dir())
     if not files:
         raise RecipeError(f"no image in {folder}: looked for {', '.join(IMAGE_SUFFIXES)}")
     return files
+
+
+def _is_unicode(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # bytes that the file system has and no list of names can hold
+        return False
+    return True
 
 
 def load_resnet(weights: str) -> Any:
@@ -182,7 +192,7 @@ def load_resnet(weights: str) -> Any:
         from transformers import ResNetModel
         from transformers.utils.logging import disable_progress_bar
     except ImportError:
-        raise ImportError(_INSTALL) from None
+        raise ImportError(INSTALL) from None
     disable_progress_bar()
     try:
         model, report = ResNetModel.from_pretrained(weights, use_safetensors=True, output_loading_info=True)
@@ -198,30 +208,23 @@ def read_image(file: Path, size: int) -> Tensor:
     """(3, size, size) float32: the whole image, resized (its aspect ratio changes) and normalised as for ImageNet.
 
     Raises:
-        RecipeError: when the file is no image, or a broken one.
+        RecipeError: as :func:`.read_rgb`, which says how samples of other kinds than eight bits are scaled.
     """
     values = (read_pixels(file, size).astype(np.float32) / 255 - _MEAN) / _DEVIATION
     return torch.from_numpy(values.transpose(2, 0, 1).copy())
 
 
 def read_pixels(file: Path, size: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """(size, size, 3) RGB: the whole image, upright, resized.
+    """(size, size, 3) RGB: the whole image, resized (its aspect ratio changes).
 
     Raises:
-        RecipeError: when the file is no image, or a broken one.
+        RecipeError: as :func:`.read_rgb`.
         ImportError: without pillow.
     """
-    try:
-        from PIL import Image, ImageOps
-    except ImportError:
-        raise ImportError(_INSTALL) from None
-    try:
-        with Image.open(file) as image:
-            upright = ImageOps.exif_transpose(image)
-            pixels = upright.convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
-    except (OSError, EOFError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise RecipeError(f"cannot read the image {file}: {error}") from None
-    return np.asarray(pixels, dtype=np.uint8)
+    pixels = read_rgb(file)
+    from PIL import Image
+
+    return np.asarray(pixels.resize((size, size), Image.Resampling.BICUBIC), dtype=np.uint8)
 
 
 @torch.inference_mode()
@@ -237,17 +240,6 @@ def image_features(model: nn.Module, pixels: Tensor, grid: int) -> Tensor:
     if not grid:
         return maps.mean((2, 3))
     return nn.functional.adaptive_avg_pool2d(maps, grid).flatten(2).transpose(1, 2)
-
-
-@contextmanager
-def _complete(out: Path) -> Iterator[Path]:
-    """A temporary name beside ``out``; the file gets its own when nothing went wrong, and is removed otherwise."""
-    temporary = out.with_name(f".{out.name}.part")
-    try:
-        yield temporary
-        temporary.replace(out)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class _Writer(ABC):

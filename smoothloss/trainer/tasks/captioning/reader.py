@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,7 +50,15 @@ class CaptionReader(Reader):
         Raises:
             RecipeError: when something is missing, broken, or of another width than the run's features.
         """
+        with _without_key():
+            names, self.features = self._find(paths, how, device)
+        if self.features.size != self.size:
+            raise RecipeError(f"the model reads features of width {self.size}, these have {self.features.size}")
+        return names
+
+    def _find(self, paths: Sequence[str], how: Mapping[str, Any], device: str) -> tuple[list[str], Features]:
         data: CaptioningData = self.recipe.data
+        found: tuple[list[str], Features]
         if data.features is None:
             found = self._open_json(_only(paths, "a JSON file"), data.format)
         elif len(paths) == 1 and _holds_arrays(Path(paths[0])):
@@ -58,10 +68,7 @@ class CaptionReader(Reader):
             how = {}
         if any(value is not None for value in how.values()):
             raise RecipeError("--weights, --grid and --size are for images, and these are features already")
-        names, self.features = found
-        if self.features.size != self.size:
-            raise RecipeError(f"the model reads features of width {self.size}, these have {self.features.size}")
-        return names
+        return found
 
     def _open_images(
         self, paths: Sequence[str], how: Mapping[str, Any], device: str
@@ -83,7 +90,7 @@ class CaptionReader(Reader):
                 boxes = {name: (each["boxes"], each["width"], each["height"]) for name, each in entries.items()}
                 return list(boxes), BoxFeatures(boxes, self.size - 5)
             rows = content.get("val2014", content)
-            labels = {str(name): [int(number) for number in numbers] for name, numbers in rows.items()}
+            labels = {str(name): numbers for name, numbers in rows.items()}
             return list(labels), LabelFeatures(labels, self.size)
         except (KeyError, TypeError, AttributeError, OverflowError) as error:
             expected = "images with image_id, width, height and boxes" if form == "coco_boxes" else "labels by image id"
@@ -93,7 +100,8 @@ class CaptionReader(Reader):
 
     def tensors(self, inputs: Sequence[Any]) -> tuple[Tensor, ...]:
         """What the encoder reads of images of these names."""
-        return source_tensors(self.features, inputs, self.recipe.model)
+        with _without_key():
+            return source_tensors(self.features, inputs, self.recipe.model)
 
     def difference(self, other: Reader) -> str | None:
         """Vocabularies, or what the models see."""
@@ -108,6 +116,15 @@ class CaptionReader(Reader):
         if self.notes.get("extraction") != other.notes.get("extraction"):
             return "features"
         return super().difference(other)
+
+
+@contextmanager
+def _without_key() -> Iterator[None]:
+    """Leave out the recipe's keys, which have nothing to do with new input, from what is wrong with a file."""
+    try:
+        yield
+    except RecipeError as error:
+        raise RecipeError(re.sub(r"^data\.\w+: ", "", str(error))) from None
 
 
 def image_files(paths: Sequence[str]) -> tuple[list[str], dict[str, Path]]:

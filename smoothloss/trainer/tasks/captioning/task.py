@@ -20,6 +20,8 @@ from smoothloss.trainer.tasks.captioning.model import CaptioningModel, build_cap
 from smoothloss.trainer.tasks.captioning.reader import CaptionReader, source_tensors
 from smoothloss.trainer.vocabulary import Vocabulary
 
+FEATURES_READ = 64  # images of a part whose features its fingerprint holds, evenly spread
+
 
 class CaptioningTask(Task):
     """Images with several captions each, scored by CIDEr and BLEU.
@@ -123,6 +125,15 @@ class CaptioningTask(Task):
     def inputs(self, split: str) -> list[Input]:
         """The images of a split with their captions."""
         return [Input(image, captions) for image, captions in self.references(split).items()]
+
+    def examples(self, part: str) -> Iterator[bytes]:
+        """The images of a split with their captions, then the features of some of them: all would take long."""
+        images = self.dataset.split(part)
+        for image in images:
+            texts = [" ".join(words) for words in self.dataset.captions[image]]
+            yield "\n".join([image, *texts]).encode("utf-8", "surrogatepass")
+        for image in images[:: max(1, len(images) // FEATURES_READ)]:
+            yield self.dataset.features.identity(image)
 
     def exports(self, split: str, hypotheses: dict[str, str]) -> dict[str, Any]:
         """``captions.<split>.json`` as COCO's server takes it: ``[{"image_id": 42, "caption": "a dog"}, ...]``."""

@@ -20,7 +20,7 @@ class TranslationReader(Reader):
     """Reads lines of the source language: inputs are their tokens.
 
     Raises:
-        RecipeError: when a package that tokenises is not installed.
+        RunError: when a package that tokenises is not installed.
     """
 
     def __init__(self, recipe: Recipe, vocabularies: dict[str, Vocabulary], notes: dict[str, Any]) -> None:

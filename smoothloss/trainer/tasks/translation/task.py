@@ -111,10 +111,23 @@ class TranslationTask(Task):
         inputs = self.inputs(split)
         written = [hypotheses[each.name] for each in inputs]
         scores = corpus_bleu(written, [[each.references[0] for each in inputs]])
-        if self._detokenize is not None and split in self.raw:
-            texts = [self._detokenize(text.split()) for text in written]
-            scores |= detokenized_bleu(texts, [self.raw[split]], lowercase=self.recipe.data.lowercase)
+        found = self.detokenized(split, hypotheses)
+        if found is not None:
+            scores |= detokenized_bleu(found[0], [found[1]], lowercase=self.recipe.data.lowercase)
         return scores
+
+    def detokenized(self, split: str, hypotheses: dict[str, str]) -> tuple[list[str], list[str]] | None:
+        """Moses' detokenisation and the raw lines of the split's target side, where there are any."""
+        if self._detokenize is None or split not in self.raw:
+            return None
+        return [self._detokenize(hypotheses[each.name].split()) for each in self.inputs(split)], self.raw[split]
+
+    def examples(self, part: str) -> Iterator[bytes]:
+        """The words of each pair, and raw lines where there are any; of ``train`` those that are trained on."""
+        text = self.train if part == "train" else self._split(part)
+        raw = self.raw.get(part, [""] * len(text))
+        for source, target, line in zip(text.source, text.target, raw, strict=True):
+            yield f"{' '.join(source)}\t{' '.join(target)}\t{line}".encode("utf-8", "surrogatepass")
 
     def statistics(self, split: str, hypotheses: dict[str, str]) -> Tensor:
         """BLEU's counts of each sentence."""
