@@ -91,9 +91,9 @@ def _complete_lines(stream: Any, name: str) -> Iterator[tuple[list[str], bool]]:
         for lines in _decoded(whole, number, name):
             yield lines, not _has_more(stream)
         number += len(whole)
-    if rest:
-        for lines in _decoded([rest if begun else _unmarked(rest, name)], number, name):
-            yield lines, True
+    rest = rest if begun else _unmarked(rest, name)
+    for lines in _decoded([rest] if rest else [], number, name):
+        yield lines, True
 
 
 def _unmarked(head: bytes, name: str) -> bytes:

@@ -40,7 +40,7 @@ def test_lines_come_whole_numbered_and_in_order(
     kind: str, tmp_path_factory: pytest.TempPathFactory, lines: list[str], end: str, mark: bool, last: bool, size: int,
     eager: bool,
 ) -> None:  # fmt: skip
-    last = last or bool(lines) and not lines[-1]  # an empty last line is none without its end
+    last = last or (bool(lines) and not lines[-1])  # an empty last line is none without its end
     if not mark and lines and lines[0].startswith("\ufeff"):
         mark = True
     content = (end.join(lines) + (end if lines and last else "")).encode()
@@ -178,7 +178,7 @@ def test_a_file_is_written_at_the_end_and_asked_for_at_the_beginning(tmp_path: P
     assert not (tmp_path / "out").exists()
     sink.close()
     assert (tmp_path / "out").read_bytes() == "ä\n\n".encode()
-    with pytest.raises(RecipeError, match="--out: no such folder: .*nowhere"):
+    with pytest.raises(RecipeError, match=r"--out: no such folder: .*nowhere"):
         Sink(str(tmp_path / "nowhere" / "out"))
     with pytest.raises(RecipeError, match="is a folder"):
         Sink(str(tmp_path))
@@ -192,5 +192,3 @@ def test_standard_output_is_utf_8_and_comes_at_once(monkeypatch: pytest.MonkeyPa
         sink.write(["ä\ud800"])
         assert content.getvalue() == "ä\\ud800\n".encode()
         sink.close()
-
-
