@@ -63,14 +63,14 @@ open_once = functools.cache(open_readers)
 
 
 @pytest.fixture
-def translate(monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]) -> Translate:
+def translate(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Translate:
     """Return a function that gives the lines which a command writes for text in a pipe."""
 
     def call(*words: str, text: str = "") -> list[str]:
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
-        capfdbinary.readouterr()
-        assert main(["translate", *words]) == 0, capfdbinary.readouterr().err
-        written = capfdbinary.readouterr().out.decode()
+        capsys.readouterr()
+        assert main(["translate", *words]) == 0, capsys.readouterr().err
+        written = capsys.readouterr().out
         assert written.endswith("\n") or not written
         return written.split("\n")[:-1]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -190,10 +191,12 @@ def load_resnet(weights: str) -> Any:
     """
     try:
         from transformers import ResNetModel
-        from transformers.utils.logging import disable_progress_bar
+        from transformers.utils.logging import disable_progress_bar, set_verbosity_error
     except ImportError:
         raise ImportError(INSTALL) from None
     disable_progress_bar()
+    set_verbosity_error()  # what is missing is said below, in one line
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
         model, report = ResNetModel.from_pretrained(weights, use_safetensors=True, output_loading_info=True)
     except (OSError, ValueError, RuntimeError) as error:
