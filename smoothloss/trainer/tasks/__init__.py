@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -156,6 +156,8 @@ class Task(ABC):
     metric: ClassVar[str]  # the key of `score` that chooses the best checkpoint; higher is better
     test_splits: Sequence[str]  # the splits that a finished run is scored on; "validation" is always there besides
 
+    reader: ClassVar[type[Reader] | None] = None  # what reads new input for a trained model; None: nothing does
+
     recipe: Recipe
     vocabularies: dict[str, Vocabulary]  # "target" is the one the loss and the search work on
 
@@ -257,6 +259,49 @@ class Task(ABC):
     def exports(self, split: str, hypotheses: dict[str, str]) -> dict[str, Any]:
         """Further files of JSON that generated text is written to, by name: what a test server takes, say."""
         return {}
+
+    def notes(self) -> dict[str, Any]:
+        """What a run keeps of its data, as JSON, so that its :attr:`reader` can do without them."""
+        return {}
+
+
+class Reader(ABC):
+    """Reads new input as the training part of a run was read, and writes outputs as text. It needs no data of the run.
+
+    Args:
+        recipe: The run's.
+        vocabularies: The run's.
+        notes: What :meth:`Task.notes` gave when the run was trained.
+    """
+
+    def __init__(self, recipe: Recipe, vocabularies: dict[str, Vocabulary], notes: dict[str, Any]) -> None:
+        self.recipe, self.vocabularies, self.notes = recipe, vocabularies, notes
+
+    @abstractmethod
+    def build_model(self, weights: Mapping[str, Tensor]) -> SequenceModel:
+        """A model of the sizes of these weights, which are put into it afterwards."""
+
+    @abstractmethod
+    def tensors(self, inputs: Sequence[Any]) -> tuple[Tensor, ...]:
+        """The source tensors of a batch of inputs."""
+
+    def difference(self, other: Reader) -> str | None:
+        """What the runs of two readers do differently, so that their models cannot write one text together."""
+        if type(self) is not type(other):
+            return "tasks"
+        for name, vocabulary in self.vocabularies.items():
+            words = other.vocabularies[name].words if name in other.vocabularies else None
+            if vocabulary.words != words:
+                return f"{name} vocabularies"
+        return None
+
+    def words(self, tokens: Sequence[int]) -> str:
+        """Words with spaces between them, on one line."""
+        return " ".join(" ".join(self.vocabularies["target"].decode(tokens)).split())
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """Text as people write it, where it is known how, on one line."""
+        return self.words(tokens)
 
 
 def task_class(name: str) -> type[Task]:
