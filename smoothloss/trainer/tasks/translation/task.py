@@ -25,6 +25,7 @@ from smoothloss.trainer.tasks.translation.data import (
 )
 from smoothloss.trainer.tasks.translation.model import AttentiveModel, TranslationModel
 from smoothloss.trainer.tasks.translation.moses import moses_detokenizer
+from smoothloss.trainer.tasks.translation.reader import TranslationReader
 from smoothloss.trainer.vocabulary import SPECIAL_TOKENS, Vocabulary
 
 
@@ -43,6 +44,7 @@ class TranslationTask(Task):
     data_config = TranslationData
     model_config = TranslationModel
     metric = "bleu"
+    reader = TranslationReader
 
     @classmethod
     def check(cls, recipe: Recipe) -> None:
