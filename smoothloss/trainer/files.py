@@ -111,7 +111,12 @@ def _content(source: Input) -> Iterator[BinaryIO]:
             yield unpacked(sys.stdin.buffer, STDIN)
 
 
-def _decode(content: bytes, place: str) -> str:
+def decode_line(content: bytes, place: str) -> str:
+    """The text of bytes; ``place`` opens the words of an error.
+
+    Raises:
+        ValueError: when they are no UTF-8, or there is a NUL among them.
+    """
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -129,7 +134,7 @@ def read_text(source: Input, key: str) -> str:
         RecipeError: when it cannot be read, unpacked or decoded.
     """
     with _reading(source, key), _content(source) as file:
-        return _decode(without_mark(file.read()), "")
+        return decode_line(without_mark(file.read()), "")
 
 
 def iterate_lines(source: Input, key: str, broken: dict[int, str] | None = None) -> Iterator[str]:
@@ -146,7 +151,7 @@ def iterate_lines(source: Input, key: str, broken: dict[int, str] | None = None)
     with _reading(source, key), _content(source) as file:
         for number, line in enumerate(byte_lines(file), 1):
             try:
-                text = _decode(line, f"line {number}: " if broken is None else "")
+                text = decode_line(line, f"line {number}: " if broken is None else "")
             except ValueError as error:
                 if broken is None:
                     raise

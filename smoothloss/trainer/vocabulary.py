@@ -81,7 +81,7 @@ class Vocabulary:
 
         Raises:
             ValueError: when the size has no place for a piece.
-            RecipeError: when tokenizers is not installed.
+            RunError: when tokenizers is not installed.
         """
         if size <= len(SPECIAL_WORDS):
             raise ValueError(f"size must be more than the {len(SPECIAL_WORDS)} special tokens, got {size}")
@@ -134,7 +134,8 @@ class Vocabulary:
         """Read what :meth:`save` wrote.
 
         Raises:
-            RecipeError: when the file is missing, broken or something else, or has BPE and tokenizers is not installed.
+            RecipeError: when the file is missing, broken or something else.
+            RunError: when it has BPE and tokenizers is not installed.
         """
         path = Path(path)
         content = parse_text(read_text(path, "vocabulary"), path, "vocabulary")

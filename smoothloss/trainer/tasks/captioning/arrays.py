@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from smoothloss.trainer.errors import RecipeError
+from smoothloss.trainer.files import read_json
 from smoothloss.trainer.tasks.captioning.features import Features
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -120,6 +121,36 @@ def _numbers(array: Array) -> Array:
     if array.dtype.kind not in "fiub":
         raise ValueError(f"it holds {array.dtype}, expected numbers")
     return np.array(array, dtype=np.float32)
+
+
+def open_arrays(path: Path) -> tuple[list[str], ArrayFeatures]:
+    """All arrays of a folder or file, and their names in its order; the rows of a ``.npy`` without names are numbers.
+
+    Raises:
+        RecipeError: as :class:`ArrayFeatures`.
+        ImportError: for an ``.h5`` without h5py.
+    """
+    listed = path.with_suffix(".ids.json")
+    rows = None
+    if path.suffix == ".npy":
+        if listed.is_file():
+            rows = [str(name) for name in read_json(str(listed), "names of rows")]
+        else:
+            rows = [str(number) for number in range(_count_rows(path))]
+    try:
+        names = list(_open(path, rows or [], rows).names)
+    except RecipeError:
+        raise
+    except _UNREADABLE as error:
+        raise _unreadable(path, error) from None
+    return names, ArrayFeatures(path, names, rows=rows)
+
+
+def _count_rows(path: Path) -> int:
+    try:
+        return len(np.load(path, mmap_mode="r", allow_pickle=False))
+    except (*_UNREADABLE, TypeError) as error:
+        raise _unreadable(path, error) from None
 
 
 def _match(images: Sequence[str], files: Mapping[str, str], names: Mapping[str, Any]) -> dict[str, str]:

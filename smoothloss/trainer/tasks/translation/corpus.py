@@ -102,7 +102,7 @@ def read_corpus(data: TranslationData) -> Corpus:
         parts |= {name: Part(pairs, range(len(pairs)), len(pairs)) for name, pairs in drawn.items()}
     else:
         parts["train"] = train
-    words = [_words_of(language, data) for language in (data.source, data.target)]
+    words = [words_of(language, data) for language in (data.source, data.target)]
     texts = {
         name: ParallelText(
             [words[0](source) for source, _ in part.pairs], [words[1](target) for _, target in part.pairs], part.numbers
@@ -226,8 +226,8 @@ def _count(name: str, size: float, pairs: int) -> int:
     return count
 
 
-def _words_of(language: str, data: TranslationData) -> Callable[[str], Sentence]:
-    """What makes words of a line."""
+def words_of(language: str, data: TranslationData) -> Callable[[str], Sentence]:
+    """What makes words of a line of this language: lower case and tokenisation are the recipe's."""
     split = str.split if data.tokenize == "none" else moses_tokenizer(language, "data.tokenize")
     return (lambda line: split(line.lower())) if data.lowercase else split
 

@@ -24,6 +24,7 @@ from smoothloss.trainer.tasks.translation.data import (
 )
 from smoothloss.trainer.tasks.translation.model import AttentiveModel, TranslationModel
 from smoothloss.trainer.tasks.translation.moses import moses_detokenizer
+from smoothloss.trainer.tasks.translation.reader import TranslationReader
 from smoothloss.trainer.vocabulary import SPECIAL_TOKENS, Vocabulary
 
 
@@ -42,6 +43,7 @@ class TranslationTask(Task):
     data_config = TranslationData
     model_config = TranslationModel
     metric = "bleu"
+    reader = TranslationReader
 
     def __init__(self, recipe: Recipe, vocabularies: dict[str, Vocabulary] | None = None) -> None:
         data: TranslationData = recipe.data

@@ -11,7 +11,7 @@ from drawn_files import Writing, lines, names, writings
 from hypothesis import given
 from hypothesis import settings as drawing
 
-from smoothloss.trainer.errors import RecipeError
+from smoothloss.trainer.errors import RecipeError, RunError
 from smoothloss.trainer.tasks.translation.corpus import hold_out, read_corpus, read_part
 from smoothloss.trainer.tasks.translation.data import TranslationData
 
@@ -149,7 +149,7 @@ def test_raw_text_becomes_words_and_is_kept(tmp_path: Path) -> None:
 
 def test_the_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sacremoses", None)
-    with pytest.raises(RecipeError, match=r"data\.tokenize needs the package sacremoses: pip install .*\[translate\]"):
+    with pytest.raises(RunError, match=r"data\.tokenize needs the package sacremoses: pip install .*\[translate\]"):
         read_corpus(replace(tsv(tmp_path), tokenize="moses"))
 
 
