@@ -62,7 +62,7 @@ class Teacher:
         """Return the same teacher on a device."""
         rest = None if self.log_rest is None else self.log_rest.to(device, non_blocking=non_blocking)
         indices = self.indices.to(device, non_blocking=non_blocking)
-        return _unchecked(indices, self.log_probs.to(device, non_blocking=non_blocking), rest)
+        return unchecked(indices, self.log_probs.to(device, non_blocking=non_blocking), rest)
 
     @classmethod
     def from_logits(cls, logits: Tensor, k: int) -> Teacher:
@@ -83,7 +83,7 @@ class Teacher:
             ValueError: `k` is out of range; on the CPU also for logits of NaN or ``inf``, or all ``-inf``.
         """
         classes = _check_logits(logits)
-        if not 1 <= _check_integer(k, "k") <= classes:
+        if not 1 <= check_integer(k, "k") <= classes:
             raise ValueError(f"k: got {k}, expected between 1 and {classes}, the classes of logits")
         return _by_chunks(logits, lambda rows: _top_k(rows, int(k)))
 
@@ -109,7 +109,7 @@ class Teacher:
         Source: Anshumann et al. 2025, "Sparse Logit Sampling" (random sampling distillation).
         """
         _check_logits(logits)
-        if _check_integer(draws, "draws") < 1:
+        if check_integer(draws, "draws") < 1:
             raise ValueError(f"draws: got {draws}, expected at least 1")
         return _by_chunks(logits, lambda rows: _draw(rows, int(draws), generator))
 
@@ -128,7 +128,7 @@ class Teacher:
             raise ValueError(f"log_probs: got probabilities that add up to {float(total.max())}, expected at most 1")
 
 
-def _unchecked(indices: Tensor, log_probs: Tensor, log_rest: Tensor | None) -> Teacher:
+def unchecked(indices: Tensor, log_probs: Tensor, log_rest: Tensor | None) -> Teacher:
     """A teacher whose parts are right by construction."""
     teacher = object.__new__(Teacher)
     teacher.__dict__.update(indices=indices, log_probs=log_probs, log_rest=log_rest)
@@ -148,11 +148,12 @@ def _check_logits(logits: Tensor) -> int:
     return logits.shape[-1]
 
 
-def _check_integer(value: int, name: str) -> int:
+def check_integer(value: object, name: str) -> int:
+    """Return a whole number, of numpy or torch too, as an int, or raise TypeError."""
     if isinstance(value, bool):
         raise TypeError(f"{name}: got bool, expected an integer")
     try:
-        return operator.index(value)
+        return operator.index(value)  # type: ignore[arg-type]
     except TypeError:
         raise TypeError(f"{name}: got {type(value).__name__}, expected an integer") from None
 

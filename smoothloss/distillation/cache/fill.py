@@ -8,13 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from smoothloss.distillation.cache.index import NAME, Index, Settings, read_index
 from smoothloss.distillation.cache.reader import TeacherCache
 from smoothloss.distillation.cache.writer import SHARD_BYTES, TeacherCacheWriter
-from smoothloss.distillation.teacher import Teacher
+from smoothloss.distillation.teacher import Teacher, check_integer
 
 Batch = TypeVar("Batch")
 
@@ -48,7 +49,7 @@ def write_from(
         draws: Of logits, keep the counts of so many draws. With a callable that returns a :class:`Teacher`, it says
             that those are of :meth:`Teacher.sample`.
         lengths: Returns how many positions each sequence of a batch has, ``(B,)``; T by default.
-        seed: Of the draws.
+        seed: Of the draws, at least 0.
         options: Others of :meth:`TeacherCache.write`: `ids`, `log_rest`, `num_sequences`, `shard_bytes`.
 
     Returns:
@@ -60,12 +61,14 @@ def write_from(
     """
     if k is not None and draws is not None:
         raise ValueError(f"k: got {k} beside draws={draws}, expected one of them")
+    if check_integer(seed, "seed") < 0:
+        raise ValueError(f"seed: got {seed}, expected at least 0")
     writer = TeacherCache.write(path, vocabulary_size=vocabulary_size, fingerprint=fingerprint, draws=draws, **options)
     with writer, torch.no_grad():
         for batch in itertools.islice(batches, writer.batches, None):
             said = teacher(batch)
             if isinstance(said, Tensor):
-                said = _reduced(said, writer.settings, k, seed + (writer.batches << 32))
+                said = _reduced(said, writer.settings, k, (seed, writer.batches))
             writer.add_batch(said, None if lengths is None else lengths(batch))
     return TeacherCache(path)
 
@@ -160,13 +163,15 @@ def _sequence(caches: list[TeacherCache], starts: list[int], number: int) -> Tea
     return caches[place][number - starts[place]]
 
 
-def _reduced(logits: Tensor, settings: Settings, k: int | None, seed: int) -> Teacher:
-    """What is kept of logits."""
+def _reduced(logits: Tensor, settings: Settings, k: int | None, seed: tuple[int, int]) -> Teacher:
+    """What is kept of the logits of a batch, whose draws follow from a seed and its number."""
     if logits.dim() != 3 or logits.shape[-1] != settings.vocabulary_size:
         shape = tuple(logits.shape)
         raise ValueError(f"teacher: got logits of shape {shape}, expected (B, T, V), V = {settings.vocabulary_size}")
     if settings.draws is not None:
-        generator = torch.Generator(logits.device).manual_seed(seed)
+        # Mixed, because a generator on the CPU looks at the lower 32 bits of a seed alone.
+        mixed = np.random.SeedSequence(seed).generate_state(1, np.uint64)
+        generator = torch.Generator(logits.device).manual_seed(int(mixed[0]))
         return Teacher.sample(logits, settings.draws, generator=generator)
     if k is None:
         raise ValueError("k: got None for a teacher that returns logits, expected k or draws")

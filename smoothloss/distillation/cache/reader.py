@@ -17,7 +17,7 @@ from smoothloss.distillation.cache.index import Settings, read_index
 from smoothloss.distillation.cache.packing import Integers
 from smoothloss.distillation.cache.shard import Floats, Sequence, Shard, check_size
 from smoothloss.distillation.cache.writer import SHARD_BYTES, TeacherCacheWriter
-from smoothloss.distillation.teacher import Teacher, _unchecked
+from smoothloss.distillation.teacher import Teacher, check_integer, unchecked
 
 
 class TeacherCache:
@@ -104,8 +104,15 @@ class TeacherCache:
             ValueError: An argument is out of range, the folder holds other things or a cache with other settings, or
                 another process is writing it.
         """
-        settings = Settings(vocabulary_size, fingerprint, ids, draws, draws is None if log_rest is None else log_rest)
-        return TeacherCacheWriter(path, settings, num_sequences, shard_bytes)
+        settings = Settings(
+            check_integer(vocabulary_size, "vocabulary_size"),
+            fingerprint,
+            ids,
+            None if draws is None else check_integer(draws, "draws"),
+            draws is None if log_rest is None else log_rest,
+        )
+        total = None if num_sequences is None else check_integer(num_sequences, "num_sequences")
+        return TeacherCacheWriter(path, settings, total, check_integer(shard_bytes, "shard_bytes"))
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
@@ -114,7 +121,7 @@ class TeacherCache:
         """Return the teacher ``(T, K)`` of a sequence; a negative number counts from the end."""
         teacher = self.batch([number])
         rest = None if teacher.log_rest is None else teacher.log_rest[0]
-        return _unchecked(teacher.indices[0], teacher.log_probs[0], rest)
+        return unchecked(teacher.indices[0], teacher.log_probs[0], rest)
 
     def __iter__(self) -> Iterator[Teacher]:
         return (self[number] for number in range(len(self)))
@@ -142,7 +149,7 @@ class TeacherCache:
         ids, log_probs = _entries(found)
         place = _Place(slots, within, length, width)
         rest = self._rest(found, length)
-        return _unchecked(place(ids, -1), place(log_probs, -np.inf), rest)
+        return unchecked(place(ids, -1), place(log_probs, -np.inf), rest)
 
     def verify(self) -> None:
         """Read all shards and compare them with what was written.
@@ -171,13 +178,7 @@ class TeacherCache:
             )
 
     def _find(self, number: int) -> tuple[Shard, Sequence]:
-        if isinstance(number, bool):
-            raise TypeError("numbers: got bool, expected integers")
-        try:
-            where = operator.index(number)
-        except TypeError:
-            raise TypeError(f"numbers: got {type(number).__name__}, expected integers") from None
-        size = len(self)
+        where, size = check_integer(number, "numbers"), len(self)
         if not -size <= where < size:
             raise IndexError(f"numbers: got {where}, expected the number of one of {size} sequences")
         where %= size

@@ -18,7 +18,7 @@ from smoothloss._validation import check_shape, check_tensor
 from smoothloss.distillation.cache import fixed_point
 from smoothloss.distillation.cache.index import NAME, Index, Settings, read_index
 from smoothloss.distillation.cache.shard import Content, check_size, write_shard
-from smoothloss.distillation.teacher import Teacher, _unchecked
+from smoothloss.distillation.teacher import Teacher, unchecked
 
 SHARD_BYTES = 1 << 27
 _SHARD = re.compile(r"shard-\d{5,}\.safetensors")
@@ -44,8 +44,8 @@ class TeacherCacheWriter:
     """
 
     def __init__(self, path: str | Path, settings: Settings, num_sequences: int | None, shard_bytes: int) -> None:
-        if isinstance(shard_bytes, bool) or not isinstance(shard_bytes, int) or shard_bytes < 1:
-            raise ValueError(f"shard_bytes: got {shard_bytes!r}, expected an integer of at least 1")
+        if shard_bytes < 1:
+            raise ValueError(f"shard_bytes: got {shard_bytes}, expected at least 1")
         self.path, self.settings, self._shard_bytes = Path(path), settings, shard_bytes
         wanted = Index(settings, num_sequences=num_sequences)
         self._lock: int | None = None
@@ -86,7 +86,7 @@ class TeacherCacheWriter:
         """
         _check_teacher(teacher, 2, "(T, K)")
         rest = None if teacher.log_rest is None else teacher.log_rest[None]
-        self.add_batch(_unchecked(teacher.indices[None], teacher.log_probs[None], rest))
+        self.add_batch(unchecked(teacher.indices[None], teacher.log_probs[None], rest))
 
     def add_batch(self, teacher: Teacher, lengths: Tensor | None = None) -> None:
         """Append the sequences of a batch, all or none of them.
