@@ -103,6 +103,8 @@ class Index:
             raise TypeError(f"complete: got {type(self.complete).__name__}, expected a bool")
         if self.num_sequences is not None:
             _check(self.num_sequences, "num_sequences", 0, 1 << 62)
+        if len({shard.file for shard in self.shards}) != len(self.shards):
+            raise ValueError("shards: got one of them twice, expected each once")
 
     @property
     def sequences(self) -> int:

@@ -39,6 +39,7 @@ class TeacherCache:
         path: The folder.
         settings: What it was written with: `vocabulary_size`, `fingerprint`, `ids`, `draws`, `log_rest`.
         complete: Whether its writer came to the end.
+        records: What the index says of each shard.
 
     Raises:
         FileNotFoundError: There is no cache, or a shard is missing.
@@ -194,7 +195,7 @@ class TeacherCache:
     def _rest(self, found: list[tuple[Shard, Sequence]], length: int) -> Tensor | None:
         if not self.settings.log_rest and self.settings.draws is None:
             return None
-        rest = torch.full((len(found), length), -torch.inf)
+        rest = torch.full((len(found), length), -torch.inf, dtype=torch.float32, device="cpu")
         if self.settings.log_rest:
             array = rest.numpy()
             for row, (shard, sequence) in zip(array, found, strict=True):

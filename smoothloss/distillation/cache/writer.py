@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -48,12 +49,12 @@ class TeacherCacheWriter:
             raise ValueError(f"shard_bytes: got {shard_bytes}, expected at least 1")
         self.path, self.settings, self._shard_bytes = Path(path), settings, shard_bytes
         wanted = Index(settings, num_sequences=num_sequences)
-        self._lock: int | None = None
         self._pending: list[Content] = []
         self._pending_bytes = 0
         _check_folder(self.path)
         self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = _locked(self.path)
+        # Given back by close(), by the garbage collector, or by the end of the process, whatever that is.
+        self._lock = weakref.finalize(self, os.close, _locked(self.path))
         try:
             self._index = self._opened(wanted)
             _remove_leftovers(self.path, self._index)
@@ -99,7 +100,7 @@ class TeacherCacheWriter:
             TypeError: As in :meth:`add`.
             ValueError: As in :meth:`add`.
         """
-        if self._lock is None:
+        if not self._lock.alive:
             raise ValueError("writer: got a writer that is closed, expected an open one")
         _check_teacher(teacher, 3, "(B, T, K)")
         content = _content(self.settings, teacher, _within(teacher, lengths))
@@ -139,9 +140,7 @@ class TeacherCacheWriter:
     def close(self) -> None:
         """Let others write the cache. What is not committed is lost."""
         self._pending = []
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        self._lock()
 
     def _opened(self, wanted: Index) -> Index:
         """The index that is there, or a new one."""
@@ -208,13 +207,13 @@ def _within(teacher: Teacher, lengths: Tensor | None) -> Tensor:
     """(B, T) bool, on the CPU: the positions to keep."""
     batch, width = teacher.indices.shape[:2]
     if lengths is None:
-        return torch.ones((batch, width), dtype=torch.bool)
+        return torch.ones((batch, width), dtype=torch.bool, device="cpu")
     lengths = check_tensor(lengths, "lengths", floating=False).cpu()
     check_shape(lengths, "lengths", (batch,), "one number a sequence")
     if batch and not (lengths.min() >= 0 and lengths.max() <= width):
         wrong = lengths[(lengths < 0) | (lengths > width)][0]
         raise ValueError(f"lengths: got {int(wrong)}, expected between 0 and {width}")
-    return torch.arange(width) < lengths[:, None]
+    return torch.arange(width, device="cpu") < lengths[:, None]
 
 
 def _content(settings: Settings, teacher: Teacher, within: Tensor) -> Content:

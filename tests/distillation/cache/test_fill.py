@@ -140,6 +140,7 @@ def test_parts_that_make_no_cache(tmp_path: Path, teachers: list[Teacher], write
     TeacherCache.write(tmp_path / "c", vocabulary_size=100, fingerprint="text").close()
     for parts, message in (
         ([], "parts: got none"),
+        (["a", "a"], "shards: got one of them twice"),
         (["a", "b"], r"parts: got b with other settings \(vocabulary_size: got 101, expected 100\)"),
         (["a", "c"], "parts: got c, which is not complete"),
         ([tmp_path / "a"], "parts: got .*a, expected a folder below"),

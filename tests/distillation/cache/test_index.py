@@ -61,6 +61,7 @@ EDITS: dict[str, Callable[[dict[str, Any]], object]] = {
         "vocabulary_size"
     ),
     "vocabulary_size: got float": lambda content: content["settings"].update(vocabulary_size=100.0),
+    "shards: got one of them twice": lambda content: content["shards"].append(content["shards"][0]),
     "shards: got dict, expected a list": lambda content: content.update(shards={}),
     "shard: got list": lambda content: content.update(shards=[[]]),
     "file: got '../x', expected a path below the cache": lambda content: content["shards"][0].update(file="../x"),

@@ -156,6 +156,23 @@ def test_what_is_no_cache(tmp_path: Path) -> None:
             TeacherCache(path)
 
 
+def test_defaults_of_torch_change_nothing(
+    tmp_path: Path, make_teacher: MakeTeacher, write_cache: WriteCache, assert_same: AssertSame
+) -> None:
+    for draws in (None, 12):
+        teacher = make_teacher(0, 5, 3, 100, draws=draws)
+        torch.set_default_dtype(torch.float64)
+        torch.set_default_device("meta")
+        try:
+            cache = write_cache(tmp_path / str(draws), [teacher], 100, draws=draws)
+            got, sampled = cache[0], Teacher.sample(torch.zeros(2, 3, device="cpu"), 4)
+        finally:
+            torch.set_default_dtype(torch.float32)
+            torch.set_default_device(None)
+        assert_same(got, teacher)
+        assert sampled.log_probs.dtype == torch.float32 and sampled.log_probs.device.type == "cpu"
+
+
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_workers_of_a_data_loader_read_it(cache: TeacherCache) -> None:
     expected = [teacher.indices for teacher in cache]  # mapped here already when the workers are forked

@@ -248,4 +248,5 @@ def test_one_process_writes_at_a_time(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^path: another process is writing the cache at "):
         TeacherCache.write(path, **SETTINGS)
     writer.close()
+    TeacherCache.write(path, **SETTINGS)  # and is not kept
     TeacherCache.write(path, **SETTINGS).close()
