@@ -83,11 +83,11 @@ class Packing(NamedTuple):
         return words
 
     def _digits(self, words: npt.NDArray[np.uint64]) -> Integers:
-        numbers = np.empty((len(words), self.digits), np.int64)
+        numbers = np.empty((len(words), self.digits), np.uint64)
         base = np.uint64(self.base)
         for place in range(self.digits - 1):
             rest = words // base
-            numbers[:, place] = words - rest * base
+            np.subtract(words, rest * base, out=numbers[:, place])
             words = rest
         numbers[:, -1] = words
-        return numbers.ravel()
+        return numbers.ravel().view(np.int64)

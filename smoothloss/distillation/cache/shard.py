@@ -164,8 +164,8 @@ class Shard:
         if self._settings.ids == "packed":
             ids: npt.NDArray[np.integer] = self._packing.unpack(stored, spans)
         else:
-            ids = _taken(stored, spans)
-        if len(ids) and not (ids.min() >= 0 and ids.max() < self._settings.vocabulary_size):
+            ids = _taken(stored, spans).view(np.uint32)  # where a negative one is too large
+        if len(ids) and ids.max() >= self._settings.vocabulary_size:
             self._raise("ids")
         return ids
 

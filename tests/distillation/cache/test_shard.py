@@ -121,6 +121,15 @@ def test_a_shard_of_something_else_is_one_line(cache: TeacherCache, message: str
     assert_damaged(cache.path, "tensors" if message.startswith("tensors") else re.escape(message))
 
 
+@pytest.mark.parametrize("wrong", [1000, -1])
+def test_ids_beyond_the_vocabulary(
+    tmp_path: Path, make_teacher: MakeTeacher, write_cache: WriteCache, wrong: int
+) -> None:
+    cache = write_cache(tmp_path / "cache", [make_teacher(0, 9, 4, 1000)], 1000, ids="int32")
+    rewrite(cache, lambda arrays, _: arrays["ids"].__setitem__(5, wrong))
+    assert_damaged(cache.path, r"ids\)")
+
+
 def test_counts_beyond_the_draws(tmp_path: Path, make_teacher: MakeTeacher, write_cache: WriteCache) -> None:
     cache = write_cache(tmp_path / "cache", [make_teacher(0, 9, 4, 1000, draws=12)], 1000, draws=12)
     rewrite(cache, lambda arrays, _: arrays["counts"].__setitem__(slice(None), 255))
