@@ -141,20 +141,25 @@ def test_devices_stay_devices(writer: Writer) -> None:
         writer("/dev/full", b"x")
 
 
-@both
 @pytest.mark.parametrize("name", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1", "LINK"])
-def test_the_standard_output_is_written_into_in_order(tmp_path: Path, writer: Writer, name: str) -> None:
+def test_the_standard_output_is_written_into_in_order(tmp_path: Path, name: str) -> None:
     """Also where it is a file, which must neither be replaced nor written from its beginning."""
     (tmp_path / "LINK").symlink_to("/dev/stdout")
     out = tmp_path / "out"
-    script = f"import test_files as t; print('before'); t.{writer.__name__}({name!r}, b'now\\n'); print('after')"
-    environment = {**os.environ, "PYTHONPATH": f"{Path(__file__).parent}:{os.environ.get('PYTHONPATH', '')}"}
+    script = f"""if True:
+        from smoothloss._files import replacing, write_atomically
+        print("before")
+        write_atomically({name!r}, b"now\\n")
+        with replacing({name!r}) as temporary:
+            temporary.write_bytes(b"then\\n")
+        print("after")
+    """
     with out.open("wb") as file:
         file.write(b"first\n")
         file.flush()
-        subprocess.run([sys.executable, "-c", script], cwd=tmp_path, stdout=file, env=environment, check=True)
+        subprocess.run([sys.executable, "-c", script], cwd=tmp_path, stdout=file, check=True)
         file.write(b"last\n")
-    assert out.read_bytes() == b"first\nbefore\nnow\nafter\nlast\n"
+    assert out.read_bytes() == b"first\nbefore\nnow\nthen\nafter\nlast\n"
 
 
 def test_a_dash_is_the_standard_output(

@@ -12,14 +12,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from smoothloss._files import write_atomically
+from smoothloss._files import write_atomically, write_out
 from smoothloss.trainer.errors import RecipeError
 
 
 def write_json(path: str | Path, content: Any) -> None:
-    """Write indented JSON whole or not at all."""
+    """Write indented JSON whole or not at all, to what a command's ``--out`` may name."""
     text = json.dumps(content, indent=2, ensure_ascii=False)
-    write_atomically(path, f"{text}\n".encode())
+    write_out(path, f"{text}\n".encode("utf-8", "backslashreplace"))  # half a surrogate pair becomes its escape
 
 
 def save_checkpoint(path: str | Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from smoothloss.trainer.errors import RecipeError
+from smoothloss.trainer.errors import RecipeError, RunError
 from smoothloss.trainer.evaluation import choose_device
 
 # The others wait while the first one validates.
@@ -31,7 +32,8 @@ class Processes:
         device: Where this one trains.
 
     Raises:
-        RecipeError: when several were started and accelerate is not installed, or the device is one GPU.
+        RecipeError: when several were started and the device is one GPU.
+        RunError: when several were started and accelerate is not installed.
     """
 
     def __init__(self, device: str) -> None:
@@ -45,7 +47,7 @@ class Processes:
         try:
             from accelerate import PartialState
         except ImportError:
-            raise RecipeError('several processes need accelerate: pip install "smoothloss[train]"') from None
+            raise RunError('several processes need accelerate: pip install "smoothloss[train]"') from None
         if device not in ("auto", "cpu", "cuda"):
             raise RecipeError(f"device must be auto, cpu or cuda for several processes, got {device!r}")
         state = PartialState(cpu=choose_device(device).type == "cpu", timeout=_TIMEOUT)
@@ -60,6 +62,22 @@ class Processes:
         """Wait until all processes are here."""
         if self.count > 1:
             torch.distributed.barrier()
+
+    def first(self, work: Callable[[], Any]) -> bool:
+        """Do ``work`` in the first process while the others wait; whether it gave something true, told to all.
+
+        Raises:
+            SystemExit: in the others, without a word, when it failed in the first, which raises what went wrong.
+        """
+        done, result = False, False
+        try:
+            result = bool(work()) if self.is_main else False
+            done = True
+        finally:
+            failed, agreed = self.of_main([not done, result])
+        if failed:
+            raise SystemExit(1)
+        return bool(agreed)
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """Each number summed over the processes."""

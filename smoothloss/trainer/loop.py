@@ -6,6 +6,7 @@ import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -17,8 +18,8 @@ from smoothloss.similarity import SimilarityTable
 from smoothloss.trainer import checkpoint, report
 from smoothloss.trainer.config import OptimizerConfig, Recipe
 from smoothloss.trainer.distributed import Processes
-from smoothloss.trainer.errors import RecipeError, one_line
-from smoothloss.trainer.evaluation import evaluate_split, generate, negative_log_likelihood
+from smoothloss.trainer.errors import RecipeError, RunError, one_line
+from smoothloss.trainer.evaluation import evaluate_split, generate, negative_log_likelihood, result_files
 from smoothloss.trainer.losses import build_loss
 from smoothloss.trainer.metrics_log import MetricsLog
 from smoothloss.trainer.progress import Progress
@@ -37,45 +38,71 @@ def train(recipe: Recipe, run: RunDirectory, *, resume: bool = False, overwrite:
         recipe: What to train.
         run: Where.
         resume: Go on from the run's last checkpoint. The losses are those of a run that was never interrupted.
-        overwrite: Start anew, removing the run that is there.
+        overwrite: Start anew, removing the files of the run that is there.
 
     Returns:
-        The scores of every test split by name.
+        The scores of every test split by name, or of the validation part where there is none; nothing in processes
+        other than the first.
 
     Raises:
-        RecipeError: before training starts, when something is missing or contradictory.
+        RecipeError: before training starts, when something is missing or contradictory, or another process trains
+            there.
+        RunError: when training diverges.
     """
     processes = Processes(recipe.device)
-    opened = resume or not processes.is_main
-    if processes.is_main:
-        if resume:
-            run.check_same(recipe)
-        elif not overwrite:
-            run.check_free(overwrite=False)
-    else:
-        processes.wait()  # until the first one has written what all of them read
+    with ExitStack() as held:
+
+        def check() -> bool:
+            held.enter_context(run.lock())
+            return run.check(recipe, resume=resume, overwrite=overwrite)
+
+        goes_on = processes.first(check)
+        begun: list[Trainer] = []
+        processes.first(lambda: begun.append(_begin(recipe, run, processes, goes_on=goes_on)))
+        # The others read what the first one has written.
+        trainer = begun[0] if begun else _open(recipe, run, processes, opened=True)[0]
+        if goes_on:
+            trainer.restore()
+        else:
+            trainer.save()
+        trainer.run_epochs()
+        scores = trainer.test() if processes.is_main else {}
+        processes.close()
+    return scores
+
+
+def _begin(recipe: Recipe, run: RunDirectory, processes: Processes, *, goes_on: bool) -> Trainer:
+    """Check all that can be checked before training, and write what is known then."""
+    trainer, table, cider = _open(recipe, run, processes, opened=goes_on)
+    task, splits = trainer.task, trainer.scored_splits
+    trainer.check_metric()
+    names = ["report.html", *(name for split in splits for name in result_files(task, split))]
+    parts = ["train", "validation", *(f"vocabulary.{name}" for name in task.vocabularies)]
+    if goes_on:
+        run.check_data(task, parts)
+    fingerprints = {part: task.fingerprint(part) for part in dict.fromkeys([*parts, *task.test_splits])}
+    if goes_on:
+        run.go_on(recipe, names, fingerprints)
+        return trainer
+    names += [run.name(file) for file, kept in ((run.table_file, table), (run.cider_file, cider)) if kept is not None]
+    names += [run.name(run.notes_file)]
+    run.create(recipe, task.vocabularies, names, fingerprints)
+    run.write_notes(task.notes())
+    if table is not None:
+        table.save(run.table_file)
+    if cider is not None:
+        cider.save(run.cider_file)
+    return trainer
+
+
+def _open(
+    recipe: Recipe, run: RunDirectory, processes: Processes, *, opened: bool
+) -> tuple[Trainer, SimilarityTable | None, Cider | None]:
+    """Data, model and what the loss needs, of which an ``opened`` run has some."""
     task = task_class(recipe.task)(recipe, run.vocabularies() if opened else None)
     table = _table(recipe, run, task, opened=opened)
     weights, cider = _weights(recipe, run, task, processes.device, opened=opened)
-    trainer = Trainer(recipe, run, task, table, processes, weights)
-    if processes.is_main:
-        trainer.check_metric()
-        if not resume:
-            run.check_free(overwrite=overwrite)
-            run.create(recipe, task.vocabularies)
-            if table is not None:
-                table.save(run.table_file)
-            if cider is not None:
-                cider.save(run.cider_file)
-        processes.wait()
-    if resume:
-        trainer.restore()
-    else:
-        trainer.save()
-    trainer.run_epochs()
-    scores = trainer.test() if processes.is_main else {}
-    processes.close()
-    return scores
+    return Trainer(recipe, run, task, table, processes, weights), table, cider
 
 
 def _table(recipe: Recipe, run: RunDirectory, task: Task, *, opened: bool) -> SimilarityTable | None:
@@ -167,18 +194,22 @@ class Trainer:
         self.log.close()
 
     def test(self) -> dict[str, Any]:
-        """Score the best checkpoint on the test splits, and write ``report.html``: the scores of each by its name."""
+        """Score the best checkpoint, and write ``report.html``: the scores of each split by its name."""
         checkpoint.load_model(self.run.best, self.model)
         scores = {
             split: evaluate_split(self.run.path, self.task, self.model, split, self.recipe.decoding, self.device)
-            for split in self.task.test_splits
+            for split in self.scored_splits
         }
-        for split in [*scores][:1]:
-            examples = report.first_examples(self.task, split)
-            report.write(
-                [self.run], self.run.path / "report.html", title=self.recipe.name, split=split, examples=examples
-            )
+        page = self.run.path / "report.html"
+        report.write([self.run], page, title=self.recipe.name, task=self.task)
+        self.run.folder.claim([], finished=True)
+        sys.stderr.write(f"report: {page}\nbest checkpoint: {self.run.best}\n")
         return scores
+
+    @property
+    def scored_splits(self) -> Sequence[str]:
+        """The test splits, or the validation part where there are none."""
+        return self.task.test_splits or ["validation"]
 
     def _over(self) -> bool:
         """Whether all epochs are done, the budget is spent, or patience has run out."""
@@ -255,7 +286,7 @@ class Trainer:
         loss = loss_sum / tokens
         if not math.isfinite(loss):
             at = f"training diverged: the loss is {loss} before step {self.progress.step}"
-            raise RecipeError(f"{at}; a smaller optimizer.lr or training.clip may help")
+            raise RunError(f"{at}; a smaller optimizer.lr or training.clip may help")
         now = time.perf_counter()
         values: dict[str, Any] = {"train_loss": loss, **self._reward_means()}
         values |= {"lr": self.optimizer.param_groups[0]["lr"], "tokens_per_second": tokens / (now - self._logged)}
@@ -297,9 +328,11 @@ class Trainer:
         about = {"step": self.progress.step, "epoch": self.progress.epoch + 1, "validation_loss": loss, **scores}
         weights = checkpoint.with_prefix("model", self.model.state_dict())
         if self.recipe.training.keep_checkpoints:
-            checkpoint.save_checkpoint(self.run.step_file(self.progress.step), weights, about)
-            for old in self.run.step_files()[: -self.recipe.training.keep_checkpoints]:
-                old.unlink()
+            kept = self.run.step_file(self.progress.step)
+            self.run.folder.claim([self.run.name(kept)])
+            checkpoint.save_checkpoint(kept, weights, about)
+            old = self.run.step_files()[: -self.recipe.training.keep_checkpoints]
+            self.run.folder.remove(map(self.run.name, old))
         if self.progress.best is None or metric > self.progress.best:
             checkpoint.save_checkpoint(self.run.best, weights, about)
         return metric
@@ -345,6 +378,7 @@ class Trainer:
         tensors = checkpoint.with_prefix("model", self.model.state_dict())
         tensors |= checkpoint.with_prefix("optimizer", optimizer)
         tensors |= checkpoint.with_prefix("random", random)
+        self.log.sync()
         state = {"progress": asdict(progress), "optimizer": rest, "seed": self.recipe.seed}
         checkpoint.save_checkpoint(self.run.last, tensors, state)
 
@@ -377,9 +411,9 @@ class Trainer:
         if not self.processes.is_main:
             return
         self.log.restore(progress.metric_lines, progress.step)
-        for file in self.run.step_files():
-            if file > self.run.step_file(progress.step):  # of a future that may come out differently
-                file.unlink()
+        # Of a future that may come out differently.
+        later = [file for file in self.run.step_files() if file > self.run.step_file(progress.step)]
+        self.run.folder.remove(map(self.run.name, later))
 
 
 def _optimizer(parameters: list[torch.nn.Parameter], config: OptimizerConfig, device: torch.device) -> torch.optim.Adam:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import TYPE_CHECKING, Any
 
-from smoothloss.trainer.errors import RecipeError
+from smoothloss.trainer.errors import RunError
 from smoothloss.trainer.run import RunDirectory
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ class MetricsLog:
         tensorboard: Whether to write for TensorBoard too.
 
     Raises:
-        RecipeError: when TensorBoard is asked for and not installed.
+        RunError: when TensorBoard is asked for and not installed.
     """
 
     def __init__(self, run: RunDirectory, *, tensorboard: bool = False) -> None:
@@ -41,6 +42,12 @@ class MetricsLog:
                 board.add_scalar(name, value, step)
             board.flush()
 
+    def sync(self) -> None:
+        """Bring the lines to disk: a checkpoint is to be written that counts them."""
+        if self.lines:
+            with self.run.metrics_file.open("ab") as file:
+                os.fsync(file.fileno())
+
     def restore(self, lines: int, step: int) -> None:
         """Go back to a checkpoint made at a step, after so many lines."""
         self.lines = lines
@@ -56,8 +63,10 @@ class MetricsLog:
 
     def _open(self, step: int) -> SummaryWriter:
         if self._board is None:
-            # What an interrupted run wrote beyond this step is not shown.
-            self._board = _board_class()(str(self.run.path / "tensorboard"), purge_step=step + 1)
+            # What an interrupted run wrote beyond this step is not shown. The suffix tells the run's files from others.
+            suffix = f".{self.run.folder.facts().get('id', 'run')}"
+            folder = str(self.run.path / "tensorboard")
+            self._board = _board_class()(folder, purge_step=step + 1, filename_suffix=suffix)
         return self._board
 
 
@@ -72,5 +81,5 @@ def _board_class() -> type[SummaryWriter]:
     try:
         from torch.utils.tensorboard.writer import SummaryWriter
     except ImportError:
-        raise RecipeError('training.tensorboard needs TensorBoard: pip install "smoothloss[tensorboard]"') from None
+        raise RunError('training.tensorboard needs TensorBoard: pip install "smoothloss[tensorboard]"') from None
     return SummaryWriter

@@ -23,15 +23,18 @@ from torch import Tensor
 from smoothloss._files import write_atomically
 from smoothloss.trainer import report
 from smoothloss.trainer.checkpoint import write_json
-from smoothloss.trainer.errors import RecipeError
-from smoothloss.trainer.evaluation import evaluate_split
+from smoothloss.trainer.errors import RecipeError, RunError
+from smoothloss.trainer.evaluation import evaluate_into
 from smoothloss.trainer.files import read_json
+from smoothloss.trainer.folder import check_part_name, folder_of_runs
 from smoothloss.trainer.models import open_checkpoints, open_task
-from smoothloss.trainer.processes import last_words, start_training
+from smoothloss.trainer.processes import Children, last_words
 from smoothloss.trainer.recipes import load_recipe, read_yaml
 from smoothloss.trainer.run import RunDirectory
 from smoothloss.trainer.significance import Comparison, paired_bootstrap
 from smoothloss.trainer.tasks import Task
+
+FILES = ("table.md", "table.json", "report.html")  # besides the runs and their logs
 
 
 @dataclass
@@ -88,15 +91,13 @@ class Run:
     directory: RunDirectory
 
     def is_done(self, split: str) -> bool:
-        """Whether it was trained and scored."""
-        return (self.directory.path / f"scores.{split}.json").is_file()
+        """Whether it was trained to its end and scored."""
+        return (self.directory.path / f"scores.{split}.json").is_file() and self.directory.finished
 
     def words(self) -> list[str]:
         """What ``smoothloss train`` is told, to train it from where it stands."""
         words = [str(self.recipe), "--out", str(self.directory.path), "--seed", str(self.seed), *self.overrides]
-        if self.directory.last.is_file():
-            return [*words, "--resume"]
-        return [*words, "--overwrite"] if self.directory.recipe_file.is_file() else words
+        return [*words, "--resume"] if self.directory.folder.is_marked else words
 
 
 def load_table(path: str | Path) -> Table:
@@ -114,6 +115,8 @@ def load_table(path: str | Path) -> Table:
     table: Table = (parser.instantiate if hasattr(parser, "instantiate") else parser.instantiate_classes)(parsed).table
     if table.baseline not in table.rows:
         raise RecipeError(f"table {path}: baseline must be one of {', '.join(table.rows)}, got {table.baseline!r}")
+    for row in table.rows:
+        check_part_name(row, f"table {path}: the key of a row")
     if not table.metrics or not table.seeds:
         raise RecipeError(f"table {path}: metrics and seeds must not be empty")
     return table
@@ -145,8 +148,8 @@ def reproduce(
 
     Raises:
         RecipeError: when the table or a recipe is wrong, before anything is trained; when the data have no such
-            split, once the first run is trained; when a run failed, after the others were trained and the table was
-            written.
+            split, once the first run is trained; when ``out`` holds something else, or another process writes there.
+        RunError: when a run failed, after the others were trained and the table was written.
     """
     table = load_table(path)
     table.seeds = list(seeds) or table.seeds
@@ -158,17 +161,24 @@ def reproduce(
     ]
     for run in runs:
         load_recipe(run.recipe, run.overrides)  # what is wrong is said before anything starts
-    missing = [run for run in runs if not run.is_done(table.split)]
+    names = [*FILES, *(_log(run).relative_to(out).as_posix() for run in runs)]
+    # The table of runs of an earlier version, which has no list of its files.
+    known = FILES if not train and (out / "table.json").is_file() else ()
+    with folder_of_runs(out, "reproduce", names, known):
+        return _reproduce(table, runs, out, jobs, train=train)
 
+
+def _reproduce(table: Table, runs: list[Run], out: Path, jobs: int, *, train: bool) -> Path:
     def finish(run: Run) -> None:
         if not run.is_done(table.split):  # training scores the test splits
             _score(run, table.split)
         _write(table, runs, out)
 
+    missing = [run for run in runs if not run.is_done(table.split)]
     failed = _train_all(missing, jobs, finish) if train else []
     written = _write(table, runs, out)
     if failed:
-        raise RecipeError("; ".join(failed))
+        raise RunError("; ".join(failed))
     return written
 
 
@@ -188,19 +198,21 @@ def _run(row: str, seed: int, recipe: Path, out: Path, overrides: list[str]) -> 
 
 
 def _score(run: Run, split: str) -> None:
-    recipe, task, model, device = open_checkpoints([str(run.directory.path)])
-    evaluate_split(run.directory.path, task, model, split, recipe.decoding, device)
+    path = run.directory.path
+    recipe, task, model, device = open_checkpoints([path], splits=[split])
+    for _ in evaluate_into(path, task, model, [split], recipe.decoding, device):
+        pass
 
 
 def _train_all(runs: list[Run], jobs: int, finish: Callable[[Run], None]) -> list[str]:
     """Train the runs, ``jobs`` at a time; returns a line for each that failed. ``finish`` is called for each other."""
     waiting, failed = list(runs), []
     running: list[tuple[Run, subprocess.Popen[bytes]]] = []
-    try:
+    with Children() as children:  # each goes on from its last checkpoint next time
         while waiting or running:
             while waiting and len(running) < max(1, jobs):
                 run = waiting.pop(0)
-                running.append((run, start_training(run.words(), _log(run), jobs)))
+                running.append((run, children.start(run.words(), _log(run), jobs)))
             ended = [(run, process) for run, process in running if process.poll() is not None]
             for run, process in ended:
                 running.remove((run, process))
@@ -210,10 +222,6 @@ def _train_all(runs: list[Run], jobs: int, finish: Callable[[Run], None]) -> lis
                     finish(run)
             if not ended:
                 time.sleep(0.2)
-    finally:
-        for _, process in running:
-            process.terminate()  # each goes on from its last checkpoint next time
-            process.wait()
     return failed
 
 
@@ -237,7 +245,6 @@ def _write(table: Table, runs: list[Run], out: Path) -> Path:
     """Write the table of the runs that are done."""
     done = [run for run in runs if run.is_done(table.split)]
     results = _results(table, done)
-    out.mkdir(parents=True, exist_ok=True)
     text = f"# {table.title}\n\n{markdown(table, results)}\n"
     write_atomically(out / "table.md", text.encode())
     content = {"title": table.title, "split": table.split, "rows": [asdict(result) for result in results]}
@@ -254,7 +261,10 @@ def _write(table: Table, runs: list[Run], out: Path) -> Path:
 def _results(table: Table, done: list[Run]) -> list[Result]:
     by_row = {key: [run for run in done if run.row == key] for key in table.rows}
     baseline = by_row[table.baseline]
-    task = open_task(baseline[0].directory) if baseline else None
+    task = open_task(baseline[0].directory, table.split) if baseline else None
+    if task is not None:
+        for run in done:
+            run.directory.check_data(task, [table.split])
     found = []
     for key, row in table.rows.items():
         if not by_row[key]:
@@ -349,6 +359,5 @@ def _write_report(table: Table, results: list[Result], runs: list[RunDirectory],
         title=table.title,
         introduction=introduction,
         split=table.split,
-        examples=report.first_examples(open_task(runs[0]), table.split),
         sections=[section],
     )

@@ -16,15 +16,15 @@ from smoothloss.similarity import SimilarityTable
 from smoothloss.trainer import report
 from smoothloss.trainer.config import LossConfig, LossName
 from smoothloss.trainer.demo.task import DemoTask
-from smoothloss.trainer.errors import RecipeError
+from smoothloss.trainer.errors import RecipeError, RunError
+from smoothloss.trainer.folder import folder_of_runs
 from smoothloss.trainer.losses import build_loss
-from smoothloss.trainer.processes import last_words, start_training
+from smoothloss.trainer.processes import Children, last_words
 from smoothloss.trainer.recipes import load_recipe
 from smoothloss.trainer.run import RunDirectory
 
 RECIPES = Path(__file__).parent
 RUNS = ("mle", "tok_seq_lazy")
-EXAMPLES = 12
 TIMED_STEPS = 30
 TIMED_LOSSES: dict[str, LossName] = {
     "MLE": "mle",
@@ -53,37 +53,36 @@ def run_demo(out: Path, overrides: Sequence[str] = ()) -> Path:
         The report's path.
 
     Raises:
-        RecipeError: when a run fails; its last words are in the message.
+        RecipeError: when an override is wrong, ``out`` holds something else, or another process writes there.
+        RunError: when a run fails; its last words are in the message.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    for name in RUNS:  # what is wrong is said before anything starts
+        RunDirectory(out / name).check(load_recipe(RECIPES / f"{name}.yaml", list(overrides)), overwrite=True)
+    with folder_of_runs(out, "demo", ["report.html", *(f"{name}.log" for name in RUNS)]):
+        return _run_demo(out, overrides)
+
+
+def _run_demo(out: Path, overrides: Sequence[str]) -> Path:
     _train(out, overrides)
     runs = [RunDirectory(out / name) for name in RUNS]
     task = DemoTask(runs[0].recipe(), runs[0].vocabularies())
     times = step_times(task, runs[1])
-    references = task.references("test")
-    shown = [report.Example(name, references[name], task.pictures[name]) for name in list(references)[:EXAMPLES]]
     path = out / "report.html"
-    report.write(runs, path, title=TITLE, introduction=INTRODUCTION, examples=shown, words=WORDS, step_times=times)
+    report.write(runs, path, title=TITLE, introduction=INTRODUCTION, task=task, words=WORDS, step_times=times)
     sys.stdout.write(f"{path}\n")
     return path
 
 
 def _train(out: Path, overrides: Sequence[str]) -> None:
     """Both runs as processes of their own, their progress in one bar."""
-    for name in RUNS:
-        load_recipe(RECIPES / f"{name}.yaml", list(overrides))  # what is wrong is said before anything starts
     running: dict[str, subprocess.Popen[bytes]] = {}
-    try:
+    with Children() as children:
         for name in RUNS:
             log = out / f"{name}.log"
             log.unlink(missing_ok=True)
             words = [str(RECIPES / f"{name}.yaml"), "--out", str(out / name), "--overwrite", *overrides]
-            running[name] = start_training(words, log, jobs=len(RUNS))
+            running[name] = children.start(words, log, jobs=len(RUNS))
         _watch(out, running)
-    finally:
-        for process in running.values():
-            process.terminate()  # nothing happens to one that has ended
-            process.wait()
 
 
 def _watch(out: Path, running: dict[str, subprocess.Popen[bytes]]) -> None:
@@ -102,7 +101,7 @@ def _watch(out: Path, running: dict[str, subprocess.Popen[bytes]]) -> None:
                     continue
                 if process.returncode:
                     log = out / f"{name}.log"
-                    raise RecipeError(f"the run {name} failed, see {log}: {last_words(log)}")
+                    raise RunError(f"the run {name} failed, see {log}: {last_words(log)}")
                 del running[name]
             time.sleep(0.3)
 

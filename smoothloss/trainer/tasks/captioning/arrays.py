@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import struct
+import tokenize
+import weakref
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
@@ -14,12 +17,17 @@ import torch
 from torch import Tensor
 
 from smoothloss.trainer.errors import RecipeError
-from smoothloss.trainer.tasks.captioning.features import Features, require_known
+from smoothloss.trainer.files import read_json
+from smoothloss.trainer.tasks.captioning.features import Features
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 SUFFIXES = (".npy", ".npz", ".h5", ".hdf5")
-_UNREADABLE = (OSError, EOFError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
+# What numpy and h5py raise for damaged files.
+_UNREADABLE = (
+    ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, OSError, RuntimeError, SyntaxError, TypeError,
+    ValueError, struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 # The array of a file that has others beside it (boxes, sizes), as common extractors name it.
 _FEATURE_KEYS = ("features", "feat", "x")
 
@@ -62,11 +70,23 @@ class ArrayFeatures(Features):
         if not names:
             raise RecipeError(f"data.features: no features in {path}")
         self._names = _match(images, {} if self._store.named_by_image else files or {}, names)
-        self.size = self._read(next(iter(self._names.values()), next(iter(names)))).shape[-1]
+        self.size = self._width([*self._names.values(), next(iter(names))])
+
+    def _width(self, names: Sequence[str]) -> int:
+        """That of the first array that can be read; the error of the first when none can."""
+        broken: RecipeError | None = None
+        for name in names:
+            try:
+                return int(self._read(name).shape[-1])
+            except RecipeError as error:
+                broken = broken or error
+        assert broken is not None
+        raise broken
 
     def _read(self, name: str) -> Array:
         try:
-            values = np.array(self._store.read(name), dtype=np.float32)
+            with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused as such
+                values = _numbers(self._store.read(name))
         except _UNREADABLE as error:
             raise _unreadable(self._store.where(name), error) from None
         if values.ndim not in (1, 2) or not values.size:
@@ -85,9 +105,52 @@ class ArrayFeatures(Features):
             raise RecipeError(f"data.features: {self._store.where(name)} has values that are not finite")
         return torch.from_numpy(values.reshape(-1, self.size))
 
-    def require(self, images: Sequence[str]) -> None:
-        """Every image must have an array."""
-        require_known(images, self._names, f"data.features: {self.path} has no feature")
+    def problem(self, image: str, *, read: bool = False) -> str | None:
+        """An image must have an array, of numbers that are finite, as wide as the others."""
+        if image not in self._names:
+            return f"{self.path} has no feature of it"
+        try:
+            if read:
+                self.regions(image)
+        except RecipeError as error:
+            return str(error).removeprefix("data.features: ")
+        return None
+
+
+def _numbers(array: Array) -> Array:
+    if array.dtype.kind not in "fiub":
+        raise ValueError(f"it holds {array.dtype}, expected numbers")
+    return np.array(array, dtype=np.float32)
+
+
+def open_arrays(path: Path) -> tuple[list[str], ArrayFeatures]:
+    """All arrays of a folder or file, and their names in its order; the rows of a ``.npy`` without names are numbers.
+
+    Raises:
+        RecipeError: as :class:`ArrayFeatures`.
+        ImportError: for an ``.h5`` without h5py.
+    """
+    listed = path.with_suffix(".ids.json")
+    rows = None
+    if path.suffix == ".npy":
+        if listed.is_file():
+            rows = [str(name) for name in read_json(str(listed), "names of rows")]
+        else:
+            rows = [str(number) for number in range(_count_rows(path))]
+    try:
+        names = list(_open(path, rows or [], rows).names)
+    except RecipeError:
+        raise
+    except _UNREADABLE as error:
+        raise _unreadable(path, error) from None
+    return names, ArrayFeatures(path, names, rows=rows)
+
+
+def _count_rows(path: Path) -> int:
+    try:
+        return len(np.load(path, mmap_mode="r", allow_pickle=False))
+    except (*_UNREADABLE, TypeError) as error:
+        raise _unreadable(path, error) from None
 
 
 def _match(images: Sequence[str], files: Mapping[str, str], names: Mapping[str, Any]) -> dict[str, str]:
@@ -125,7 +188,10 @@ class _Folder(_Store):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self.names: dict[str, Path] = {file.stem: file for file in path.iterdir() if file.suffix in SUFFIXES}
+        self.names: dict[str, Path] = {}
+        for file in sorted(file for file in path.iterdir() if file.suffix in SUFFIXES):
+            if self.names.setdefault(file.stem, file) is not file:
+                raise RecipeError(f"data.features: two files of one name: {self.names[file.stem]} and {file}")
 
     def read(self, name: str) -> Array:
         file = self.names[name]
@@ -145,7 +211,9 @@ class _Npz(_Store):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self._content: Any = np.load(path, allow_pickle=False)
+        file = path.open("rb")
+        weakref.finalize(self, file.close)  # numpy leaves that of a damaged archive open
+        self._content: Any = np.load(file, allow_pickle=False)
         self.names: dict[str, None] = dict.fromkeys(self._content.files)
 
     def read(self, name: str) -> Array:
@@ -174,9 +242,14 @@ class _Rows(_Store):
         self._array = array
         self.named_by_image = rows is None
         names = images if rows is None else rows
+        if len(array.shape) not in (2, 3):
+            raise RecipeError(f"data.features: {path} has shape {array.shape}, expected (N, F) or (N, R, F)")
         if len(array) != len(names):
             raise RecipeError(f"data.features: {path} has {len(array)} rows for {len(names)} images")
         self.names: dict[str, int] = {name: row for row, name in enumerate(names)}
+        if len(self.names) != len(names):
+            twice = next(name for row, name in enumerate(names) if self.names[name] != row)
+            raise RecipeError(f"data.features: the rows of {path} are named {twice} twice")
 
     def read(self, name: str) -> Array:
         return np.asarray(self._array[self.names[name]])
@@ -203,6 +276,8 @@ def _open(path: Path, images: Sequence[str], rows: Sequence[str] | None) -> _Sto
 
 def _feature_key(keys: Sequence[str]) -> str:
     """The features among the arrays of a file: the only one, or by its name."""
+    if not keys:
+        raise ValueError("it holds no array")
     return next((key for key in _FEATURE_KEYS if key in keys), keys[0])
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -13,13 +15,18 @@ from torch import Tensor
 
 from smoothloss.rewards import References
 from smoothloss.trainer.errors import RecipeError
-from smoothloss.trainer.files import existing_file, expand_path, read_json, read_text
+from smoothloss.trainer.files import existing_file, expand_path, read_json, read_lines
 from smoothloss.trainer.tasks import Batch, pad_rows
 from smoothloss.trainer.tasks.captioning import formats
 from smoothloss.trainer.tasks.captioning.arrays import ArrayFeatures
 from smoothloss.trainer.tasks.captioning.features import BoxFeatures, Features, LabelFeatures
 from smoothloss.trainer.tasks.captioning.formats import Captions, Words
+from smoothloss.trainer.tasks.captioning.node import Node
+from smoothloss.trainer.tasks.unusable import Unusable
 from smoothloss.trainer.vocabulary import EOS, SPECIAL_TOKENS, Vocabulary
+
+_log = logging.getLogger(__name__)
+MOST_FOLDERS = 50  # that are looked through for images
 
 
 @dataclass
@@ -42,11 +49,14 @@ class CaptioningData:
         tokens: For ``coco_captions``, JSON that maps an image id to its tokenised captions, to use in place of our own
             tokenisation of the raw ones.
         splits: For ``coco_captions``, files that list the images of ``validation`` and ``test`` by id or file name: a
-            JSON list, another COCO JSON, or a line each (its last word). The others are for training.
+            JSON list, another COCO JSON, or a line each (the whole line where it is a name, else its last word). The
+            others are for training.
         min_count: Words seen less often in training become UNK.
         max_words: Longer training captions are cut.
         captions_per_image: Captions of an image in one batch.
         images: Use so many images of a split (of ``train``, ``validation`` or ``test``) and leave out the others.
+        skip_unusable: Leave out images without a caption or a feature, or with a broken one, from every split, and say
+            how many; every feature is then read once before training. Left false, they are an error.
     """
 
     captions: str | list[str]
@@ -60,6 +70,7 @@ class CaptioningData:
     max_words: int = 16
     captions_per_image: int = 5
     images: dict[str, int] = field(default_factory=dict)
+    skip_unusable: bool = False
 
     @property
     def files(self) -> list[str]:
@@ -75,11 +86,13 @@ class CaptionSet:
         splits: Image ids of ``train``, ``validation``, ``test``.
         captions: Captions by image id.
         features: What the model sees.
+        files: File names by image id, where they are known.
     """
 
     splits: dict[str, list[str]]
     captions: dict[str, list[Words]]
     features: Features
+    files: dict[str, str] = field(default_factory=dict)
 
     def split(self, name: str) -> list[str]:
         """The image ids of a split.
@@ -92,67 +105,105 @@ class CaptionSet:
         return self.splits[name]
 
 
-def read_names(path: str, key: str) -> list[str]:
-    """Image ids or file names: a JSON list, the images of a COCO JSON, or the last word of each line.
+def read_names(path: str, key: str, known: Container[str] = ()) -> list[str]:
+    """Image ids or file names: a JSON list, the images of a COCO JSON, or lines.
+
+    A line is a name where the whole of it is known, which may hold spaces, and else its last word.
 
     Raises:
         RecipeError: when the file is missing or something else.
     """
+    file = existing_file(path, key)
     if not path.endswith((".json", ".json.gz")):
-        return [line.split()[-1] for line in read_text(existing_file(path, key), key).splitlines() if line.strip()]
-    content = read_json(path, key)
-    if isinstance(content, dict) and isinstance(content.get("images"), list):
-        content = [image["id"] for image in content["images"]]
-    if not isinstance(content, list) or not all(isinstance(name, str | int) for name in content):
-        raise RecipeError(f"{key}: {path} must hold a list of image ids or file names")
-    return [str(name) for name in content]
+        lines = (line.strip() for line in read_lines(file, key))
+        return [line if line in known else line.split()[-1] for line in lines if line]
+    content = _node(path, key)
+    if isinstance(content.value, dict) and "images" in content.value:
+        return [image["id"].identifier() for image in content["images"].entries()]
+    if not isinstance(content.value, list):
+        raise content.wrong("a list of image ids or file names")
+    return [name.identifier() for name in content.entries()]
 
 
 def load_captions(data: CaptioningData) -> CaptionSet:
     """Read what ``data`` describes; splits are cut to ``data.images`` and checked.
 
     Raises:
-        RecipeError: when a file is missing or wrong, or an image has no caption or feature.
+        RecipeError: when a file is missing or wrong, or an image cannot be used and ``data.skip_unusable`` is not set.
     """
     if not data.files or (len(data.files) > 1 and data.format != "coco_captions"):
         raise RecipeError(f"data.captions must be one file for data.format {data.format}, got {len(data.files)}")
     if data.features is None and data.labels is None and data.format in ("karpathy", "coco_captions"):
         raise RecipeError(f"data.features is needed for data.format {data.format}")
-    try:
-        text, features = _READERS[data.format](data)
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
-        file = ", ".join(data.files)
-        raise RecipeError(f"data.captions: {file} is not in format {data.format}: {error!r}") from None
-    loaded = CaptionSet(text.splits, text.captions, features)
+    text, features = _READERS[data.format](data)
+    loaded = CaptionSet(dict(text.splits), text.captions, features, dict(text.files))
     for name, count in data.images.items():
-        loaded.split(name)[count:] = []
-    for name in loaded.splits:
-        _check_split(loaded, name)
+        del loaded.split(name)[count:]
+    for name, images in loaded.splits.items():
+        loaded.splits[name] = _usable(loaded, name, images, text.broken, data.skip_unusable)
     return loaded
 
 
-def _check_split(loaded: CaptionSet, name: str) -> None:
-    images = loaded.splits[name]
+def find_image(data: CaptioningData, file: str) -> Path | None:
+    """The image of a file name: beside the captions or the features, or in a folder there; None where it is not."""
+    beside = [expand_path(path).parent for path in (*data.files, *([data.features] if data.features else []))]
+    for base in dict.fromkeys(beside):
+        folders = sorted(path for path in base.iterdir() if path.is_dir()) if base.is_dir() else []
+        for folder in (base, *folders[:MOST_FOLDERS]):
+            for name in dict.fromkeys((file, Path(file).name)):
+                if (folder / name).is_file():
+                    return folder / name
+    return None
+
+
+def _usable(loaded: CaptionSet, split: str, images: list[str], broken: Mapping[str, str], skip: bool) -> list[str]:
+    """The images of a split that can be used."""
     if not images:
-        raise RecipeError(f"data.captions: there is no image in {name}")
-    bare = [image for image in images if not any(loaded.captions.get(image, ()))]
-    if bare:
-        raise RecipeError(f"data.captions: {len(bare)} images of {name} have no caption, such as image {bare[0]}")
+        raise RecipeError(f"data.captions: there is no image in {split}")
+    found = Unusable("data.captions", f"images of {split}", skip)
+    usable = []
+    for image in images:
+        captions = loaded.captions.get(image, [])
+        why = broken.get(image) or _captions_problem(captions, split) or loaded.features.problem(image, read=skip)
+        if why is None:
+            usable.append(image)
+        else:
+            found.add(f"image {image}", why)
+    found.report(len(images))
+    if split == "train":
+        _report_empty(loaded, usable)
+    return usable
+
+
+def _captions_problem(captions: Sequence[Words], split: str) -> str | None:
+    if not any(captions):
+        return "it has no caption"
     # In training an empty caption is left out; a reference that is left out would change the scores.
+    return None if split == "train" or all(captions) else "it has an empty caption"
+
+
+def _report_empty(loaded: CaptionSet, images: Sequence[str]) -> None:
     empty = [image for image in images if not all(loaded.captions[image])]
-    if empty and name != "train":
-        raise RecipeError(f"data.captions: {len(empty)} images of {name} have an empty caption, such as {empty[0]}")
-    loaded.features.require(images)
+    if empty:
+        _log.warning(
+            "data.captions: empty captions of %d images of train are left out, such as of image %s",
+            len(empty),
+            empty[0],
+        )
+
+
+def _node(path: str | None, key: str) -> Node:
+    return Node(read_json(path, key), f"{key}: {path}")
 
 
 def _read_coco_labels(data: CaptioningData) -> tuple[Captions, Features]:
-    labels = read_json(data.labels, "data.labels")
-    text = formats.from_tokenised(read_json(data.files[0], "data.captions"), labels["karpathy_split_of_val2014"])
+    labels = _node(data.labels, "data.labels")
+    text = formats.from_tokenised(_node(data.files[0], "data.captions"), labels["karpathy_split_of_val2014"])
     return text, _features(data, text)
 
 
 def _read_karpathy(data: CaptioningData) -> tuple[Captions, Features]:
-    text = formats.from_karpathy(read_json(data.files[0], "data.captions"))
+    text = formats.from_karpathy(_node(data.files[0], "data.captions"))
     return text, _features(data, text)
 
 
@@ -160,19 +211,24 @@ def _read_coco_captions(data: CaptioningData) -> tuple[Captions, Features]:
     odd = [name for name in data.splits if name not in ("validation", "test")]
     if odd:
         raise RecipeError(f"data.splits must list validation and test, got {odd[0]!r}")
-    tokens = None if data.tokens is None else read_json(data.tokens, "data.tokens")
-    listed = {name: read_names(path, f"data.splits.{name}") for name, path in data.splits.items()}
-    text = formats.from_coco([read_json(file, "data.captions") for file in data.files], tokens, listed)
+    tokens = None if data.tokens is None else _node(data.tokens, "data.tokens")
+    text = formats.from_coco([_node(file, "data.captions") for file in data.files], tokens)
+    known = formats.known_names(text.captions, text.files)
+    listed = {name: read_names(path, f"data.splits.{name}", known) for name, path in data.splits.items()}
+    text = formats.assign(text, listed)
     return text, _features(data, text)
 
 
 def _read_coco_boxes(data: CaptioningData) -> tuple[Captions, Features]:
-    content = read_json(data.files[0], "data.captions")
+    content = _node(data.files[0], "data.captions")
     text = formats.from_boxes(content)
     if data.features is not None:
         return text, _features(data, text)
-    boxes = {str(entry["image_id"]): (entry["boxes"], entry["width"], entry["height"]) for entry in content["images"]}
-    return text, BoxFeatures(boxes, len(content["classes"]))
+    boxes = {
+        entry["image_id"].identifier(): tuple(entry[name].value for name in ("boxes", "width", "height"))
+        for entry in content["images"].entries()
+    }
+    return text, BoxFeatures(boxes, len(list(content["classes"].entries())))
 
 
 _READERS: dict[str, Callable[[CaptioningData], tuple[Captions, Features]]] = {
@@ -185,14 +241,18 @@ _READERS: dict[str, Callable[[CaptioningData], tuple[Captions, Features]]] = {
 
 def _features(data: CaptioningData, text: Captions) -> Features:
     if data.features is None:
-        labels = read_json(data.labels, "data.labels")
-        return LabelFeatures(labels["val2014"], len(labels["classes"]))
+        labels = _node(data.labels, "data.labels")
+        numbers = {image: classes.value for image, classes in labels["val2014"].members()}
+        features = LabelFeatures(numbers, len(list(labels["classes"].entries())))
+        features.require(list(text.captions))
+        return features
     path = expand_path(data.features)
     if not path.exists():
         raise RecipeError(f"data.features: no such file or folder: {path}")
     beside = path.with_suffix(".ids.json")
     listed = data.feature_ids or (str(beside) if beside.is_file() else None)
-    rows = None if listed is None else read_names(listed, "data.feature_ids")
+    known = formats.known_names(text.captions, text.files)
+    rows = None if listed is None else read_names(listed, "data.feature_ids", known)
     return ArrayFeatures(path, list(text.captions), files=text.files, rows=rows)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,17 +26,37 @@ class Features(ABC):
     def regions(self, image: str) -> Tensor:
         """(R, F) float32, R >= 1: the vectors of an image's regions; a global feature is one region."""
 
-    @abstractmethod
+    def problem(self, image: str, *, read: bool = False) -> str | None:
+        """Why an image's feature cannot be used; None: it can.
+
+        Args:
+            image: The image.
+            read: Look into it too, and not only whether it is there.
+        """
+        return None
+
     def require(self, images: Sequence[str]) -> None:
         """Raise a :class:`~smoothloss.trainer.errors.RecipeError` when one of these images has no feature."""
+        problems = [(image, why) for image in images if (why := self.problem(image)) is not None]
+        if problems:
+            image, why = problems[0]
+            raise RecipeError(f"data.features: {len(problems)} of {len(images)} images miss, such as {image}: {why}")
+
+    def identity(self, image: str) -> bytes:
+        """What tells this image's features from others, on any machine."""
+        return self.regions(image).numpy().astype("<f4").tobytes()
+
+    def rows(self, images: Sequence[str]) -> list[Tensor]:
+        """:meth:`regions` of each image."""
+        return [self.regions(image) for image in images]
 
     def pooled(self, images: Sequence[str]) -> tuple[Tensor, ...]:
         """((B, F),): one vector per image, the mean of its regions."""
-        return (torch.stack([self.regions(image).mean(0) for image in images]),)
+        return (torch.stack([row.mean(0) for row in self.rows(images)]),)
 
     def padded(self, images: Sequence[str]) -> tuple[Tensor, ...]:
         """((B, R, F), (B, R)): the regions of each image, padded with zeros, and which of them are real."""
-        rows = [self.regions(image) for image in images]
+        rows = self.rows(images)
         values = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
         present = torch.arange(values.shape[1]) < torch.tensor([len(row) for row in rows])[:, None]
         return values, present
@@ -53,7 +75,7 @@ class LabelFeatures(Features):
 
     def __init__(self, labels: dict[str, list[int]], num_classes: int) -> None:
         for image, classes in labels.items():
-            if not all(0 <= number < num_classes for number in classes):
+            if not isinstance(classes, list) or not all(_is_class(number, num_classes) for number in classes):
                 raise RecipeError(f"data.labels: image {image} has classes {classes}, there are {num_classes}")
         self.labels = labels
         self.size = num_classes
@@ -94,7 +116,9 @@ class BoxFeatures(Features):
         self.size = num_classes + 5
         self._boxes: dict[str, tuple[Tensor, Tensor]] = {}
         for image, (rows, width, height) in boxes.items():
-            if not all(_is_box(row, width, height, num_classes) for row in rows):
+            if not (_is_size(width) and _is_size(height)):
+                raise RecipeError(f"data.captions: image {image} must have a width and a height, got {width}, {height}")
+            if not isinstance(rows, list) or not all(_is_box(row, width, height, num_classes) for row in rows):
                 expected = f"boxes x1, y1, x2, y2, class inside {width} x {height}, of {num_classes} classes"
                 raise RecipeError(f"data.captions: image {image} must have {expected}, got {rows}")
             values = torch.tensor(rows, dtype=torch.float32).view(len(rows), 5)
@@ -109,20 +133,21 @@ class BoxFeatures(Features):
             return torch.zeros(1, self.size)
         return torch.cat((torch.nn.functional.one_hot(classes, self.num_classes).float(), geometry), 1)
 
-    def require(self, images: Sequence[str]) -> None:
-        """Every image must be known, if only as one without boxes."""
-        require_known(images, self._boxes, "data.captions: no boxes")
+    def problem(self, image: str, *, read: bool = False) -> str | None:
+        """An image must be known, if only as one without boxes."""
+        return None if image in self._boxes else "it has no boxes"
 
 
-def _is_box(row: Sequence[float], width: float, height: float, num_classes: int) -> bool:
-    if len(row) != 5:
+def _is_class(number: Any, num_classes: int) -> bool:
+    return isinstance(number, int) and not isinstance(number, bool) and 0 <= number < num_classes
+
+
+def _is_size(length: Any) -> bool:
+    return isinstance(length, int | float) and not isinstance(length, bool) and 0 < length < math.inf
+
+
+def _is_box(row: Any, width: float, height: float, num_classes: int) -> bool:
+    if not isinstance(row, list) or len(row) != 5 or not all(isinstance(number, int | float) for number in row):
         return False
     left, top, right, bottom, kind = row
     return 0 <= left <= right <= width and 0 <= top <= bottom <= height and kind in range(num_classes)
-
-
-def require_known(images: Sequence[str], known: Container[str], problem: str) -> None:
-    """Raise a :class:`~smoothloss.trainer.errors.RecipeError` when images are missing, naming the first."""
-    missing = [image for image in images if image not in known]
-    if missing:
-        raise RecipeError(f"{problem} for {len(missing)} of {len(images)} images, image {missing[0]} among them")

@@ -92,7 +92,7 @@ def test_file_names_find_features_before_ids_do(tmp_path: Path) -> None:
     some = {"1": "1.jpg", "3": "2.jpg"}
     features = ArrayFeatures(write_features(tmp_path, "one.npz", whole), list(FILES), files=some)
     assert float(features.regions("3")[0, 0]) == 3
-    with pytest.raises(RecipeError, match="for 1 of 3 images, image 2 among them"):
+    with pytest.raises(RecipeError, match=r"1 of 3 images miss, such as 2: .* has no feature of it"):
         features.require(list(FILES))
 
 
@@ -121,13 +121,13 @@ def test_rows_have_their_own_order(tmp_path: Path, karpathy: Path) -> None:
     with pytest.raises(RecipeError, match=r"x\.npy has 44 rows for 43 images"):
         load_captions(data)
     (tmp_path / "x.ids.json").write_text('{"a": 1}')
-    with pytest.raises(RecipeError, match=r"data\.feature_ids: .*must hold a list"):
+    with pytest.raises(RecipeError, match=r"data\.feature_ids: .*must be a list"):
         load_captions(data)
 
 
 def test_missing_features_are_named(tmp_path: Path) -> None:
     features = ArrayFeatures(write_features(tmp_path, "npy", make_arrays(2, 4)), ["100", "101", "999"])
-    message = rf"data\.features: {re.escape(str(tmp_path))}/npy has no feature for 1 of 2 images, image 999 among them"
+    message = rf"data\.features: 1 of 2 images miss, such as 999: {re.escape(str(tmp_path))}/npy has no feature of it"
     with pytest.raises(RecipeError, match=message):
         features.require(["100", "999"])
 
