@@ -121,7 +121,7 @@ def test_samples_of_other_lengths_are_scored_as_they_are(
     setting: tuple[SequenceModel, Batch, SimilarityTable], name: str, reward: str
 ) -> None:
     model, batch, table = setting
-    settings = config(name, sampler="edit", tau=0.4, num_samples=50, reward=RewardConfig(name=reward))  # type: ignore[arg-type]
+    settings = config(name, sampler="edit", tau=0.25, num_samples=50, reward=RewardConfig(name=reward))  # type: ignore[arg-type]
     packed = References(
         [[row[: int(length)].tolist()] for row, length in zip(batch.target, batch.lengths, strict=True)]
     )
