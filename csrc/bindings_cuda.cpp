@@ -2,6 +2,7 @@
 // also holds the device guard; nothing here waits for the device.
 #include "bindings_cuda_common.h"
 #include "bindings_cuda_rewards.h"
+#include "bindings_cuda_sampling.h"
 
 namespace smoothloss {
 namespace {
@@ -115,4 +116,5 @@ PYBIND11_MODULE(_C_cuda, m) {
     m.def("mean", &s::mean);
     m.def("scaled_copy", &s::scaled_copy);
     s::bind_cuda_rewards(m);
+    s::bind_cuda_sampling(m);
 }
