@@ -37,12 +37,12 @@ TIMES = {"seconds", "tokens_per_second", "time"}
 def write_recipes(folder: Path) -> tuple[Path, Path]:
     """Write a corpus, a recipe that trains on it within a second, and a table of two such runs."""
     draw = random.Random(0)
-    lines = [" ".join(draw.choices(WORDS, k=draw.randint(1, 6))) for _ in range(400)]
+    lines = [" ".join(draw.choices(WORDS, k=draw.randint(1, 6))) for _ in range(250)]
     (folder / "pairs.tsv").write_text("".join(f"{line.upper()}\t{line}\n" for line in lines))
     data = {"train": str(folder / "pairs.tsv"), "format": "tsv", "columns": ["up", "low"], "source": "up"}
     data |= {"target": "low", "held_out": {"validation": 20, "test": 20}, "min_count": 1}
     loss = {"name": "tok_seq_lazy", "alpha": 0.4, "token_alpha": 0.3, "tau": 0.5}
-    training = {"epochs": 4, "batch_size": 16, "log_every": 2, "checkpoint_every": 3, "keep_checkpoints": 2}
+    training = {"epochs": 3, "batch_size": 16, "log_every": 2, "checkpoint_every": 3, "keep_checkpoints": 1}
     recipe = {
         "task": "translation",
         "device": "cpu",
@@ -56,7 +56,7 @@ def write_recipes(folder: Path) -> tuple[Path, Path]:
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     rows = {"smooth": {"recipe": "recipe.yaml"}, "mle": {"recipe": "recipe.yaml", "overrides": {"loss.name": "mle"}}}
     table = {"title": "T", "rows": rows, "metrics": {"bleu": "BLEU"}, "baseline": "mle", "seeds": [1]}
-    (folder / "table.yaml").write_text(yaml.safe_dump({**table, "overrides": {"training.epochs": 2}}))
+    (folder / "table.yaml").write_text(yaml.safe_dump({**table, "overrides": {"training.epochs": 1}}))
     return folder / "recipe.yaml", folder / "table.yaml"
 
 
@@ -112,7 +112,7 @@ def attempt(words: Sequence[str], log: Path, seconds: float | None) -> bool:
             code = os.waitstatus_to_exitcode(status)
             assert code == 0, f"{' '.join(words)} ended with {code}: {log.read_text()[-2000:]}"
             return True
-        time.sleep(0.001)
+        time.sleep(0.003)
     os.killpg(child, signal.SIGKILL)
     os.waitpid(child, 0)
     return False
