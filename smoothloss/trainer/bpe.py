@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from smoothloss.trainer.errors import RecipeError
+from smoothloss.trainer.errors import RunError
 from smoothloss.trainer.packages import optional_package
 
 WORD_START = "▁"  # as in SentencePiece: a piece with it begins a word
@@ -29,7 +29,7 @@ class Bpe:
         serialized: What :meth:`serialize` gave: a JSON string of the tokenizers library.
 
     Raises:
-        RecipeError: when tokenizers is not installed.
+        RunError: when tokenizers is not installed.
         ValueError: when the string is something else.
     """
 
@@ -38,7 +38,7 @@ class Bpe:
             self._tokenizer = _tokenizers().Tokenizer.from_str(serialized)
             self._model = self._tokenizer.model
             numbers: dict[str, int] = self._tokenizer.get_vocab()
-        except RecipeError:
+        except RunError:
             raise
         except Exception as error:  # the library raises no narrower class
             raise ValueError(f"the BPE model is damaged: {error}") from None

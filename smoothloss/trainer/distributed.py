@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from smoothloss.trainer.errors import RecipeError
+from smoothloss.trainer.errors import RecipeError, RunError
 from smoothloss.trainer.evaluation import choose_device
 
 # The others wait while the first one validates.
@@ -32,7 +32,8 @@ class Processes:
         device: Where this one trains.
 
     Raises:
-        RecipeError: when several were started and accelerate is not installed, or the device is one GPU.
+        RecipeError: when several were started and the device is one GPU.
+        RunError: when several were started and accelerate is not installed.
     """
 
     def __init__(self, device: str) -> None:
@@ -46,7 +47,7 @@ class Processes:
         try:
             from accelerate import PartialState
         except ImportError:
-            raise RecipeError('several processes need accelerate: pip install "smoothloss[train]"') from None
+            raise RunError('several processes need accelerate: pip install "smoothloss[train]"') from None
         if device not in ("auto", "cpu", "cuda"):
             raise RecipeError(f"device must be auto, cpu or cuda for several processes, got {device!r}")
         state = PartialState(cpu=choose_device(device).type == "cpu", timeout=_TIMEOUT)

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import smoothloss.functional as F
 from smoothloss._files import write_atomically
@@ -72,19 +73,36 @@ def negative_log_likelihood(model: SequenceModel, batches: Iterable[Batch], devi
     return float(total / count)
 
 
-@torch.inference_mode()
 def search_split(
     model: SequenceModel | Ensemble, task: Task, split: str, decoding: DecodingConfig, device: torch.device
 ) -> dict[str, list[Hypothesis]]:
     """``decoding.n_best`` hypotheses at most, best first, for every input of a split by its id, in their order."""
-    model.eval()
-    generator = torch.Generator(device).manual_seed(decoding.seed)
+    search = Search(model, decoding, device)
     found: dict[str, list[Hypothesis]] = {}
     for ids, source in task.sources(split, decoding.batch_size):
-        memory = model.encode(*(tensor.to(device) for tensor in source))
-        hypotheses = _search(model, memory, len(ids), decoding, generator, device)
-        found.update(zip(ids, (ranked[: decoding.n_best] for ranked in hypotheses), strict=True))
+        found.update(zip(ids, search(source, len(ids)), strict=True))
     return {each.name: found[each.name] for each in task.inputs(split)}
+
+
+class Search:
+    """A model and how it is decoded, for one batch after another; ``sample`` goes on with one stream of draws.
+
+    Args:
+        model: One model or several; it is put into evaluation mode.
+        decoding: How.
+        device: Where the model is.
+    """
+
+    def __init__(self, model: SequenceModel | Ensemble, decoding: DecodingConfig, device: torch.device) -> None:
+        self.model, self.decoding, self.device = model.eval(), decoding, device
+        self._generator = torch.Generator(device).manual_seed(decoding.seed)
+
+    @torch.inference_mode()
+    def __call__(self, source: Sequence[Tensor], inputs: int) -> list[list[Hypothesis]]:
+        """``decoding.n_best`` hypotheses at most, best first, for each of so many inputs."""
+        memory = self.model.encode(*(tensor.to(self.device) for tensor in source))
+        found = _search(self.model, memory, inputs, self.decoding, self._generator, self.device)
+        return [ranked[: self.decoding.n_best] for ranked in found]
 
 
 def _search(

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from smoothloss.trainer.errors import RecipeError
+from smoothloss.trainer.errors import RunError
 
 JavaMetric = Literal["meteor", "spice"]
 _SPICE_MODELS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
@@ -51,13 +51,13 @@ def java_scores(
         references: The references of each.
 
     Raises:
-        RecipeError: one line that says what is missing, or what Java said when it failed.
+        RunError: one line that says what is missing, or what Java said when it failed.
 
     Source: Denkowski and Lavie 2014 (METEOR 1.5); Anderson et al. 2016 (SPICE).
     """
     reason = missing(metric)
     if reason is not None:
-        raise RecipeError(f"{metric.upper()} needs {reason}")
+        raise RunError(f"{metric.upper()} needs {reason}")
     # So wide that names sort like numbers: SPICE sorts them.
     found = {f"{number:09}": [_line(text)] for number, text in enumerate(candidates)}
     given = {f"{number:09}": [_line(text) for text in texts] for number, texts in enumerate(references)}
@@ -82,7 +82,7 @@ def _meteor(references: Captions, candidates: Captions) -> tuple[float, list[flo
             scorer.lock.release()
         process.kill()
         said = process.stderr.read().decode(errors="replace").strip() if process.stderr else ""
-        raise RecipeError(f"METEOR failed: {' '.join((said or str(error)).split())[:500]}") from None
+        raise RunError(f"METEOR failed: {' '.join((said or str(error)).split())[:500]}") from None
     finally:
         process.kill()
         process.wait()
@@ -99,5 +99,5 @@ def _spice(references: Captions, candidates: Captions) -> tuple[float, list[floa
     try:
         corpus, sentences = Spice().compute_score(references, candidates)
     except (OSError, subprocess.SubprocessError) as error:
-        raise RecipeError(f"SPICE failed (it needs Java 8): {' '.join(str(error).split())[:500]}") from None
+        raise RunError(f"SPICE failed (it needs Java 8): {' '.join(str(error).split())[:500]}") from None
     return float(corpus), [float(each["All"]["f"]) for each in sentences]

@@ -85,7 +85,9 @@ def _begin(recipe: Recipe, run: RunDirectory, processes: Processes, *, goes_on: 
         run.go_on(recipe, names, fingerprints)
         return trainer
     names += [run.name(file) for file, kept in ((run.table_file, table), (run.cider_file, cider)) if kept is not None]
+    names += [run.name(run.notes_file)]
     run.create(recipe, task.vocabularies, names, fingerprints)
+    run.write_notes(task.notes())
     if table is not None:
         table.save(run.table_file)
     if cider is not None:
@@ -198,9 +200,8 @@ class Trainer:
             split: evaluate_split(self.run.path, self.task, self.model, split, self.recipe.decoding, self.device)
             for split in self.scored_splits
         }
-        page, split = self.run.path / "report.html", self.scored_splits[0]
-        examples = report.first_examples(self.task, split)
-        report.write([self.run], page, title=self.recipe.name, split=split, examples=examples)
+        page = self.run.path / "report.html"
+        report.write([self.run], page, title=self.recipe.name, task=self.task)
         self.run.folder.claim([], finished=True)
         sys.stderr.write(f"report: {page}\nbest checkpoint: {self.run.best}\n")
         return scores

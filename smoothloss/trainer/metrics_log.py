@@ -6,7 +6,7 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
-from smoothloss.trainer.errors import RecipeError
+from smoothloss.trainer.errors import RunError
 from smoothloss.trainer.run import RunDirectory
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ class MetricsLog:
         tensorboard: Whether to write for TensorBoard too.
 
     Raises:
-        RecipeError: when TensorBoard is asked for and not installed.
+        RunError: when TensorBoard is asked for and not installed.
     """
 
     def __init__(self, run: RunDirectory, *, tensorboard: bool = False) -> None:
@@ -81,5 +81,5 @@ def _board_class() -> type[SummaryWriter]:
     try:
         from torch.utils.tensorboard.writer import SummaryWriter
     except ImportError:
-        raise RecipeError('training.tensorboard needs TensorBoard: pip install "smoothloss[tensorboard]"') from None
+        raise RunError('training.tensorboard needs TensorBoard: pip install "smoothloss[tensorboard]"') from None
     return SummaryWriter

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
-from smoothloss.trainer.checkpoint import average_checkpoints, load_model, save_checkpoint
+from smoothloss.trainer.checkpoint import (
+    average_checkpoints,
+    load_checkpoint,
+    load_model,
+    put_model,
+    save_checkpoint,
+    without_prefix,
+)
 from smoothloss.trainer.config import Recipe
 from smoothloss.trainer.decoding import Ensemble
 from smoothloss.trainer.errors import RecipeError
 from smoothloss.trainer.evaluation import choose_device
 from smoothloss.trainer.run import RunDirectory
-from smoothloss.trainer.tasks import SequenceModel, Task, task_class
+from smoothloss.trainer.tasks import Reader, SequenceModel, Task, task_class
 
 
 def open_checkpoints(
@@ -70,6 +78,61 @@ def average_run(run: RunDirectory, last: int | None = None) -> Path:
             run.folder.claim([run.name(run.average)])
         save_checkpoint(run.average, average_checkpoints(chosen), {"average_of": [file.name for file in chosen]})
     return run.average
+
+
+def open_readers(
+    paths: Sequence[str | Path], device: str | None = None
+) -> tuple[Reader, SequenceModel | Ensemble, torch.device]:
+    """What reads new input for checkpoints, and their model, or the ensemble of all; no data of the runs are read.
+
+    Args:
+        paths: Run directories, which stand for their best checkpoint, or checkpoint files of runs.
+        device: Where the models go; None: where the first recipe says.
+
+    Raises:
+        RecipeError: when there is no such run or checkpoint, or the runs read or write in different ways.
+    """
+    located = [_locate(Path(path)) for path in paths]
+    readers = {run.path: _open_reader(run) for run in dict(located)}
+    (first, reader), *others = readers.items()
+    for path, other in others:
+        difference = reader.difference(other)
+        if difference:
+            raise RecipeError(f"{first} and {path} cannot be mixed: their {difference} differ")
+    place = choose_device(device or RunDirectory(first).recipe().device)
+    models = []
+    for run, file in located:
+        tensors, _ = load_checkpoint(file)
+        with _fitting(file):
+            models.append(readers[run.path].build_model(without_prefix("model", tensors)))
+        put_model(tensors, models[-1], file)
+    return reader, (models[0] if len(models) == 1 else Ensemble(models)).to(place), place
+
+
+@contextmanager
+def _fitting(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except KeyError as error:
+        raise RecipeError(f"{file} does not fit its recipe: it has no {error.args[0]}") from None
+
+
+def _open_reader(run: RunDirectory) -> Reader:
+    recipe = run.recipe()
+    kind = task_class(recipe.task).reader
+    if kind is None:
+        raise RecipeError(f"{run.path}: runs of the task {recipe.task} read no new input")
+    return kind(recipe, run.vocabularies(), run.notes())
+
+
+def is_run(path: str | Path) -> bool:
+    """Whether this names a run, or a checkpoint file."""
+    return RunDirectory(path).recipe_file.is_file() or (Path(path).is_file() and Path(path).suffix == ".safetensors")
+
+
+def run_of(path: str | Path) -> RunDirectory:
+    """The run that a run directory or a checkpoint file names."""
+    return _locate(Path(path))[0]
 
 
 def _locate(path: Path) -> tuple[RunDirectory, Path]:

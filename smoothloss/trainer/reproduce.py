@@ -28,7 +28,7 @@ from smoothloss.trainer.evaluation import evaluate_into
 from smoothloss.trainer.files import read_json
 from smoothloss.trainer.folder import check_part_name, folder_of_runs
 from smoothloss.trainer.models import open_checkpoints, open_task
-from smoothloss.trainer.processes import last_words, start_training
+from smoothloss.trainer.processes import Children, last_words
 from smoothloss.trainer.recipes import load_recipe, read_yaml
 from smoothloss.trainer.run import RunDirectory
 from smoothloss.trainer.significance import Comparison, paired_bootstrap
@@ -208,11 +208,11 @@ def _train_all(runs: list[Run], jobs: int, finish: Callable[[Run], None]) -> lis
     """Train the runs, ``jobs`` at a time; returns a line for each that failed. ``finish`` is called for each other."""
     waiting, failed = list(runs), []
     running: list[tuple[Run, subprocess.Popen[bytes]]] = []
-    try:
+    with Children() as children:  # each goes on from its last checkpoint next time
         while waiting or running:
             while waiting and len(running) < max(1, jobs):
                 run = waiting.pop(0)
-                running.append((run, start_training(run.words(), _log(run), jobs)))
+                running.append((run, children.start(run.words(), _log(run), jobs)))
             ended = [(run, process) for run, process in running if process.poll() is not None]
             for run, process in ended:
                 running.remove((run, process))
@@ -222,10 +222,6 @@ def _train_all(runs: list[Run], jobs: int, finish: Callable[[Run], None]) -> lis
                     finish(run)
             if not ended:
                 time.sleep(0.2)
-    finally:
-        for _, process in running:
-            process.terminate()  # each goes on from its last checkpoint next time
-            process.wait()
     return failed
 
 
@@ -363,6 +359,5 @@ def _write_report(table: Table, results: list[Result], runs: list[RunDirectory],
         title=table.title,
         introduction=introduction,
         split=table.split,
-        examples=report.first_examples(open_task(runs[0]), table.split),
         sections=[section],
     )

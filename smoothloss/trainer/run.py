@@ -7,6 +7,7 @@ recipe.yaml                 the recipe with all defaults filled in
 environment.json            versions, commit, command line, threads
 vocabulary.<name>.json      the vocabularies
 table.safetensors           the similarity table, when the loss has one
+notes.json                  what of the data new input is read with, such as how features were extracted
 cider.safetensors           the document frequencies of the training references, when the reward is CIDEr
 metrics.jsonl               training loss every few steps, and where the time went; validation after each epoch
 checkpoints/last.safetensors, checkpoints/best.safetensors
@@ -40,6 +41,7 @@ from smoothloss._files import write_atomically
 from smoothloss.trainer.checkpoint import write_json
 from smoothloss.trainer.config import Recipe
 from smoothloss.trainer.errors import RecipeError
+from smoothloss.trainer.files import read_json
 from smoothloss.trainer.folder import Folder
 from smoothloss.trainer.recipes import load_recipe
 from smoothloss.trainer.tasks import Task
@@ -65,6 +67,7 @@ class RunDirectory:
         self.path = Path(path)
         self.folder = Folder(path, "run")
         self.recipe_file = self.path / "recipe.yaml"
+        self.notes_file = self.path / "notes.json"
         self.metrics_file = self.path / "metrics.jsonl"
         self.table_file = self.path / "table.safetensors"
         self.cider_file = self.path / "cider.safetensors"
@@ -236,6 +239,24 @@ class RunDirectory:
             return {file.name.split(".")[1]: Vocabulary.load(file) for file in files}
         except ValueError as error:
             raise RecipeError(str(error)) from None
+
+    def write_notes(self, notes: Mapping[str, Any]) -> None:
+        """Keep what the task notes of its data for reading new input."""
+        if notes:
+            write_json(self.notes_file, notes)
+
+    def notes(self) -> dict[str, Any]:
+        """What :meth:`write_notes` kept.
+
+        Raises:
+            RecipeError: when the file is broken.
+        """
+        if not self.notes_file.is_file():
+            return {}
+        content = read_json(str(self.notes_file), "notes")
+        if not isinstance(content, dict):
+            raise RecipeError(f"{self.notes_file} must hold an object, got {type(content).__name__}")
+        return content
 
     def step_file(self, step: int) -> Path:
         """The file of the model validated after so many steps."""

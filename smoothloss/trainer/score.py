@@ -8,7 +8,7 @@ from typing import get_args
 
 import smoothloss
 from smoothloss.trainer.checkpoint import write_json
-from smoothloss.trainer.errors import RecipeError
+from smoothloss.trainer.errors import RecipeError, RunError
 from smoothloss.trainer.java_metrics import JavaMetric, java_scores, missing
 from smoothloss.trainer.metrics import Scores, score_texts
 from smoothloss.trainer.score_inputs import Documents, Texts, check_streams, read_documents, read_files
@@ -27,13 +27,14 @@ def score_files(options: argparse.Namespace) -> str:
             None), ``df`` and ``out`` (files or None), ``meteor`` and ``spice`` (whether Java computes them too).
 
     Raises:
-        RecipeError: one line that says what is missing or does not fit.
+        RecipeError: one line that says what does not fit.
+        RunError: when a package, Java, or its models are missing.
     """
     java: list[JavaMetric] = [name for name in get_args(JavaMetric) if getattr(options, name)]
     for metric in java:
         reason = missing(metric)
         if reason is not None:  # before minutes of work
-            raise RecipeError(f"--{metric} needs {reason}")
+            raise RunError(f"--{metric} needs {reason}")
     check_streams([options.candidates, *options.references, *([] if options.df is None else [options.df])])
     texts = read_files(options.candidates, options.references)
     documents = None if options.df is None else read_documents(options.df)

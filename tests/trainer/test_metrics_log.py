@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from smoothloss.trainer.errors import RecipeError
+from smoothloss.trainer.errors import RunError
 from smoothloss.trainer.metrics_log import MetricsLog
 from smoothloss.trainer.run import RunDirectory
 
@@ -55,7 +55,7 @@ def test_a_line_is_json_without_tensorboard(tmp_path: Path) -> None:
 
 def test_tensorboard_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard.writer", None)
-    with pytest.raises(RecipeError, match=r"training.tensorboard needs TensorBoard: pip install .*tensorboard"):
+    with pytest.raises(RunError, match=r"training.tensorboard needs TensorBoard: pip install .*tensorboard"):
         MetricsLog(RunDirectory(tmp_path), tensorboard=True)
 
 

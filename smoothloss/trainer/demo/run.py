@@ -19,13 +19,12 @@ from smoothloss.trainer.demo.task import DemoTask
 from smoothloss.trainer.errors import RecipeError, RunError
 from smoothloss.trainer.folder import folder_of_runs
 from smoothloss.trainer.losses import build_loss
-from smoothloss.trainer.processes import last_words, start_training
+from smoothloss.trainer.processes import Children, last_words
 from smoothloss.trainer.recipes import load_recipe
 from smoothloss.trainer.run import RunDirectory
 
 RECIPES = Path(__file__).parent
 RUNS = ("mle", "tok_seq_lazy")
-EXAMPLES = 12
 TIMED_STEPS = 30
 TIMED_LOSSES: dict[str, LossName] = {
     "MLE": "mle",
@@ -54,7 +53,7 @@ def run_demo(out: Path, overrides: Sequence[str] = ()) -> Path:
         The report's path.
 
     Raises:
-        RecipeError: when ``out`` holds something else, or another process writes there.
+        RecipeError: when an override is wrong, ``out`` holds something else, or another process writes there.
         RunError: when a run fails; its last words are in the message.
     """
     for name in RUNS:  # what is wrong is said before anything starts
@@ -68,10 +67,8 @@ def _run_demo(out: Path, overrides: Sequence[str]) -> Path:
     runs = [RunDirectory(out / name) for name in RUNS]
     task = DemoTask(runs[0].recipe(), runs[0].vocabularies())
     times = step_times(task, runs[1])
-    references = task.references("test")
-    shown = [report.Example(name, references[name], task.pictures[name]) for name in list(references)[:EXAMPLES]]
     path = out / "report.html"
-    report.write(runs, path, title=TITLE, introduction=INTRODUCTION, examples=shown, words=WORDS, step_times=times)
+    report.write(runs, path, title=TITLE, introduction=INTRODUCTION, task=task, words=WORDS, step_times=times)
     sys.stdout.write(f"{path}\n")
     return path
 
@@ -79,17 +76,13 @@ def _run_demo(out: Path, overrides: Sequence[str]) -> Path:
 def _train(out: Path, overrides: Sequence[str]) -> None:
     """Both runs as processes of their own, their progress in one bar."""
     running: dict[str, subprocess.Popen[bytes]] = {}
-    try:
+    with Children() as children:
         for name in RUNS:
             log = out / f"{name}.log"
             log.unlink(missing_ok=True)
             words = [str(RECIPES / f"{name}.yaml"), "--out", str(out / name), "--overwrite", *overrides]
-            running[name] = start_training(words, log, jobs=len(RUNS))
+            running[name] = children.start(words, log, jobs=len(RUNS))
         _watch(out, running)
-    finally:
-        for process in running.values():
-            process.terminate()  # nothing happens to one that has ended
-            process.wait()
 
 
 def _watch(out: Path, running: dict[str, subprocess.Popen[bytes]]) -> None:

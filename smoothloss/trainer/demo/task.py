@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from smoothloss.trainer.config import Recipe
 from smoothloss.trainer.demo.grammar import make_captions
-from smoothloss.trainer.demo.scenes import Image, make_scene
+from smoothloss.trainer.demo.scenes import CANVAS, Image, make_scene
 from smoothloss.trainer.demo.vision import FEATURE_SIZE, region_features
+from smoothloss.trainer.errors import RecipeError
 from smoothloss.trainer.tasks.captioning import CaptioningTask
 from smoothloss.trainer.tasks.captioning.data import CaptionSet
+from smoothloss.trainer.tasks.captioning.extract import read_pixels
 from smoothloss.trainer.tasks.captioning.features import Features
+from smoothloss.trainer.tasks.captioning.reader import CaptionReader, image_files
 
 
 @dataclass
@@ -62,10 +66,43 @@ class PictureRegions(Features):
         """Every scene has its picture."""
 
 
+class PictureFiles(Features):
+    """What stands out in each image file, looked at when it is asked for.
+
+    Args:
+        files: By name.
+    """
+
+    size = FEATURE_SIZE
+
+    def __init__(self, files: Mapping[str, Path]) -> None:
+        self.files = files
+
+    def regions(self, image: str) -> Tensor:
+        """(R, F) the whole picture, at the size of the scenes, then its pieces."""
+        return torch.from_numpy(region_features(read_pixels(self.files[image], CANVAS)))
+
+    def require(self, images: Sequence[str]) -> None:
+        """Every image has its file."""
+
+
+class PictureReader(CaptionReader):
+    """Reads images for the demo's captioners."""
+
+    def open(self, paths: Sequence[str], how: Mapping[str, Any], device: str) -> list[str]:
+        """Images, or folders of them."""
+        if any(value is not None for value in how.values()):
+            raise RecipeError("--weights, --grid and --size are of a ResNet, and the demo's models read pixels")
+        names, files = image_files(paths)
+        self.features = PictureFiles(files)
+        return names
+
+
 class DemoTask(CaptioningTask):
     """Captions of rendered scenes."""
 
     data_config: ClassVar[type] = ScenesData
+    reader = PictureReader
 
     def load(self, recipe: Recipe) -> CaptionSet:
         """Draw the scenes and caption them; no scene is in two splits."""
@@ -83,6 +120,10 @@ class DemoTask(CaptioningTask):
                 self.pictures[name] = scene.render()
                 number += 1
         return CaptionSet(splits, captions, PictureRegions(self.pictures))
+
+    def picture(self, name: str) -> Image:
+        """The rendered scene."""
+        return self.pictures[name]
 
     def target_sentences(self) -> Iterator[Sequence[str]]:
         """The captions of each training image as one text: in GloVe, words that say the same of an image meet."""

@@ -9,11 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -28,6 +30,7 @@ TASKS = {
     "demo": "smoothloss.trainer.demo:DemoTask",
 }
 
+Picture = np.ndarray[Any, np.dtype[np.uint8]]  # (H, W, 3) RGB
 State = Any  # a tensor whose first dimension is the batch, or any nesting of (named) tuples of such tensors
 
 
@@ -131,11 +134,13 @@ class Input(NamedTuple):
         name: Its id.
         references: Tokens joined by spaces.
         source: The input itself, where it is text.
+        file: The name of its file, where it has one.
     """
 
     name: str
     references: list[str]
     source: str | None = None
+    file: str | None = None
 
 
 class Task(ABC):
@@ -150,6 +155,8 @@ class Task(ABC):
     model_config: ClassVar[type]  # the dataclass of the recipe's model: section
     metric: ClassVar[str]  # the key of `score` that chooses the best checkpoint; higher is better
     test_splits: Sequence[str]  # the splits that a finished run is scored on; "validation" is always there besides
+
+    reader: ClassVar[type[Reader] | None] = None  # what reads new input for a trained model; None: nothing does
 
     recipe: Recipe
     vocabularies: dict[str, Vocabulary]  # "target" is the one the loss and the search work on
@@ -213,6 +220,15 @@ class Task(ABC):
     def inputs(self, split: str) -> list[Input]:
         """The inputs of a split as a person would read them."""
 
+    def sizes(self) -> dict[str, int]:
+        """How many inputs each part has, ``train`` first; left to itself, ``train`` has what makes up an epoch."""
+        others = {split: len(self.inputs(split)) for split in ("validation", *self.test_splits)}
+        return {"train": sum(map(len, self.train_plan(0))), **others}
+
+    def picture(self, name: str) -> Path | Picture | None:
+        """What is to be seen of an input of this id: an image file, or (H, W, 3) RGB; None: nothing."""
+        return None
+
     @abstractmethod
     def examples(self, part: str) -> Iterable[bytes]:
         """The examples of ``train`` or a split in order, as bytes that nothing else has a part in.
@@ -243,6 +259,49 @@ class Task(ABC):
     def exports(self, split: str, hypotheses: dict[str, str]) -> dict[str, Any]:
         """Further files of JSON that generated text is written to, by name: what a test server takes, say."""
         return {}
+
+    def notes(self) -> dict[str, Any]:
+        """What a run keeps of its data, as JSON, so that its :attr:`reader` can do without them."""
+        return {}
+
+
+class Reader(ABC):
+    """Reads new input as the training part of a run was read, and writes outputs as text. It needs no data of the run.
+
+    Args:
+        recipe: The run's.
+        vocabularies: The run's.
+        notes: What :meth:`Task.notes` gave when the run was trained.
+    """
+
+    def __init__(self, recipe: Recipe, vocabularies: dict[str, Vocabulary], notes: dict[str, Any]) -> None:
+        self.recipe, self.vocabularies, self.notes = recipe, vocabularies, notes
+
+    @abstractmethod
+    def build_model(self, weights: Mapping[str, Tensor]) -> SequenceModel:
+        """A model of the sizes of these weights, which are put into it afterwards."""
+
+    @abstractmethod
+    def tensors(self, inputs: Sequence[Any]) -> tuple[Tensor, ...]:
+        """The source tensors of a batch of inputs."""
+
+    def difference(self, other: Reader) -> str | None:
+        """What the runs of two readers do differently, so that their models cannot write one text together."""
+        if type(self) is not type(other):
+            return "tasks"
+        for name, vocabulary in self.vocabularies.items():
+            words = other.vocabularies[name].words if name in other.vocabularies else None
+            if vocabulary.words != words:
+                return f"{name} vocabularies"
+        return None
+
+    def words(self, tokens: Sequence[int]) -> str:
+        """Words with spaces between them, on one line."""
+        return " ".join(" ".join(self.vocabularies["target"].decode(tokens)).split())
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """Text as people write it, where it is known how, on one line."""
+        return self.words(tokens)
 
 
 def task_class(name: str) -> type[Task]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import tokenize
+import weakref
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from smoothloss.trainer.errors import RecipeError
+from smoothloss.trainer.files import read_json
 from smoothloss.trainer.tasks.captioning.features import Features
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -121,6 +123,36 @@ def _numbers(array: Array) -> Array:
     return np.array(array, dtype=np.float32)
 
 
+def open_arrays(path: Path) -> tuple[list[str], ArrayFeatures]:
+    """All arrays of a folder or file, and their names in its order; the rows of a ``.npy`` without names are numbers.
+
+    Raises:
+        RecipeError: as :class:`ArrayFeatures`.
+        ImportError: for an ``.h5`` without h5py.
+    """
+    listed = path.with_suffix(".ids.json")
+    rows = None
+    if path.suffix == ".npy":
+        if listed.is_file():
+            rows = [str(name) for name in read_json(str(listed), "names of rows")]
+        else:
+            rows = [str(number) for number in range(_count_rows(path))]
+    try:
+        names = list(_open(path, rows or [], rows).names)
+    except RecipeError:
+        raise
+    except _UNREADABLE as error:
+        raise _unreadable(path, error) from None
+    return names, ArrayFeatures(path, names, rows=rows)
+
+
+def _count_rows(path: Path) -> int:
+    try:
+        return len(np.load(path, mmap_mode="r", allow_pickle=False))
+    except (*_UNREADABLE, TypeError) as error:
+        raise _unreadable(path, error) from None
+
+
 def _match(images: Sequence[str], files: Mapping[str, str], names: Mapping[str, Any]) -> dict[str, str]:
     """The name of each image's array."""
     by_id = {image: image for image in images if image in names}
@@ -179,7 +211,9 @@ class _Npz(_Store):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self._content: Any = np.load(path, allow_pickle=False)
+        file = path.open("rb")
+        weakref.finalize(self, file.close)  # numpy leaves that of a damaged archive open
+        self._content: Any = np.load(file, allow_pickle=False)
         self.names: dict[str, None] = dict.fromkeys(self._content.files)
 
     def read(self, name: str) -> Array:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,7 +19,9 @@ from smoothloss._files import replacing
 from smoothloss.trainer.checkpoint import write_json
 from smoothloss.trainer.errors import RecipeError
 from smoothloss.trainer.evaluation import choose_device
+from smoothloss.trainer.files import read_json
 from smoothloss.trainer.tasks.captioning.arrays import import_h5py
+from smoothloss.trainer.tasks.captioning.features import Features
 from smoothloss.trainer.tasks.captioning.images import INSTALL, read_rgb
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
@@ -74,14 +78,71 @@ def extract_features(folder: str | Path, out: str | Path, how: Extraction) -> tu
     shape = (len(names), *((how.grid**2,) if how.grid else ()), int(model.config.hidden_sizes[-1]))
     out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(out) as temporary:
-        with _WRITERS[out.suffix](temporary, names, shape, how.half) as writer:
+        with _WRITERS[out.suffix](temporary, names, shape, how) as writer:
             for start in tqdm(range(0, len(images), how.batch_size), desc="features", dynamic_ncols=True):
                 files = images[start : start + how.batch_size]
                 pixels = torch.stack([read_image(file, how.size) for file in files])
                 writer.write(image_features(model, pixels.to(device), how.grid).cpu().numpy())
         if out.suffix == ".npy":
             write_json(out.with_suffix(".ids.json"), names)
+            write_json(_description(out), _describe(how))
     return shape
+
+
+def _description(out: Path) -> Path:
+    return out.with_suffix(".extraction.json")
+
+
+def _describe(how: Extraction) -> dict[str, Any]:
+    """What images must be read with to give the same features."""
+    folder = Path(how.weights)
+    weights = str(folder.resolve()) if folder.is_dir() else how.weights
+    return {"weights": weights, "grid": how.grid, "size": how.size, "half": how.half}
+
+
+def read_extraction(path: Path) -> dict[str, Any] | None:
+    """How the features of a file were extracted, where :func:`extract_features` wrote it; None: not known."""
+    if path.suffix == ".npy" and _description(path).is_file():
+        found = read_json(str(_description(path)), "data.features")
+    elif path.suffix == ".h5" and path.is_file():
+        with import_h5py().File(path, "r") as content:
+            found = json.loads(content.attrs.get("extraction", "null"))
+    else:
+        return None
+    return found if isinstance(found, dict) else None
+
+
+class ImageFeatures(Features):
+    """What a ResNet sees of image files, extracted when it is asked for.
+
+    Args:
+        files: By name.
+        how: As of the features that the model was trained on.
+    """
+
+    def __init__(self, files: Mapping[str, Path], how: Extraction) -> None:
+        self.files, self.how = files, how
+        self.device = choose_device(how.device)
+        self.model = load_resnet(how.weights).to(self.device)
+        self.size = int(self.model.config.hidden_sizes[-1])
+
+    def regions(self, image: str) -> Tensor:
+        """The image's grid, or its one vector."""
+        return self.rows([image])[0]
+
+    def rows(self, images: Sequence[str]) -> list[Tensor]:
+        """:meth:`regions` of each image, ``how.batch_size`` at a time."""
+        found: list[Tensor] = []
+        for start in range(0, len(images), self.how.batch_size):
+            chosen = images[start : start + self.how.batch_size]
+            pixels = torch.stack([read_image(self.files[image], self.how.size) for image in chosen])
+            values = image_features(self.model, pixels.to(self.device), self.how.grid).cpu()
+            values = values.half().float() if self.how.half else values
+            found += [row.reshape(-1, self.size) for row in values]
+        return found
+
+    def require(self, images: Sequence[str]) -> None:
+        """Every image has its file."""
 
 
 def find_images(folder: Path) -> list[Path]:
@@ -92,15 +153,25 @@ def find_images(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise RecipeError(f"no such folder: {folder}")
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and not file.is_dir())
-    if not files:
-        raise RecipeError(f"no image in {folder}: looked for {', '.join(IMAGE_SUFFIXES)}")
+    files = images_below(folder)
     first: dict[str, Path] = {}
     for file in files:
         if first.setdefault(file.stem, file) is not file:
             raise RecipeError(f"two images have the same name: {first[file.stem]} and {file}")
         if not _is_unicode(file.stem):
             raise RecipeError(f"the name of the image {str(file)!a} is no UTF-8")
+    return files
+
+
+def images_below(folder: Path) -> list[Path]:
+    """The images below a folder, in order of their paths.
+
+    Raises:
+        RecipeError: when there is none.
+    """
+    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and not file.is_dir())
+    if not files:
+        raise RecipeError(f"no image in {folder}: looked for {', '.join(IMAGE_SUFFIXES)}")
     return files
 
 
@@ -120,10 +191,12 @@ def load_resnet(weights: str) -> Any:
     """
     try:
         from transformers import ResNetModel
-        from transformers.utils.logging import disable_progress_bar
+        from transformers.utils.logging import disable_progress_bar, set_verbosity_error
     except ImportError:
         raise ImportError(INSTALL) from None
     disable_progress_bar()
+    set_verbosity_error()  # what is missing is said below, in one line
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
         model, report = ResNetModel.from_pretrained(weights, use_safetensors=True, output_loading_info=True)
     except (OSError, ValueError, RuntimeError) as error:
@@ -140,11 +213,21 @@ def read_image(file: Path, size: int) -> Tensor:
     Raises:
         RecipeError: as :func:`.read_rgb`, which says how samples of other kinds than eight bits are scaled.
     """
+    values = (read_pixels(file, size).astype(np.float32) / 255 - _MEAN) / _DEVIATION
+    return torch.from_numpy(values.transpose(2, 0, 1).copy())
+
+
+def read_pixels(file: Path, size: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """(size, size, 3) RGB: the whole image, resized (its aspect ratio changes).
+
+    Raises:
+        RecipeError: as :func:`.read_rgb`.
+        ImportError: without pillow.
+    """
+    pixels = read_rgb(file)
     from PIL import Image
 
-    pixels = read_rgb(file).resize((size, size), Image.Resampling.BICUBIC)
-    values = (np.asarray(pixels, dtype=np.float32) / 255 - _MEAN) / _DEVIATION
-    return torch.from_numpy(values.transpose(2, 0, 1).copy())
+    return np.asarray(pixels.resize((size, size), Image.Resampling.BICUBIC), dtype=np.uint8)
 
 
 @torch.inference_mode()
@@ -165,9 +248,9 @@ def image_features(model: nn.Module, pixels: Tensor, grid: int) -> Tensor:
 class _Writer(ABC):
     """Writes an array of a known shape, some rows at a time."""
 
-    def __init__(self, path: Path, names: Sequence[str], shape: tuple[int, ...], half: bool) -> None:
-        self.names, self.shape = names, shape
-        self.dtype = np.dtype(np.float16 if half else np.float32)
+    def __init__(self, path: Path, names: Sequence[str], shape: tuple[int, ...], how: Extraction) -> None:
+        self.names, self.shape, self.how = names, shape, how
+        self.dtype = np.dtype(np.float16 if how.half else np.float32)
         self.file = self.open(path)
 
     @abstractmethod
@@ -204,6 +287,7 @@ class _H5Writer(_Writer):
     def open(self, path: Path) -> Any:
         file = import_h5py().File(path, "w")
         file.create_dataset("features", self.shape, self.dtype, chunks=(1, *self.shape[1:]))
+        file.attrs["extraction"] = json.dumps(_describe(self.how))
         file["ids"] = [name.encode() for name in self.names]
         self.done = 0
         return file

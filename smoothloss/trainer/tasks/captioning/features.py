@@ -46,13 +46,17 @@ class Features(ABC):
         """What tells this image's features from others, on any machine."""
         return self.regions(image).numpy().astype("<f4").tobytes()
 
+    def rows(self, images: Sequence[str]) -> list[Tensor]:
+        """:meth:`regions` of each image."""
+        return [self.regions(image) for image in images]
+
     def pooled(self, images: Sequence[str]) -> tuple[Tensor, ...]:
         """((B, F),): one vector per image, the mean of its regions."""
-        return (torch.stack([self.regions(image).mean(0) for image in images]),)
+        return (torch.stack([row.mean(0) for row in self.rows(images)]),)
 
     def padded(self, images: Sequence[str]) -> tuple[Tensor, ...]:
         """((B, R, F), (B, R)): the regions of each image, padded with zeros, and which of them are real."""
-        rows = [self.regions(image) for image in images]
+        rows = self.rows(images)
         values = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
         present = torch.arange(values.shape[1]) < torch.tensor([len(row) for row in rows])[:, None]
         return values, present

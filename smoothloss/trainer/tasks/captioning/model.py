@@ -6,6 +6,7 @@ Attention for Image Captioning and Visual Question Answering".
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -183,3 +184,13 @@ def word_embedding(vocabulary_size: int, size: int) -> nn.Embedding:
     with torch.no_grad():
         embedding.weight[PAD].zero_()
     return embedding
+
+
+def build_captioner(config: CaptioningModel, feature_size: int, vocabulary_size: int) -> ShowAndTell | TopDown:
+    """The LSTM of Show and Tell, or top-down attention."""
+    return (TopDown if config.attention else ShowAndTell)(config, feature_size, vocabulary_size)
+
+
+def feature_size_of(weights: Mapping[str, Tensor]) -> int:
+    """The length of the feature vectors that a captioner with these weights reads."""
+    return int(weights["project.weight"].shape[1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -11,10 +12,19 @@ from torch import Tensor
 from smoothloss.rewards import References
 from smoothloss.trainer.config import Recipe
 from smoothloss.trainer.errors import RecipeError
+from smoothloss.trainer.files import expand_path
 from smoothloss.trainer.metrics import caption_scores, score_texts
-from smoothloss.trainer.tasks import Batch, Input, SequenceModel, Task
-from smoothloss.trainer.tasks.captioning.data import CaptionBatches, CaptioningData, CaptionSet, load_captions
-from smoothloss.trainer.tasks.captioning.model import CaptioningModel, ShowAndTell, TopDown
+from smoothloss.trainer.tasks import Batch, Input, Picture, SequenceModel, Task
+from smoothloss.trainer.tasks.captioning.data import (
+    CaptionBatches,
+    CaptioningData,
+    CaptionSet,
+    find_image,
+    load_captions,
+)
+from smoothloss.trainer.tasks.captioning.extract import read_extraction
+from smoothloss.trainer.tasks.captioning.model import CaptioningModel, build_captioner
+from smoothloss.trainer.tasks.captioning.reader import CaptionReader, source_tensors
 from smoothloss.trainer.vocabulary import Vocabulary
 
 FEATURES_READ = 64  # images of a part whose features its fingerprint holds, evenly spread
@@ -30,6 +40,7 @@ class CaptioningTask(Task):
     data_config: ClassVar[type] = CaptioningData
     model_config: ClassVar[type] = CaptioningModel
     metric = "cider"
+    reader = CaptionReader
     test_splits = ("test",)
 
     def __init__(self, recipe: Recipe, vocabularies: dict[str, Vocabulary] | None = None) -> None:
@@ -53,14 +64,17 @@ class CaptioningTask(Task):
 
     def build_model(self) -> SequenceModel:
         """The LSTM of Show and Tell, or top-down attention."""
-        config: CaptioningModel = self.recipe.model
-        kind = TopDown if config.attention else ShowAndTell
-        return kind(config, self.dataset.features.size, len(self.vocabulary))
+        return build_captioner(self.recipe.model, self.dataset.features.size, len(self.vocabulary))
 
     def source(self, images: Sequence[str]) -> tuple[Tensor, ...]:
         """What the model's encoder reads of these images."""
-        features = self.dataset.features
-        return features.padded(images) if self.recipe.model.attention else features.pooled(images)
+        return source_tensors(self.dataset.features, images, self.recipe.model)
+
+    def notes(self) -> dict[str, Any]:
+        """How the features were extracted from images, where their file says so."""
+        path = getattr(self.recipe.data, "features", None)
+        extraction = None if path is None else read_extraction(expand_path(path))
+        return {} if extraction is None else {"extraction": extraction}
 
     def target_sentences(self) -> Iterator[Sequence[str]]:
         """The captions of the training images."""
@@ -117,7 +131,17 @@ class CaptioningTask(Task):
 
     def inputs(self, split: str) -> list[Input]:
         """The images of a split with their captions."""
-        return [Input(image, captions) for image, captions in self.references(split).items()]
+        files = self.dataset.files
+        return [Input(image, captions, file=files.get(image)) for image, captions in self.references(split).items()]
+
+    def sizes(self) -> dict[str, int]:
+        """Images of each part."""
+        return {split: len(images) for split, images in self.dataset.splits.items()}
+
+    def picture(self, name: str) -> Path | Picture | None:
+        """The file of an image, where it lies beside the captions or the features."""
+        file = self.dataset.files.get(name)
+        return None if file is None else find_image(self.recipe.data, file)
 
     def examples(self, part: str) -> Iterator[bytes]:
         """The images of a split with their captions, then the features of some of them: all would take long."""

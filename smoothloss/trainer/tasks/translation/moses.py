@@ -14,7 +14,7 @@ def moses_tokenizer(language: str, key: str) -> Callable[[str], list[str]]:
     """A function from raw text to words, special characters not escaped.
 
     Raises:
-        RecipeError: naming the recipe key, when sacremoses is not installed.
+        RunError: naming the recipe key, when sacremoses is not installed.
     """
     tokenizer = optional_package("sacremoses", key, "translate").MosesTokenizer(lang=language)
     return lambda text: list(tokenizer.tokenize(text, escape=False))
@@ -24,7 +24,7 @@ def moses_detokenizer(language: str, key: str) -> Callable[[Sequence[str]], str]
     """A function from words to text as people write it; Moses' escapes (``&quot;``) are undone.
 
     Raises:
-        RecipeError: naming the recipe key, when sacremoses is not installed.
+        RunError: naming the recipe key, when sacremoses is not installed.
     """
     detokenizer = optional_package("sacremoses", key, "translate").MosesDetokenizer(lang=language)
     return lambda words: str(detokenizer.detokenize(list(words)))

@@ -24,6 +24,7 @@ from smoothloss.trainer.tasks.translation.data import (
 )
 from smoothloss.trainer.tasks.translation.model import AttentiveModel, TranslationModel
 from smoothloss.trainer.tasks.translation.moses import moses_detokenizer
+from smoothloss.trainer.tasks.translation.reader import TranslationReader
 from smoothloss.trainer.vocabulary import SPECIAL_TOKENS, Vocabulary
 
 
@@ -42,6 +43,7 @@ class TranslationTask(Task):
     data_config = TranslationData
     model_config = TranslationModel
     metric = "bleu"
+    reader = TranslationReader
 
     def __init__(self, recipe: Recipe, vocabularies: dict[str, Vocabulary] | None = None) -> None:
         data: TranslationData = recipe.data
@@ -100,9 +102,11 @@ class TranslationTask(Task):
 
     def sources(self, split: str, batch_size: int) -> Iterator[tuple[list[str], tuple[Tensor, ...]]]:
         """Source sentences by length; ids are line numbers from 0."""
-        source = [self.vocabularies["source"].encode(words) for words in self._split(split).source]
-        for numbers in by_length(source, batch_size):
-            yield [str(number) for number in numbers], source_tensors([source[number] for number in numbers])
+        text = self._split(split)
+        source = [self.vocabularies["source"].encode(words) for words in text.source]
+        for places in by_length(source, batch_size):
+            names = [str(text.numbers[place]) for place in places]
+            yield names, source_tensors([source[place] for place in places])
 
     def score(self, split: str, hypotheses: dict[str, str]) -> dict[str, float | str]:
         """Corpus BLEU on the tokens, with sacrebleu's signature, and ``bleu_detokenized`` with its own."""
@@ -139,8 +143,8 @@ class TranslationTask(Task):
     def inputs(self, split: str) -> list[Input]:
         """The sentence pairs; ids are line numbers from 0."""
         text = self._split(split)
-        pairs = zip(text.source, text.target, strict=True)
-        return [Input(str(n), [" ".join(target)], " ".join(source)) for n, (source, target) in enumerate(pairs)]
+        pairs = zip(text.numbers, text.source, text.target, strict=True)
+        return [Input(str(number), [" ".join(target)], " ".join(source)) for number, source, target in pairs]
 
 
 def build_vocabularies(train: ParallelText, data: TranslationData) -> dict[str, Vocabulary]:

@@ -84,7 +84,7 @@ def test_features_are_those_of_the_network(pictures: Path, weights: str, suffix:
     for number, row in zip(ids, want, strict=True):
         torch.testing.assert_close(features.regions(number), row, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(features.pooled(list(ids))[0], maps.mean((2, 3)), rtol=1e-4, atol=1e-5)
-    kept = {"features.npy", "features.ids.json"} if suffix == ".npy" else {"features.h5"}
+    kept = {"features.npy", "features.ids.json", "features.extraction.json"} if suffix == ".npy" else {"features.h5"}
     assert {file.name for file in out.parent.iterdir()} == kept
 
 
@@ -185,5 +185,5 @@ def test_without_transformers_it_says_what_to_install(
     pictures: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
-    assert main(["features", str(pictures), "--out", str(pictures.parent / "f.npy")]) == 2
+    assert main(["features", str(pictures), "--out", str(pictures.parent / "f.npy")]) == 1
     assert "pip install 'smoothloss[features]'" in capsys.readouterr().err

@@ -231,3 +231,26 @@ def test_a_fingerprint_holds_images_captions_and_features(make_captioning: Make)
     for change in (rewrite, relabel, lambda data: data.splits["test"].reverse()):
         found = fingerprints(change)
         assert {part for part in first if found[part] != first[part]} == {"test"}
+
+
+def test_images_beside_captions_or_features_are_found(karpathy: Path, make_captioning: Make, tmp_path: Path) -> None:
+    content = json.loads((karpathy / "dataset.json").read_text())
+    tests = [image for image in content["images"] if image["split"] == "test"]
+    names = ["a b.jpg", "sub/ü.png", "other/c.jpg", "missing.jpg", "x" * 300]
+    for image, name in zip(tests, names, strict=False):
+        image["filename"] = name
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "dataset.json").write_text(json.dumps(content))
+    shutil.copy(karpathy / "features.npy", tmp_path / "features.npy")
+    places = {"a b.jpg": "text", "ü.png": "images/sub", "c.jpg": "images"}
+    for name, place in places.items():
+        (tmp_path / place).mkdir(parents=True, exist_ok=True)
+        (tmp_path / place / name).touch()
+    data = {"captions": f"{tmp_path}/text/dataset.json", "format": "karpathy", "features": f"{tmp_path}/features.npy"}
+    task = CaptioningTask(make_captioning(data=data))
+    ids = [str(image["cocoid"]) for image in tests]
+    assert [each.file for each in task.inputs("test")][:6] == [*names, None]
+    found = [task.picture(name) for name in ids[:4]]
+    assert found == [tmp_path / "text/a b.jpg", tmp_path / "images/sub/ü.png", tmp_path / "images/c.jpg", None]
+    assert task.picture(ids[5]) is None
+    assert task.sizes() == {"train": 30, "validation": 6, "test": 8}

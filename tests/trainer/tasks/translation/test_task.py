@@ -58,7 +58,10 @@ def test_an_empty_reference_is_refused(tmp_path: Path, corpus: Path, make_recipe
         lines = (corpus / f"test.{language}").read_text().splitlines()
         lines[3] = "" if language == "low" else lines[3]
         (tmp_path / f"bare.{language}").write_text("".join(f"{line}\n" for line in lines))
-    with pytest.raises(RecipeError, match="bare has 1 empty references, such as number 4"):
+    with pytest.raises(
+        RecipeError,
+        match=r"data\.test\.bare: bare: 1 of 30 pairs cannot be used, the first is line 4: its target is empty",
+    ):
         TranslationTask(make_recipe(data={"test": {"bare": f"{tmp_path}/bare"}}))
 
 

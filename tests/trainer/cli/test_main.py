@@ -128,9 +128,19 @@ def test_help_explains(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "Token level's share" in shown
 
 
-def test_unknown_arguments_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    for words in (["evaluate", "run", "--beam", "3", "--nope"], ["dance"], []):
-        with pytest.raises(SystemExit) as caught:
-            main(words)
-        assert caught.value.code == 2
-        capsys.readouterr()
+def test_options_that_would_do_nothing_are_refused_before_data_are_read(
+    tmp_path: Path, recipe_values: Values, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(recipe_values(training={"max_steps": 1, "epochs": 1})))
+    run = str(tmp_path / "run")
+    assert main(["train", str(recipe), "--out", run]) == 0
+    capsys.readouterr()
+    for words, message in (
+        (["--n_best", "9"], "decoding.n_best must be at most decoding.beam_size (2), got 9"),
+        (["--top_k", "3"], "--top_k does nothing with --method beam: it is of --method sample"),
+        (["--method", "sample", "--beam_size", "3"], "--beam_size does nothing with --method sample"),
+    ):
+        for command in (["evaluate", run], ["translate", run, "no-such-file"]):
+            assert main([*command, *words]) == 2
+            assert message in capsys.readouterr().err

@@ -1,0 +1,15 @@
+"""``smoothloss report``."""
+
+from __future__ import annotations
+
+import argparse
+
+from smoothloss.trainer import report
+from smoothloss.trainer.commands.output import say
+from smoothloss.trainer.run import RunDirectory
+
+
+def run(options: argparse.Namespace) -> None:
+    """Write a report on runs side by side, and print its path."""
+    report.write([RunDirectory(path) for path in options.runs], options.out, split=options.split)
+    say(options.out)
