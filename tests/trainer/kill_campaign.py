@@ -20,13 +20,15 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
-from smoothloss.trainer import reproduce
+from smoothloss._files import write_atomically
+from smoothloss.trainer import processes, report
 from smoothloss.trainer.checkpoint import load_checkpoint
 from smoothloss.trainer.cli import main
 
@@ -96,7 +98,11 @@ class Forked:
         """End it."""
         os.kill(self.child, signal.SIGTERM)
 
-    def wait(self) -> None:
+    def kill(self) -> None:
+        """Kill it."""
+        os.kill(self.child, signal.SIGKILL)
+
+    def wait(self, timeout: float | None = None) -> None:
         """Wait for its end."""
         while self.poll() is None:
             time.sleep(0.01)
@@ -162,7 +168,11 @@ def campaign(kills: int, seed: int, folder: Path) -> str:
         AssertionError: when something came out differently.
     """
     recipe, table = write_recipes(folder)
-    reproduce.start_training = Forked  # type: ignore[assignment]
+    for name in ("train", "reproduce"):  # so that no fork imports them again
+        import_module(f"smoothloss.trainer.commands.{name}")
+    # Whose drawing takes longer than the training, and tells of times.
+    report.write = lambda runs, path, **_: write_atomically(path, b"report")  # type: ignore[assignment]
+    processes.start_training = Forked  # type: ignore[assignment]
     draw, where, done, rounds = random.Random(seed), Counter[str](), 0, Counter[str]()
     expected: dict[str, dict[str, Any]] = {}
     durations: dict[str, float] = {}
@@ -190,6 +200,7 @@ def campaign(kills: int, seed: int, folder: Path) -> str:
         differing = {key for key in {*found, *expected[kind]} if found.get(key, 0) != expected[kind].get(key, 0)}
         assert not differing, f"{out} after kills: {sorted(differing)} differ"
         rounds[kind] += 1
+        sys.stderr.write(f"{done} kills, {dict(rounds)}, {dict(where)}\n")
     places = ", ".join(f"{count} {place}" for place, count in where.most_common())
     return f"{done} kills ({places}) in {dict(rounds)}: nothing came out differently"
 
