@@ -22,7 +22,7 @@ _OTHER_BOMS = (
     (b"\xfe\xff", "UTF-16"),
 )
 _PACKED = (
-    (b"BZh", "bzip2"),
+    *((b"BZh%d1AY&SY" % level, "bzip2") for level in range(1, 10)),
     (b"\xfd7zXZ\0", "xz"),
     (b"\x28\xb5\x2f\xfd", "zstd"),
     (b"7z\xbc\xaf\x27\x1c", "7-zip"),
@@ -70,16 +70,13 @@ def unpacked(file: BinaryIO, name: str) -> BinaryIO:
     Errors of the reading itself are those of gzip; see :func:`damage`.
 
     Raises:
-        ValueError: when it is called ``.gz`` and is no gzip file, or is packed otherwise.
+        ValueError: when it is called ``.gz`` and is no gzip file.
     """
     head, file = peek(file)
     if head.startswith(_GZIP):
         return cast(BinaryIO, io.BufferedReader(gzip.GzipFile(fileobj=file)))
     if name.endswith(".gz"):
         raise ValueError("no readable gzip file, in spite of its name")
-    for magic, kind in _PACKED:
-        if head.startswith(magic):
-            raise ValueError(f"it is packed with {kind}: unpack it first")
     return file
 
 
@@ -99,8 +96,11 @@ def without_mark(head: bytes) -> bytes:
     """The start of a text without its byte-order mark.
 
     Raises:
-        ValueError: when the mark is of another encoding than UTF-8, or the text is a zip archive.
+        ValueError: when the mark is of another encoding than UTF-8, or what is there is packed and no text.
     """
+    for magic, kind in _PACKED:
+        if head.startswith(magic):
+            raise ValueError(f"it is packed with {kind}: unpack it first")
     for mark, encoding in _OTHER_BOMS:
         if head.startswith(mark):
             raise ValueError(f"it is {encoding} text, expected UTF-8: iconv -f {encoding} -t UTF-8 makes it so")

@@ -17,6 +17,7 @@ MAX_DIM = 1_000_000
 _SAMPLE = 100  # lines that tell how many numbers a line has
 _HEADER = re.compile(r"([0-9]{1,18})[ \t]+([0-9]{1,18})")
 _NUMBER = re.compile(r"[-+]?(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[-+]?[0-9]+)?|nan|inf(?:inity)?)", re.IGNORECASE)
+_DECIMAL_COMMA = re.compile(r" [-+]?[0-9]+,[0-9]+$")
 Line = tuple[int, str]
 
 
@@ -73,7 +74,7 @@ def read_text(file: BinaryIO, collector: Collector) -> None:
         raise ValueError("it is empty, expected word vectors")
     header = _header(sample)
     body = sample[1:] if header else sample
-    dim = header.dim if header else _most_common_dim(body)
+    dim = header.dim if header else _usual_dim(body)
     seen = 0
     for number, line in chain(body, lines):
         seen += 1
@@ -123,12 +124,16 @@ def _is_pair(line: str) -> bool:
     return len(fields) == 2 and all(_NUMBER.fullmatch(field) for field in fields)
 
 
-def _most_common_dim(lines: list[Line]) -> int:
+def _usual_dim(lines: list[Line]) -> int:
+    """How many numbers most lines have, or fewer where a good part has fewer: the others' tokens end in numbers."""
     counts = Counter(count_numbers(line) for _, line in lines)
-    dim, _ = max(counts.items(), key=lambda entry: (entry[1], entry[0]))
+    often = [dim for dim, count in counts.items() if count >= max(2, len(lines) / 4)]
+    dim = min(often) if often else max(counts, key=lambda dim: (counts[dim], dim))
+    number, line = lines[0]
     if dim == 0:
-        number, line = lines[0]
         raise ValueError(f"line {number}: got {line[:60]!r}, expected a token and its numbers")
+    if all(_DECIMAL_COMMA.search(line.replace("\t", " ").rsplit(" ", dim)[0]) for _, line in lines):
+        raise ValueError(f"line {number}: got {line[:60]!r}, expected numbers with decimal points, not commas")
     return dim
 
 

@@ -15,7 +15,7 @@ _CONTROL = bytes(sorted(set(range(32)) - set(b"\t\n\v\f\r")))
 
 
 def is_binary(body: bytes, dim: int) -> bool:
-    """Whether what follows a header is binary: the first word's d numbers are none in text, and no text at all.
+    """Whether what follows a header is binary: no d numbers in text on the first line, and bytes that no text has.
 
     Args:
         body: Some bytes after the header.
@@ -24,14 +24,12 @@ def is_binary(body: bytes, dim: int) -> bool:
     first = body.lstrip(b"\n").split(b"\n", 1)[0].decode("utf-8", errors="replace")
     if count_numbers(first.rstrip(" \t\r")) >= dim:
         return False
-    start = body.find(b" ") + 1
-    numbers = body[start : start + 4 * dim]
-    if numbers.translate(None, _CONTROL) != numbers:
+    if body.translate(None, _CONTROL) != body:
         return True
     try:
-        numbers[: len(numbers) - 3].decode("utf-8")  # less what may be cut in the middle of a character
+        body[:-3].decode("utf-8")  # less what may be cut in the middle of a character
     except UnicodeDecodeError as error:
-        return error.end < len(numbers) - 3 or error.reason != "unexpected end of data"
+        return error.reason != "unexpected end of data"
     return False
 
 

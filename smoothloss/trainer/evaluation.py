@@ -199,6 +199,7 @@ def evaluate_into(
             known += [f"nbest.{split}.jsonl" for split in splits]
     with folder.lock():
         folder.claim(names, known)
+        folder.tidy()
         for split in splits:
             yield split, evaluate_split(path, task, model, split, decoding, device)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from smoothloss._content import byte_lines, damage, open_content, unpacked, without_mark
+from smoothloss.trainer.documents import parse_json
 from smoothloss.trainer.errors import RecipeError
 
 STDIN: Literal["-"] = "-"
@@ -22,16 +22,25 @@ _ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def expand_path(path: str) -> Path:
-    """``path`` with ``~`` and environment variables (``${SMOOTHLOSS_DATA}``) filled in.
+    """``path`` with ``~`` and environment variables (``${SMOOTHLOSS_DATA}``) filled in, unless it exists as it stands.
 
     Raises:
         RecipeError: when a variable is not set.
     """
+    if _exists(path):
+        return Path(path)
     expanded = os.path.expandvars(path)
     missing = re.search(r"\$\{?(\w+)\}?", expanded)
     if missing:
         raise RecipeError(f"the environment variable {missing[1]} of the path {path!r} is not set")
     return Path(expanded).expanduser()
+
+
+def _exists(path: str) -> bool:
+    try:
+        return Path(path).exists()
+    except (OSError, ValueError):  # too long, a NUL
+        return False
 
 
 def existing_file(path: str, key: str) -> Path:
@@ -59,12 +68,7 @@ def existing_input(path: str, key: str) -> Input:
     if path == STDIN:
         return STDIN
     expanded = expand_path(path)
-    try:
-        if expanded.exists() and not expanded.is_dir():
-            return expanded
-    except (OSError, ValueError):
-        pass  # existing_file says what is wrong
-    return existing_file(path, key)
+    return expanded if _exists(str(expanded)) and not expanded.is_dir() else existing_file(path, key)
 
 
 def is_stream(source: Input) -> bool:
@@ -180,19 +184,16 @@ def parse_text(text: str, source: Input, key: str) -> Any:
     """What JSON text says.
 
     Raises:
-        RecipeError: naming ``key`` and the file, when it is no JSON, or a string in it is half a character: a lone
-            surrogate (``"\\ud83d"``), which no UTF-8 file can hold, so that writing it would fail later.
+        RecipeError: naming ``key`` and the file, as :func:`.parse_json`, and when a string in it is half a character: a
+            lone surrogate (``"\\ud83d"``), which no UTF-8 file can hold, so that writing it would fail later.
     """
-    with _reading(source, key):
-        try:
-            content = json.loads(text)
-        except RecursionError:
-            raise ValueError("it is nested too deeply") from None
-        if _ESCAPED_SURROGATE.search(text):
-            place = _surrogate(content)
-            if place is not None:
-                raise ValueError(f"{place or 'it'} has half a character, a lone surrogate")
-        return content
+    what = f"{key}: cannot read {_name(source)}"
+    content = parse_json(text, what, constants=True)
+    if _ESCAPED_SURROGATE.search(text):
+        place = _surrogate(content)
+        if place is not None:
+            raise RecipeError(f"{what}: {place or 'it'} has half a character, a lone surrogate")
+    return content
 
 
 def _surrogate(content: Any) -> str | None:

@@ -155,9 +155,7 @@ class Folder:
         if facts and events.is_dir():
             own += [file for file in events.iterdir() if file.name.endswith(f".{facts.get('id')}")]
         folders = {file.parent for file in own} - {self.path}
-        for folder in {self.path, *folders}:
-            if folder.is_dir():
-                own += [file for file in folder.iterdir() if is_temporary(file.name)]
+        self.tidy()
         for file in own:
             if file.is_symlink() or not file.is_dir():
                 with suppress(FileNotFoundError, NotADirectoryError):
@@ -165,6 +163,14 @@ class Folder:
         for folder in sorted(folders, reverse=True):
             with suppress(OSError):  # the user's files are in it, or it is a link
                 folder.rmdir()
+
+    def tidy(self) -> None:
+        """Remove what a killed process had half written; only for who holds the lock."""
+        for folder in {self.path, *((self.path / name).parent for name in self.names())}:
+            if folder.is_dir():
+                for file in folder.iterdir():
+                    if is_temporary(file.name):
+                        file.unlink(missing_ok=True)
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -214,6 +220,7 @@ def folder_of_runs(path: Path, command: str, names: Iterable[str], known: Contai
         if not of_command or not (folder.is_marked or folder.is_empty() or known):
             raise RecipeError(f"{path} is not empty and not of `smoothloss {command}`: choose another --out")
         folder.claim(names, known, command=command)
+        folder.tidy()
         yield
 
 

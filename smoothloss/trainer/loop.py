@@ -200,9 +200,8 @@ class Trainer:
             split: evaluate_split(self.run.path, self.task, self.model, split, self.recipe.decoding, self.device)
             for split in self.scored_splits
         }
-        page, split = self.run.path / "report.html", self.scored_splits[0]
-        examples = report.first_examples(self.task, split)
-        report.write([self.run], page, title=self.recipe.name, split=split, examples=examples)
+        page = self.run.path / "report.html"
+        report.write([self.run], page, title=self.recipe.name, task=self.task)
         self.run.folder.claim([], finished=True)
         sys.stderr.write(f"report: {page}\nbest checkpoint: {self.run.best}\n")
         return scores

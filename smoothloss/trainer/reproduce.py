@@ -359,6 +359,5 @@ def _write_report(table: Table, results: list[Result], runs: list[RunDirectory],
         title=table.title,
         introduction=introduction,
         split=table.split,
-        examples=report.first_examples(open_task(runs[0]), table.split),
         sections=[section],
     )

@@ -159,6 +159,7 @@ class RunDirectory:
             RecipeError: as :meth:`create`.
         """
         self.folder.claim(names, fingerprints=dict(fingerprints), finished=False)
+        self.folder.tidy()
         if recipe_values(recipe) != recipe_values(self.recipe()):
             self.write_recipe(recipe)
 

@@ -98,7 +98,7 @@ def _load(path: str, key: str) -> list[str] | _Json:
     named = path.removesuffix(".gz")
     if named.endswith(".jsonl"):
         return _Json(_rows(lines, source, key))
-    if not named.endswith(".json") and not (is_stream(source) and lines and _JSON_START.match(lines[0])):
+    if not named.endswith(".json") and not (is_stream(source) and _JSON_START.match("\n".join(lines[:9]))):
         return lines
     return _Json(parse_text("\n".join(lines), source, key))
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save
@@ -16,10 +18,11 @@ from tqdm import tqdm
 
 from smoothloss._files import write_atomically
 from smoothloss.embeddings import load_vectors, train_glove
+from smoothloss.embeddings.files import split_member
 from smoothloss.similarity import SimilarityTable
 from smoothloss.trainer.config import EmbeddingsConfig, LossConfig
 from smoothloss.trainer.errors import RecipeError, one_line
-from smoothloss.trainer.files import existing_file
+from smoothloss.trainer.files import existing_file, existing_input, expand_path
 from smoothloss.trainer.vocabulary import SPECIAL_TOKENS, Vocabulary
 
 GLOVE_VERSION = 1  # part of the cache's key: another way of training is another file
@@ -45,14 +48,17 @@ def build_table(
         RecipeError: when the file of vectors is missing or broken, or has no word of the vocabulary.
     """
     vectors = word_vectors(config.embeddings, vocabulary, sentences, seed=seed)
+    settings = {"tau": config.token_tau, "beta": config.beta, "tail": config.tail}
+    return _similarities(vectors, vocabulary, config.neighbours, **settings)
+
+
+def _similarities(vectors: torch.Tensor, vocabulary: Vocabulary, neighbours: int, **settings: Any) -> SimilarityTable:
     return SimilarityTable.from_embeddings(
         vectors,
-        k=min(config.neighbours, len(vocabulary)),
-        tau=config.token_tau,
-        beta=config.beta,
+        k=min(neighbours, len(vocabulary)),
         counts=torch.tensor(vocabulary.counts, dtype=torch.float64),
-        tail=config.tail,
         exclude=SPECIAL_TOKENS,
+        **settings,
     )
 
 
@@ -66,14 +72,29 @@ def word_vectors(
     """
     if config.path is None:
         return _trained_vectors(config, vocabulary, list(sentences), seed)
-    path = existing_file(config.path, "loss.embeddings.path")
+    return read_vectors(config.path, vocabulary, "loss.embeddings.path")
+
+
+def read_vectors(path: str, vocabulary: Vocabulary, key: str) -> torch.Tensor:
+    """(V, d) vectors of a file, in every format of :func:`.load_vectors`; zeros where a word has none.
+
+    Args:
+        path: The file, or ``archive.zip:name``.
+        vocabulary: The target vocabulary.
+        key: The recipe key or the argument that an error names.
+
+    Raises:
+        RecipeError: when the file is missing or broken, or has no word of the vocabulary.
+    """
+    file, member = split_member(expand_path(path))
+    existing_input(str(file), key)
+    named = file if member is None else Path(f"{file}:{member}")
     try:
-        found = load_vectors(path, vocabulary.words)
-    except ValueError as error:
-        raise RecipeError(f"loss.embeddings.path: {error}") from None
-    vectors = torch.as_tensor(found.vectors)
+        vectors = load_vectors(named, vocabulary.words).vectors
+    except (ValueError, OSError) as error:
+        raise RecipeError(f"{key}: {' '.join(str(error).split()).removeprefix('path: ')}") from None
     if not bool(vectors[len(SPECIAL_TOKENS) :].any()):
-        raise RecipeError(f"loss.embeddings.path: {path} has a vector for no word of the target vocabulary")
+        raise RecipeError(f"{key}: {path} has a vector for no word of the target vocabulary")
     return vectors
 
 
@@ -117,21 +138,18 @@ def build_table_file(options: argparse.Namespace) -> str:
     Raises:
         RecipeError: when a file is missing or broken, or a setting is out of range.
     """
+    for name, expected, right in (
+        ("tau", "a finite number > 0", 0 < options.tau < math.inf),
+        ("beta", "a finite number >= 0", 0 <= options.beta < math.inf),
+        ("neighbours", "at least 1", options.neighbours >= 1),
+    ):
+        if not right:
+            raise RecipeError(f"--{name}: got {getattr(options, name)}, expected {expected}")
     vocabulary = _vocabulary(options.vocabulary)
-    config = LossConfig(
-        name="tok",
-        token_tau=options.tau,
-        beta=options.beta,
-        neighbours=options.neighbours,
-        tail=options.tail,
-        embeddings=EmbeddingsConfig(path=options.vectors),
-    )
-    try:
-        table = build_table(config, vocabulary, [], seed=0)
-    except RecipeError:
-        raise
-    except ValueError as error:
-        raise RecipeError(str(error)) from None
+    vectors = read_vectors(options.vectors, vocabulary, "VECTORS")
+    with one_line():
+        settings = {"tau": options.tau, "beta": options.beta, "tail": options.tail}
+        table = _similarities(vectors, vocabulary, options.neighbours, **settings)
     table.save(options.out)
     found = int(table.has_neighbours.sum())
     lines = [
@@ -170,7 +188,8 @@ def _describe(table: SimilarityTable, vocabulary: Vocabulary, word: str, neighbo
 
 
 def _vocabulary(path: str) -> Vocabulary:
+    file = existing_file(path, "--vocabulary")
     try:
-        return Vocabulary.load(existing_file(path, "--vocabulary"))
-    except ValueError as error:
-        raise RecipeError(str(error)) from None
+        return Vocabulary.load(file)
+    except RecipeError as error:
+        raise RecipeError(f"--vocabulary: {str(error).removeprefix('vocabulary: ')}") from None

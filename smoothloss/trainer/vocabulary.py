@@ -9,6 +9,8 @@ from pathlib import Path
 
 from smoothloss._files import write_atomically
 from smoothloss.trainer.bpe import Bpe
+from smoothloss.trainer.errors import RecipeError
+from smoothloss.trainer.files import parse_text, read_text
 
 PAD, BOS, EOS, UNK = 0, 1, 2, 3
 SPECIAL_WORDS = ("<pad>", "<bos>", "<eos>", "<unk>")
@@ -29,19 +31,24 @@ class Vocabulary:
     """
 
     def __init__(self, words: Sequence[str], counts: Sequence[int], bpe: Bpe | None = None) -> None:
+        odd = [word for word in words if not isinstance(word, str)]
+        if odd:
+            raise ValueError(f"words must be strings, got {odd[0]!r}")
         if tuple(words[:4]) != SPECIAL_WORDS:
             raise ValueError(f"words must begin with {' '.join(SPECIAL_WORDS)}, got {' '.join(words[:4])!r}")
-        odd = next((word for word in words if not isinstance(word, str)), None)
-        if odd is not None:
-            raise ValueError(f"words must be strings, got {odd!r}")
         if len(counts) != len(words):
             raise ValueError(f"counts must have one entry per word ({len(words)}), got {len(counts)}")
+        wrong = [count for count in counts if isinstance(count, bool) or not isinstance(count, int) or count < 0]
+        if wrong:
+            raise ValueError(f"counts must be whole numbers from 0 on, got {wrong[0]!r}")
         self.words = list(words)
         self.counts = list(counts)
         self.bpe = bpe
         self.tokens = {word: token for token, word in enumerate(self.words)}
         if len(self.tokens) != len(self.words):
             raise ValueError("words must not repeat")
+        # A text may hold these words too: there they mean nothing.
+        self._encoded = {word: token for word, token in self.tokens.items() if token not in (PAD, BOS, EOS)}
 
     @classmethod
     def build(cls, sentences: Iterable[Sequence[str]], min_count: int = 1, max_words: int = 0) -> Vocabulary:
@@ -99,8 +106,11 @@ class Vocabulary:
         return list(sentence) if self.bpe is None else self.bpe.segment(sentence)
 
     def encode(self, sentence: Sequence[str]) -> list[int]:
-        """The tokens of a sentence's words; what is unknown becomes UNK. Neither BOS nor EOS is added."""
-        return [self.tokens.get(word, UNK) for word in self.segment(sentence)]
+        """The tokens of a sentence's words; what is unknown becomes UNK, and so do words called like special tokens.
+
+        Neither BOS nor EOS is added.
+        """
+        return [self._encoded.get(word, UNK) for word in self.segment(sentence)]
 
     def decode(self, tokens: Iterable[int]) -> list[str]:
         """The words of ``tokens`` up to the first EOS; PAD and BOS are left out."""
@@ -124,12 +134,17 @@ class Vocabulary:
         """Read what :meth:`save` wrote.
 
         Raises:
-            ValueError: when the file is something else.
+            RecipeError: when the file is missing, broken or something else.
             RunError: when it has BPE and tokenizers is not installed.
         """
+        path = Path(path)
+        content = parse_text(read_text(path, "vocabulary"), path, "vocabulary")
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            if not isinstance(content["words"], list) or not isinstance(content["counts"], list):
+                raise ValueError("words and counts must be lists")
             bpe = Bpe(content["bpe"]) if "bpe" in content else None
             return cls(content["words"], content["counts"], bpe)
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is not a vocabulary: {error!r}") from None
+        except RecipeError:
+            raise
+        except (ValueError, KeyError, TypeError) as error:
+            raise RecipeError(f"{path} is not a vocabulary: {error}") from None

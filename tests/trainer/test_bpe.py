@@ -10,7 +10,7 @@ pytest.importorskip("tokenizers")
 
 from smoothloss.trainer.bpe import Bpe
 from smoothloss.trainer.errors import RunError
-from smoothloss.trainer.tasks.translation.corpus import read_pairs
+from smoothloss.trainer.tasks.translation.corpus import read_part
 from smoothloss.trainer.tasks.translation.data import TranslationData
 from smoothloss.trainer.vocabulary import BOS, EOS, PAD, SPECIAL_WORDS, UNK, Vocabulary
 
@@ -103,7 +103,7 @@ def test_multi30k_comes_back(data_dir: Path) -> None:
     data = TranslationData(train="", source="de", target="en")
 
     def read(part: str) -> list[list[str]]:
-        pairs = read_pairs(f"{data_dir}/multi30k/{part}.lc.norm.tok", data, "data.train")
+        pairs = read_part(f"{data_dir}/multi30k/{part}.lc.norm.tok", data, "data.train").pairs
         return [line.split() for pair in pairs for line in pair]
 
     vocabulary = Vocabulary.learn_bpe(read("train"), 4000)

@@ -226,3 +226,33 @@ def test_table_1_is_whole() -> None:
     assert plain["tok_seq_cider_references"].overrides["loss.reward.clip"] == 1.0
     shares = [row["tok_seq_cider_references"].overrides["loss.alpha"] for row in (plain, attention)]
     assert shares == [0.5, 0.4]
+
+
+@pytest.mark.parametrize("name", ["notes", "table.md", "table.json", "mle/seed1.log"])
+def test_a_folder_of_something_else_is_refused(table: Path, tmp_path: Path, name: str) -> None:
+    path = tmp_path / "out" / name
+    path.parent.mkdir(parents=True)
+    path.write_text("mine")
+    with pytest.raises(RecipeError, match="is not empty and not of `smoothloss reproduce`: choose another --out"):
+        reproduce(table, tmp_path / "out")
+    assert [file for file in (tmp_path / "out").rglob("*") if file.is_file()] == [path]
+    assert path.read_text() == "mine"
+
+
+def test_a_run_that_was_killed_between_its_scores_and_its_report_goes_on(table: Path, tmp_path: Path) -> None:
+    rewrite(table, seeds=[1])
+    run = module.RunDirectory(tmp_path / "out" / "mle" / "seed1")
+    for _ in range(2):
+        reproduce(table, tmp_path / "out", rows=["mle"])
+        assert run.finished and (run.path / "report.html").is_file()
+        (tmp_path / "out" / "notes").write_text("mine")
+        (run.path / "report.html").unlink()
+        run.folder.claim([], finished=False)
+    assert (tmp_path / "out" / "notes").read_text() == "mine"
+
+
+@pytest.mark.parametrize("row", ["..", "a/b"])
+def test_a_row_that_names_no_folder_is_refused(table: Path, row: str) -> None:
+    rewrite(table, rows={"mle": {"recipe": "mle.yaml"}, row: {"recipe": "mle.yaml"}})
+    with pytest.raises(RecipeError, match="the key of a row must be part of a file's name"):
+        load_table(table)

@@ -121,6 +121,10 @@ class DemoTask(CaptioningTask):
                 number += 1
         return CaptionSet(splits, captions, PictureRegions(self.pictures))
 
+    def picture(self, name: str) -> Image:
+        """The rendered scene."""
+        return self.pictures[name]
+
     def target_sentences(self) -> Iterator[Sequence[str]]:
         """The captions of each training image as one text: in GloVe, words that say the same of an image meet."""
         for image in self.dataset.splits["train"]:

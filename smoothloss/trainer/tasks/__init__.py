@@ -12,8 +12,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -28,6 +30,7 @@ TASKS = {
     "demo": "smoothloss.trainer.demo:DemoTask",
 }
 
+Picture = np.ndarray[Any, np.dtype[np.uint8]]  # (H, W, 3) RGB
 State = Any  # a tensor whose first dimension is the batch, or any nesting of (named) tuples of such tensors
 
 
@@ -131,11 +134,13 @@ class Input(NamedTuple):
         name: Its id.
         references: Tokens joined by spaces.
         source: The input itself, where it is text.
+        file: The name of its file, where it has one.
     """
 
     name: str
     references: list[str]
     source: str | None = None
+    file: str | None = None
 
 
 class Task(ABC):
@@ -214,6 +219,15 @@ class Task(ABC):
     @abstractmethod
     def inputs(self, split: str) -> list[Input]:
         """The inputs of a split as a person would read them."""
+
+    def sizes(self) -> dict[str, int]:
+        """How many inputs each part has, ``train`` first; left to itself, ``train`` has what makes up an epoch."""
+        others = {split: len(self.inputs(split)) for split in ("validation", *self.test_splits)}
+        return {"train": sum(map(len, self.train_plan(0))), **others}
+
+    def picture(self, name: str) -> Path | Picture | None:
+        """What is to be seen of an input of this id: an image file, or (H, W, 3) RGB; None: nothing."""
+        return None
 
     @abstractmethod
     def examples(self, part: str) -> Iterable[bytes]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import tokenize
+import weakref
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
@@ -210,7 +211,9 @@ class _Npz(_Store):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self._content: Any = np.load(path, allow_pickle=False)
+        file = path.open("rb")
+        weakref.finalize(self, file.close)  # numpy leaves that of a damaged archive open
+        self._content: Any = np.load(file, allow_pickle=False)
         self.names: dict[str, None] = dict.fromkeys(self._content.files)
 
     def read(self, name: str) -> Array:

@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -25,6 +26,7 @@ from smoothloss.trainer.tasks.unusable import Unusable
 from smoothloss.trainer.vocabulary import EOS, SPECIAL_TOKENS, Vocabulary
 
 _log = logging.getLogger(__name__)
+MOST_FOLDERS = 50  # that are looked through for images
 
 
 @dataclass
@@ -84,11 +86,13 @@ class CaptionSet:
         splits: Image ids of ``train``, ``validation``, ``test``.
         captions: Captions by image id.
         features: What the model sees.
+        files: File names by image id, where they are known.
     """
 
     splits: dict[str, list[str]]
     captions: dict[str, list[Words]]
     features: Features
+    files: dict[str, str] = field(default_factory=dict)
 
     def split(self, name: str) -> list[str]:
         """The image ids of a split.
@@ -132,12 +136,24 @@ def load_captions(data: CaptioningData) -> CaptionSet:
     if data.features is None and data.labels is None and data.format in ("karpathy", "coco_captions"):
         raise RecipeError(f"data.features is needed for data.format {data.format}")
     text, features = _READERS[data.format](data)
-    loaded = CaptionSet(dict(text.splits), text.captions, features)
+    loaded = CaptionSet(dict(text.splits), text.captions, features, dict(text.files))
     for name, count in data.images.items():
         del loaded.split(name)[count:]
     for name, images in loaded.splits.items():
         loaded.splits[name] = _usable(loaded, name, images, text.broken, data.skip_unusable)
     return loaded
+
+
+def find_image(data: CaptioningData, file: str) -> Path | None:
+    """The image of a file name: beside the captions or the features, or in a folder there; None where it is not."""
+    beside = [expand_path(path).parent for path in (*data.files, *([data.features] if data.features else []))]
+    for base in dict.fromkeys(beside):
+        folders = sorted(path for path in base.iterdir() if path.is_dir()) if base.is_dir() else []
+        for folder in (base, *folders[:MOST_FOLDERS]):
+            for name in dict.fromkeys((file, Path(file).name)):
+                if (folder / name).is_file():
+                    return folder / name
+    return None
 
 
 def _usable(loaded: CaptionSet, split: str, images: list[str], broken: Mapping[str, str], skip: bool) -> list[str]:

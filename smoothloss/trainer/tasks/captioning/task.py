@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -13,8 +14,14 @@ from smoothloss.trainer.config import Recipe
 from smoothloss.trainer.errors import RecipeError
 from smoothloss.trainer.files import expand_path
 from smoothloss.trainer.metrics import caption_scores, score_texts
-from smoothloss.trainer.tasks import Batch, Input, SequenceModel, Task
-from smoothloss.trainer.tasks.captioning.data import CaptionBatches, CaptioningData, CaptionSet, load_captions
+from smoothloss.trainer.tasks import Batch, Input, Picture, SequenceModel, Task
+from smoothloss.trainer.tasks.captioning.data import (
+    CaptionBatches,
+    CaptioningData,
+    CaptionSet,
+    find_image,
+    load_captions,
+)
 from smoothloss.trainer.tasks.captioning.extract import read_extraction
 from smoothloss.trainer.tasks.captioning.model import CaptioningModel, build_captioner
 from smoothloss.trainer.tasks.captioning.reader import CaptionReader, source_tensors
@@ -124,7 +131,17 @@ class CaptioningTask(Task):
 
     def inputs(self, split: str) -> list[Input]:
         """The images of a split with their captions."""
-        return [Input(image, captions) for image, captions in self.references(split).items()]
+        files = self.dataset.files
+        return [Input(image, captions, file=files.get(image)) for image, captions in self.references(split).items()]
+
+    def sizes(self) -> dict[str, int]:
+        """Images of each part."""
+        return {split: len(images) for split, images in self.dataset.splits.items()}
+
+    def picture(self, name: str) -> Path | Picture | None:
+        """The file of an image, where it lies beside the captions or the features."""
+        file = self.dataset.files.get(name)
+        return None if file is None else find_image(self.recipe.data, file)
 
     def examples(self, part: str) -> Iterator[bytes]:
         """The images of a split with their captions, then the features of some of them: all would take long."""

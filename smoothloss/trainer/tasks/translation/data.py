@@ -30,8 +30,8 @@ class TranslationData:
         format: ``lines``: a file for each language. ``tsv``: pairs in one file, as Tatoeba has them.
         columns: Languages of the columns of a ``tsv`` file, from the first; further columns are not read.
         held_out: Sizes of the parts that are cut from the training part by name, such as ``{validation: 2000, test:
-            0.02}``: pairs from 1 on, a share below. The training part is then made of the pairs with a word on either
-            side, the first of every source sentence alone, so that no part holds a source sentence of another.
+            0.02}``: pairs from 1 on, a share below. The training part is then made of the first pair of every source
+            sentence alone, so that no part holds a source sentence of another.
         split_seed: Seeds the choice of ``held_out``; apart from the run's seed, so that all runs have the same test.
         lowercase: Lower the case of the text. Set it also for text that is in lower case already: detokenised BLEU then
             leaves case out.
@@ -48,6 +48,8 @@ class TranslationData:
         max_length: Training pairs with more words on either side are left out.
         batch_tokens: Target positions per training batch at most, EOS and padding counted (rows times the longest); a
             longer sentence is a batch of its own. 0: batches of ``training.batch_size`` sentences.
+        skip_unusable: Leave out pairs with an empty side, a line that is not UTF-8 or a missing column, from every
+            part, and say how many; the others keep their numbers. Left false, they are an error.
     """
 
     train: str
@@ -68,6 +70,7 @@ class TranslationData:
     joint_vocabulary: bool = False
     max_length: int = 100
     batch_tokens: int = 0
+    skip_unusable: bool = False
 
 
 def bucketed_plan(

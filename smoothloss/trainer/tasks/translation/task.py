@@ -102,9 +102,11 @@ class TranslationTask(Task):
 
     def sources(self, split: str, batch_size: int) -> Iterator[tuple[list[str], tuple[Tensor, ...]]]:
         """Source sentences by length; ids are line numbers from 0."""
-        source = [self.vocabularies["source"].encode(words) for words in self._split(split).source]
-        for numbers in by_length(source, batch_size):
-            yield [str(number) for number in numbers], source_tensors([source[number] for number in numbers])
+        text = self._split(split)
+        source = [self.vocabularies["source"].encode(words) for words in text.source]
+        for places in by_length(source, batch_size):
+            names = [str(text.numbers[place]) for place in places]
+            yield names, source_tensors([source[place] for place in places])
 
     def score(self, split: str, hypotheses: dict[str, str]) -> dict[str, float | str]:
         """Corpus BLEU on the tokens, with sacrebleu's signature, and ``bleu_detokenized`` with its own."""
@@ -141,8 +143,8 @@ class TranslationTask(Task):
     def inputs(self, split: str) -> list[Input]:
         """The sentence pairs; ids are line numbers from 0."""
         text = self._split(split)
-        pairs = zip(text.source, text.target, strict=True)
-        return [Input(str(n), [" ".join(target)], " ".join(source)) for n, (source, target) in enumerate(pairs)]
+        pairs = zip(text.numbers, text.source, text.target, strict=True)
+        return [Input(str(number), [" ".join(target)], " ".join(source)) for number, source, target in pairs]
 
 
 def build_vocabularies(train: ParallelText, data: TranslationData) -> dict[str, Vocabulary]:

@@ -19,6 +19,8 @@ from smoothloss.trainer.recipes import load_recipe
 from smoothloss.trainer.run import RunDirectory
 from smoothloss.trainer.tasks import Batch
 from smoothloss.trainer.tasks.captioning import CaptioningTask
+from smoothloss.trainer.tasks.captioning.data import CaptionSet
+from smoothloss.trainer.tasks.captioning.features import LabelFeatures
 from smoothloss.trainer.vocabulary import PAD
 
 Make = Callable[..., Recipe]
@@ -206,3 +208,49 @@ def test_real_captions_have_karpathys_splits(data_dir: Path, monkeypatch: pytest
     assert sum(map(len, task.references("test").values())) == 25010
     assert not {*task.dataset.splits["train"]} & {*task.dataset.splits["test"]}
     assert len(task.vocabulary) == 5714
+
+
+def test_a_fingerprint_holds_images_captions_and_features(make_captioning: Make) -> None:
+    def fingerprints(change: Callable[[CaptionSet], object] = lambda data: None) -> dict[str, str]:
+        task = CaptioningTask(make_captioning())
+        change(task.dataset)
+        return {part: task.fingerprint(part) for part in ("train", "validation", "test", "vocabulary.target")}
+
+    first = fingerprints()
+    assert fingerprints() == first
+    assert len(set(first.values())) == 4
+
+    def rewrite(data: CaptionSet) -> None:
+        data.captions[data.splits["test"][-1]][-1] = ["other"]
+
+    def relabel(data: CaptionSet) -> None:
+        assert isinstance(data.features, LabelFeatures)
+        labels = data.features.labels.setdefault(data.splits["test"][-1], [])
+        labels[:] = [] if labels else [0]
+
+    for change in (rewrite, relabel, lambda data: data.splits["test"].reverse()):
+        found = fingerprints(change)
+        assert {part for part in first if found[part] != first[part]} == {"test"}
+
+
+def test_images_beside_captions_or_features_are_found(karpathy: Path, make_captioning: Make, tmp_path: Path) -> None:
+    content = json.loads((karpathy / "dataset.json").read_text())
+    tests = [image for image in content["images"] if image["split"] == "test"]
+    names = ["a b.jpg", "sub/ü.png", "other/c.jpg", "missing.jpg", "x" * 300]
+    for image, name in zip(tests, names, strict=False):
+        image["filename"] = name
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "dataset.json").write_text(json.dumps(content))
+    shutil.copy(karpathy / "features.npy", tmp_path / "features.npy")
+    places = {"a b.jpg": "text", "ü.png": "images/sub", "c.jpg": "images"}
+    for name, place in places.items():
+        (tmp_path / place).mkdir(parents=True, exist_ok=True)
+        (tmp_path / place / name).touch()
+    data = {"captions": f"{tmp_path}/text/dataset.json", "format": "karpathy", "features": f"{tmp_path}/features.npy"}
+    task = CaptioningTask(make_captioning(data=data))
+    ids = [str(image["cocoid"]) for image in tests]
+    assert [each.file for each in task.inputs("test")][:6] == [*names, None]
+    found = [task.picture(name) for name in ids[:4]]
+    assert found == [tmp_path / "text/a b.jpg", tmp_path / "images/sub/ü.png", tmp_path / "images/c.jpg", None]
+    assert task.picture(ids[5]) is None
+    assert task.sizes() == {"train": 30, "validation": 6, "test": 8}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,10 @@ def test_an_empty_reference_is_refused(tmp_path: Path, corpus: Path, make_recipe
         lines = (corpus / f"test.{language}").read_text().splitlines()
         lines[3] = "" if language == "low" else lines[3]
         (tmp_path / f"bare.{language}").write_text("".join(f"{line}\n" for line in lines))
-    with pytest.raises(RecipeError, match="bare has 1 empty references, such as number 4"):
+    with pytest.raises(
+        RecipeError,
+        match=r"data\.test\.bare: bare: 1 of 30 pairs cannot be used, the first is line 4: its target is empty",
+    ):
         TranslationTask(make_recipe(data={"test": {"bare": f"{tmp_path}/bare"}}))
 
 
@@ -208,3 +212,23 @@ def test_tatoeba(data_dir: Path) -> None:
     assert len(sources[0] & (sources[1] | sources[2])) < 20
     right = {each.name: each.references[0] for each in task.inputs("test")}
     assert float(task.score("test", right)["bleu_detokenized"]) > 99
+
+
+def test_a_fingerprint_is_of_the_examples_and_not_of_their_files(
+    tmp_path: Path, corpus: Path, make_recipe: Make
+) -> None:
+    def fingerprints(**data: Any) -> dict[str, str]:
+        task = TranslationTask(make_recipe(data=data))
+        return {part: task.fingerprint(part) for part in ("train", "validation", "test", "vocabulary.target")}
+
+    first = fingerprints()
+    assert len(set(first.values())) == 4
+    for file in corpus.iterdir():
+        (tmp_path / f"{file.name}.gz").write_bytes(gzip.compress(file.read_bytes()))
+    moved = {"train": f"{tmp_path}/train", "validation": f"{tmp_path}/val", "test": {"test": f"{tmp_path}/test"}}
+    assert fingerprints(**moved) == first
+    for side in ("up", "low"):
+        lines = (corpus / f"test.{side}").read_text().splitlines(keepends=True)
+        (tmp_path / f"test.{side}").write_text("".join(lines[1:] + lines[:1]))
+    found = fingerprints(**moved)
+    assert [part for part in first if found[part] != first[part]] == ["test"], "in another order"

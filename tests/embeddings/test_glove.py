@@ -1,4 +1,4 @@
-"""Reading word vectors, and training GloVe."""
+"""Training GloVe."""
 
 import gzip
 import json
@@ -8,142 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from smoothloss.embeddings import _glove
-from smoothloss.embeddings import load_vectors, train_glove
-
-GLOVE = "the 0.5 -1 2e-1\na 1 2 3\n. . . 4 5 6\nThe 7 8 9\n"
-
-
-@pytest.fixture
-def file(tmp_path):
-    def make(text, name="vectors.txt"):
-        path = tmp_path / name
-        if path.suffix == ".gz":
-            path.write_bytes(gzip.compress(text.encode()))
-        else:
-            path.write_bytes(text.encode())
-        return path
-
-    return make
-
-
-@pytest.mark.parametrize("name", ["vectors.txt", "vectors.txt.gz"])
-@pytest.mark.parametrize("text", [GLOVE, "4 3\n" + GLOVE, GLOVE.replace("\n", " \n"), GLOVE.replace("\n", "\r\n")])
-def test_text(file, name, text):
-    result = load_vectors(file(text, name), ["a", "zebra", "the", ". . ."])
-    expected = torch.tensor([[1.0, 2, 3], [0, 0, 0], [0.5, -1, 0.2], [4, 5, 6]])
-    assert torch.equal(result.vectors, expected)
-    assert result.vectors.dtype == torch.float32
-    assert result.found.tolist() == [True, False, True, True]
-    assert result.missing == ["zebra"]
-    assert (result.num_found, result.coverage) == (3, 0.75)
-    assert result.counts is None
-
-
-def test_tokens_with_unusual_characters(file):
-    result = load_vectors(file("x\u00a0y 1 2\n\u2028 3 4\nété 5 6\n"), ["été", "\u2028", "x\u00a0y"])
-    assert result.vectors.tolist() == [[5, 6], [3, 4], [1, 2]]
-
-
-def test_the_first_of_repeated_entries_counts(file):
-    result = load_vectors(file("a 1 2\nb 3 4\na 5 6\n"), ["a", "b", "a"])
-    assert result.vectors.tolist() == [[1, 2], [3, 4], [1, 2]]
-    assert result.num_duplicates == 1
-
-
-def test_lower_case_is_a_fallback(file):
-    path = file("the 1 2\nparis 3 4\nThe 5 6\n")
-    vocabulary = ["The", "Paris", "the", "PARIS"]
-    result = load_vectors(path, vocabulary, lowercase_fallback=True)
-    assert result.vectors.tolist() == [[5, 6], [3, 4], [1, 2], [3, 4]]
-    assert result.num_lowercased == 2
-    assert load_vectors(path, vocabulary).missing == ["Paris", "PARIS"]
-
-
-def test_nothing_found_is_a_result(file):
-    result = load_vectors(file(GLOVE), ["q"])
-    assert result.vectors.tolist() == [[0, 0, 0]]
-    assert result.coverage == 0
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", "is empty"),
-        ("\n\n", "is empty"),
-        ("a\n", "line 1: got 'a'"),
-        ("a b c\n", "line 1: got 'a b c'"),
-        ("a 1 2\nb 1\n", "line 2: got 1 numbers after 'b', expected 2"),
-        ("a 1 2\nb 1 2 3\n", "line 2: got 3 numbers after 'b', expected 2"),
-        ("2 3\na 1 2 3\nb 1 2\n", "line 3: got 2 numbers"),
-        ("a 1 2\nb 1 x\n", "line 2: could not convert"),
-        ("a 1 2\nb 1 nan\n", "line 2: got infinite or NaN"),
-    ],
-)
-def test_bad_text_is_named_by_its_line(file, text, message):
-    with pytest.raises(ValueError, match=message):
-        load_vectors(file(text), ["a", "b"])
-
-
-def test_damaged_gzip(file, tmp_path):
-    path = file(GLOVE * 100, "vectors.gz")
-    for content in (b"plain", path.read_bytes()[:-10], path.read_bytes()[:40] + bytes(40)):
-        path.write_bytes(content)
-        with pytest.raises(ValueError, match="no readable gzip file"):
-            load_vectors(path, ["a"])
-    with pytest.raises(FileNotFoundError, match="nothing"):
-        load_vectors(tmp_path / "nothing", ["a"])
-
-
-def test_vocabulary_is_checked(file):
-    for vocabulary in ("the", {"the"}, ["the", 3]):
-        with pytest.raises(TypeError, match="vocabulary: got"):
-            load_vectors(file(GLOVE), vocabulary)
-
-
-def test_npz(tmp_path):
-    path = tmp_path / "vectors.npz"
-    words, vectors = np.array(["a", "the", "The"]), np.arange(6, dtype=np.float16).reshape(3, 2)
-    np.savez(path, words=words, vectors=vectors, counts=np.array([5, 6, 7]))
-    result = load_vectors(path, ["the", "q", "A"], lowercase_fallback=True)
-    assert result.vectors.tolist() == [[2, 3], [0, 0], [0, 1]]
-    assert result.counts.tolist() == [6, 0, 5]
-    assert result.counts.dtype == torch.float64
-    np.savez(path, words=words, vectors=vectors)
-    assert load_vectors(path, ["the"]).counts is None
-
-
-@pytest.mark.parametrize(
-    ("arrays", "message"),
-    [
-        ({"words": ["a"]}, "expected 'words' and 'vectors'"),
-        ({"words": np.array(["a"], dtype=object), "vectors": [[1.0]]}, "allow_pickle"),
-        ({"words": [1], "vectors": [[1.0]]}, "expected words of strings"),
-        ({"words": ["a"], "vectors": [[1]]}, "vectors of floats"),
-        ({"words": ["a", "b"], "vectors": [[1.0]]}, "2 words, 1 vectors"),
-        ({"words": ["a"], "vectors": [[1.0]], "counts": [1, 2]}, "the same number n"),
-        ({"words": ["a"], "vectors": [[1.0]], "counts": [[1]]}, "the same number n"),
-        ({"words": np.zeros(0, dtype="U1"), "vectors": np.zeros((0, 3))}, "holds no vectors"),
-        ({"words": ["a"], "vectors": [[np.nan]]}, "infinite or NaN"),
-    ],
-)
-def test_bad_npz(tmp_path, arrays, message):
-    path = tmp_path / "vectors.npz"
-    np.savez(path, **arrays)
-    with pytest.raises(ValueError, match=message):
-        load_vectors(path, ["a"])
-
-
-def test_damaged_npz(tmp_path):
-    path = tmp_path / "vectors.npz"
-    np.savez(path, words=np.array(["a"]), vectors=np.ones((1, 2)))
-    whole = path.read_bytes()
-    np.save(tmp_path / "array.npy", np.ones(3))
-    for content in (b"", b"text", whole[:-30], (tmp_path / "array.npy").read_bytes()):
-        path.write_bytes(content)
-        with pytest.raises(ValueError, match=r"no readable \.npz"):
-            load_vectors(path, ["a"])
-
+from smoothloss.embeddings import _glove, load_vectors, train_glove
 
 CORPUS = [text.split() for text in ("the cat sat on the mat", "a dog", "cat", "", "dog the ? the the dog a mat")]
 VOCABULARY = ["<pad>", "the", "cat", "sat", "on", "mat", "a", "dog"]
@@ -293,17 +158,6 @@ def test_arguments_of_train_glove_are_checked(changes, error, message):
     arguments = {"corpus": CORPUS, "vocabulary": VOCABULARY, **changes}
     with pytest.raises(error, match=message):
         train_glove(arguments.pop("corpus"), arguments.pop("vocabulary"), **arguments)
-
-
-def test_real_vectors(data_dir):
-    vocabulary = ["<pad>", "the", "dog", "skateboard"]
-    glove = load_vectors(data_dir / "glove" / "glove.6B.50d.subset.txt.gz", vocabulary)
-    assert glove.vectors.shape == (4, 50)
-    assert glove.missing[0] == "<pad>"
-    coco = load_vectors(data_dir / "glove" / "glove.coco-val2014-notest.w15.d300.npz", vocabulary)
-    assert coco.vectors.shape == (4, 300)
-    assert coco.missing == ["<pad>"]
-    assert coco.counts[1] > coco.counts[2] > 1000
 
 
 def test_glove_on_captions_comes_close_to_the_reference_implementation(data_dir):
