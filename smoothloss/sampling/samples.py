@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from smoothloss._numbers import as_integer, as_positive
-from smoothloss.ops import _checks
+from smoothloss.ops import checks
 from smoothloss.sampling.philox import LARGEST_COUNT, draw_seed
 from smoothloss.sampling.pools import Pool
 
@@ -77,7 +77,7 @@ class Sentences:
         lengths, width = self.given_lengths, self.target.shape[1]
         if lengths is None or not self.has_values():
             return
-        if lengths.device.type != "cpu" and not (_checks._debugging and lengths.device.type != "meta"):
+        if lengths.device.type != "cpu" and not (checks.is_debugging() and lengths.device.type != "meta"):
             return
         wrong = (lengths < 0) | (lengths > width)
         if wrong.any():
