@@ -86,9 +86,10 @@ def _begin(recipe: Recipe, run: RunDirectory, processes: Processes, *, goes_on: 
         run.go_on(recipe, names, fingerprints)
         return trainer
     names += [run.name(file) for file, kept in ((run.table_file, table), (run.cider_file, cider)) if kept is not None]
-    names += [run.name(run.notes_file)]
+    notes = task.notes()
+    names += [run.name(run.notes_file)] if notes else []
     run.create(recipe, task.vocabularies, names, fingerprints)
-    run.write_notes(task.notes())
+    run.write_notes(notes)
     if table is not None:
         table.save(run.table_file)
     if cider is not None:

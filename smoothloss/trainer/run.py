@@ -160,6 +160,9 @@ class RunDirectory:
         """
         self.folder.claim(names, fingerprints=dict(fingerprints), finished=False)
         self.folder.tidy()
+        # A kill while old ones were removed leaves the names of models that are gone.
+        steps = (name for name in self.folder.names() if name.startswith("checkpoints/step_"))
+        self.folder.remove([name for name in steps if not (self.path / name).is_file()])
         if recipe_values(recipe) != recipe_values(self.recipe()):
             self.write_recipe(recipe)
 

@@ -464,3 +464,12 @@ def test_a_second_process_gets_one_line(tmp_path: Path, make_recipe: Make) -> No
         for options in ({}, {"resume": True}, {"overwrite": True}):
             with pytest.raises(RecipeError, match="is in use, another process is writing there"):
                 train(make_recipe(), run, **options)
+
+
+def test_a_kill_while_old_models_are_removed_leaves_no_name_of_them(tmp_path: Path, make_recipe: Make) -> None:
+    recipe, run = make_recipe(training={"keep_checkpoints": 1}), RunDirectory(tmp_path / "run")
+    train(recipe, run)
+    names = run.folder.names()
+    run.folder.claim(["checkpoints/step_0000000001.safetensors"])
+    train(recipe, run, resume=True)
+    assert sorted(run.folder.names()) == sorted(names)
