@@ -17,6 +17,7 @@ from smoothloss.rewards import Cider
 from smoothloss.similarity import SimilarityTable
 from smoothloss.trainer import checkpoint, report
 from smoothloss.trainer.config import OptimizerConfig, Recipe
+from smoothloss.trainer.devices import sum_dtype
 from smoothloss.trainer.distributed import Processes
 from smoothloss.trainer.errors import RecipeError, RunError, one_line
 from smoothloss.trainer.evaluation import evaluate_split, generate, negative_log_likelihood, result_files
@@ -172,7 +173,7 @@ class Trainer:
             torch.manual_seed(recipe.seed + processes.rank)
         self.generator = torch.Generator(self.device).manual_seed(recipe.seed + processes.rank)
         self.progress = Progress()
-        self._loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
+        self._loss_sum = torch.zeros((), dtype=sum_dtype(self.device), device=self.device)
         self._started = self._logged = time.perf_counter()
 
     def run_epochs(self) -> None:
