@@ -157,8 +157,10 @@ def reproduce(
         for seed in table.seeds
         for row, config in table.rows.items()
     ]
-    for run in runs:
-        load_recipe(run.recipe, run.overrides)  # what is wrong is said before anything starts
+    for run in runs:  # what is wrong is said before anything starts
+        recipe = load_recipe(run.recipe, ["--seed", str(run.seed), *run.overrides])
+        if run.directory.folder.is_marked and run.directory.recipe_file.is_file():
+            run.directory.check_same(recipe)  # a table must not mix runs of then with those of now
     names = [*FILES, *(_log(run).relative_to(out).as_posix() for run in runs)]
     # The table of runs of an earlier version, which has no list of its files.
     known = FILES if not train and (out / "table.json").is_file() else ()

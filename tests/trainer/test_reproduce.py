@@ -98,6 +98,7 @@ def test_an_interrupted_run_goes_on(table: Path, tmp_path: Path, monkeypatch: py
             raise AssertionError("no checkpoint was written")
         real_sleep(0.05)
         if (cut / "mle" / "seed1" / "metrics.jsonl").is_file():
+            module.time.sleep = real_sleep  # type: ignore[assignment]
             raise KeyboardInterrupt
 
     real_sleep = module.time.sleep
@@ -256,3 +257,14 @@ def test_a_row_that_names_no_folder_is_refused(table: Path, row: str) -> None:
     rewrite(table, rows={"mle": {"recipe": "mle.yaml"}, row: {"recipe": "mle.yaml"}})
     with pytest.raises(RecipeError, match="the key of a row must be part of a file's name"):
         load_table(table)
+
+
+def test_runs_of_another_recipe_are_not_taken_for_the_table_s(table: Path, tmp_path: Path) -> None:
+    rewrite(table, seeds=[1], overrides={"training.max_steps": 2})
+    reproduce(table, tmp_path / "out", rows=["mle"])
+    before = (tmp_path / "out" / "table.json").read_bytes()
+    rewrite(table, overrides={"training.max_steps": 2, "optimizer.lr": 0.5})
+    for train in (True, False):
+        with pytest.raises(RecipeError, match=r"seed1: optimizer\.lr is 0\.03 there and 0\.5 in the recipe"):
+            reproduce(table, tmp_path / "out", rows=["mle"], train=train)
+    assert (tmp_path / "out" / "table.json").read_bytes() == before
