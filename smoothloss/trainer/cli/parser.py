@@ -25,6 +25,7 @@ Train sequence models with token-level and sequence-level loss smoothing, and us
   smoothloss reproduce recipes/tables/multi30k.yaml          all runs of a table, and the table
   smoothloss table build VECTORS --vocabulary V.json --out table.safetensors
   smoothloss table show runs/tok/table.safetensors --vocabulary runs/tok/vocabulary.target.json dog
+  smoothloss cache inspect teacher                           what a cache of a teacher's probabilities holds
   smoothloss demo                                            a few minutes from nothing to a report
 
 `python -m smoothloss` tells what of the library works on this machine."""
@@ -36,7 +37,8 @@ exit status: 0; 2 when something given is wrong; 1 when it is right and still fa
 TRAIN_EPILOG = """\
 A recipe is a YAML file; `base: other.yaml` inherits from another one. Any key can be given on the command line as
 --section.key value, for example --training.batch_size 32 or --loss.alpha 0.5; `smoothloss train RECIPE --help` lists
-them. Paths may use environment variables such as ${SMOOTHLOSS_DATA}.
+them. Relative paths are looked for beside the recipe, then in the working folder (those of the command line in the
+latter alone); ${SMOOTHLOSS_DATA} and ~ are filled in.
 
 The run directory gets the recipe, vocabularies, metrics.jsonl, the checkpoints `last` and `best`, and the test scores
 and hypotheses. After a crash, the same command with --resume goes on from the last checkpoint and gives the same losses
@@ -57,6 +59,12 @@ BLEU-1 to 4, ROUGE-L and CIDEr-D equal coco-caption's, BLEU equals sacrebleu's. 
 unless --tokenize says otherwise: 13a and intl are sacrebleu's; ptb-like stands in for coco-caption's Java tokeniser,
 which lowercases and drops punctuation, and differs from it in 0.08 % of COCO's captions. CIDEr-D takes its document
 frequencies from the references that are scored, as coco-caption does, or from --df."""
+
+CACHE_EPILOG = """\
+MODULE is looked for from the working folder on. FUNCTION is called without arguments and returns a dict with the
+arguments of smoothloss.distillation.write_from: `teacher`, a callable that returns logits (B, T, V) or a Teacher;
+`batches`, what it is called with, in the same order each time; `vocabulary_size`; `fingerprint`; and where they are
+wanted `lengths`, `ids`, `log_rest`, `num_sequences`, `shard_bytes`."""
 
 SMOOTHINGS = ("none", "floor", "add-k", "exp", "add-k-all", "coco")  # smoothloss.rewards.bleu.Smoothing, torch unread
 
@@ -90,7 +98,7 @@ def build() -> tuple[Parser, dict[str, Parser]]:
     parser.add_argument("--version", action="version", version=f"smoothloss {smoothloss.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     use = (_train, _translate, _caption, _evaluate, _average, _report)
-    for add in (*use, _features, _score, _reproduce, _table, _demo):
+    for add in (*use, _features, _score, _reproduce, _table, _cache, _demo):
         add(commands)
     for command in commands.choices.values():
         command.set_defaults(parser=command)
@@ -281,6 +289,44 @@ def _table(commands: Subcommands) -> None:
     show.add_argument("word", metavar="WORD", nargs="+", help="words of the vocabulary")
     show.add_argument("--vocabulary", required=True, metavar="V.json", help="vocabulary file of the same run")
     show.add_argument("--neighbours", type=whole(1), default=10, help="how many to show (default: 10)")
+    for action in actions.choices.values():
+        action.set_defaults(parser=action)
+
+
+def _cache(commands: Subcommands) -> None:
+    text = "write a cache of what a teacher says, look into one, or make one of several"
+    examples = (
+        "smoothloss cache write my_teacher:source --out teacher --k 64",
+        "smoothloss cache inspect teacher --verify",
+        "smoothloss cache join teacher part0 part1",
+        "smoothloss cache copy teacher other --out both --shard_bytes 1000000000",
+    )
+    cache = commands.add_parser("cache", help=text, description=text, examples=examples)
+    actions = cache.add_subparsers(dest="action", required=True, metavar="ACTION")
+    text = "what a teacher says of batches; called again, goes on where it was stopped"
+    write = actions.add_parser("write", help=text, description=text, epilog=CACHE_EPILOG, examples=examples[:1])
+    write.add_argument("source", metavar="MODULE:FUNCTION", help="what returns the teacher and its batches, see below")
+    write.add_argument("--out", required=True, metavar="DIR", help="the cache's folder")
+    kept = write.add_mutually_exclusive_group()
+    kept.add_argument("--k", type=whole(1), help="of logits, keep the likeliest classes")
+    kept.add_argument("--draws", type=whole(1), metavar="N", help="of logits, keep the counts of so many draws")
+    write.add_argument("--seed", type=whole(0), default=0, help="of the draws (default: 0)")
+    text = "what a cache holds"
+    inspect = actions.add_parser("inspect", help=text, description=text, examples=examples[1:2])
+    inspect.add_argument("path", metavar="PATH", help="the cache's folder")
+    inspect.add_argument("--verify", action="store_true", help="read everything and compare it with its checksums")
+    text = "one cache of several below one folder, by an index; nothing is copied"
+    join = actions.add_parser("join", help=text, description=text, examples=examples[2:3])
+    join.add_argument("path", metavar="PATH", help="the folder that they lie in")
+    join.add_argument("parts", metavar="PART", nargs="+", help="caches, as paths below it, in order")
+    text = "merge caches, take a part of them, or change the size of their shards"
+    copy = actions.add_parser("copy", help=text, description=text, examples=examples[3:])
+    copy.add_argument("sources", metavar="CACHE", nargs="+", help="caches with the same settings")
+    copy.add_argument("--out", required=True, metavar="DIR", help="the new cache's folder")
+    copy.add_argument("--first", type=whole(0), metavar="N", default=0, help="the first sequence (default: 0)")
+    copy.add_argument("--count", type=whole(0), metavar="N", help="how many (default: all from there)")
+    copy.add_argument("--fingerprint", help="of what the new cache holds (default: the sources')")
+    copy.add_argument("--shard_bytes", type=whole(1), metavar="N", default=1 << 27, help="default: %(default)s")
     for action in actions.choices.values():
         action.set_defaults(parser=action)
 
