@@ -136,6 +136,8 @@ def scored(path: Path, other: str) -> object:
 
 
 def recipe(path: Path) -> object:
+    for name in ("a.de", "a.en", "b.de", "b.en"):
+        path.with_name(name).touch()
     return load_recipe(str(path), [])
 
 
@@ -176,7 +178,12 @@ BOXES = {
         for e in IMAGES
     ],
 }
-RECIPE = b"task: translation\ndata: {train: a, source: de, target: en, test: {t: b}}\nloss: {name: tok, beta: 0.1}\n"
+RECIPE = b"""\
+task: translation
+data: {train: a, validation: b, source: de, target: en}
+model: {embedding: 8}
+loss: {name: tok, alpha: 0.5, beta: 0.1}
+"""
 BINARY = b"2 2\nthe " + np.float32([1, 2]).tobytes() + b"\ndog " + np.float32([3, 4]).tobytes()
 TEXT = "the 1 2\nroute 66 0.5 -1e-3\ngröße 5 6\ndog 1 1\n".encode()
 JSON_TOKENS = [b"null", b"true", b"[]", b"{}", b'"\\ud800"', b"1e999", b"NaN", b"-1", b'"', b"[[", b'{"a":', b"9" * 400]

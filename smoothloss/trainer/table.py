@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import math
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -141,13 +140,6 @@ def build_table_file(options: argparse.Namespace) -> str:
     Raises:
         RecipeError: when a file is missing or broken, or a setting is out of range.
     """
-    for name, expected, right in (
-        ("tau", "a finite number > 0", 0 < options.tau < math.inf),
-        ("beta", "a finite number >= 0", 0 <= options.beta < math.inf),
-        ("neighbours", "at least 1", options.neighbours >= 1),
-    ):
-        if not right:
-            raise RecipeError(f"--{name}: got {getattr(options, name)}, expected {expected}")
     vocabulary = _vocabulary(options.vocabulary)
     vectors = read_vectors(options.vectors, vocabulary, "VECTORS")
     with one_line():
