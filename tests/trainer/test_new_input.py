@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smoothloss.trainer.decoding import Hypothesis
@@ -35,6 +35,7 @@ def give(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
     size=st.integers(1, 5),
     eager=st.booleans(),
 )
+@settings(deadline=None)
 @pytest.mark.parametrize("kind", ["pipe", "file", "gzip"])
 def test_lines_come_whole_numbered_and_in_order(
     kind: str, tmp_path_factory: pytest.TempPathFactory, lines: list[str], end: str, mark: bool, last: bool, size: int,

@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
+from textwrap import shorten
 
 from smoothloss.trainer.cli.parser import parse
 from smoothloss.trainer.cli.signals import Signals, Stop
@@ -104,7 +105,8 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 def _bug(error: BaseException) -> str:
     """A bug is not hidden: a line that says so, and the traceback in a file, since it may not come a second time."""
-    what = f"this is a bug in smoothloss: {type(error).__name__}: {_one_line(error)}"
+    words = shorten(str(error), 300, placeholder=" ...")
+    what = f"this is a bug in smoothloss: {type(error).__name__}: {words}"
     try:
         descriptor, name = tempfile.mkstemp(prefix="smoothloss-", suffix=".txt")
         with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
