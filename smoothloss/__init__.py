@@ -6,16 +6,27 @@ TYPE_CHECKING = False  # to type checkers it is true; typing itself takes longer
 if TYPE_CHECKING:
     from typing import Any
 
-    from smoothloss import embeddings, functional, nn, rewards, sampling
-    from smoothloss.ops._checks import debug
+    from smoothloss import distillation, embeddings, functional, nn, rewards, sampling, targets
+    from smoothloss.ops.checks import debug
     from smoothloss.similarity import SimilarityTable
 
-__all__ = ["SimilarityTable", "__version__", "debug", "embeddings", "functional", "nn", "rewards", "sampling"]
+__all__ = [
+    "SimilarityTable",
+    "__version__",
+    "debug",
+    "distillation",
+    "embeddings",
+    "functional",
+    "nn",
+    "rewards",
+    "sampling",
+    "targets",
+]
 __version__ = "0.1.0"
 
 # Read when first asked for: torch takes seconds, in which the command line could not be interrupted in good order.
-_MODULES = ("embeddings", "functional", "nn", "ops", "rewards", "sampling", "similarity", "targets")
-_NAMES = {"SimilarityTable": "smoothloss.similarity", "debug": "smoothloss.ops._checks"}
+_MODULES = ("distillation", "embeddings", "functional", "nn", "ops", "rewards", "sampling", "similarity", "targets")
+_NAMES = {"SimilarityTable": "smoothloss.similarity", "debug": "smoothloss.ops.checks"}
 
 
 def __getattr__(name: str) -> Any:

@@ -399,7 +399,7 @@ def test_other_dtypes_do_not_count() -> None:
 
 
 def test_lazy_and_exact_gradients_are_compared(tmp_path: Path) -> None:
-    pytest.importorskip("jsonargparse")
+    pytest.importorskip("pydantic")
     from smoothloss.trainer.loop import train
     from smoothloss.trainer.recipes import parse_recipe
     from smoothloss.trainer.run import RunDirectory

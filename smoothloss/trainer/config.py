@@ -5,12 +5,36 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field
 
 from smoothloss.rewards.bleu import Smoothing
+from smoothloss.trainer.schema import (
+    Count,
+    CountOrNone,
+    Device,
+    FileName,
+    FilePath,
+    PartialShare,
+    Seed,
+    Share,
+    Size,
+    Temperature,
+    Words,
+)
 
 LossName = Literal["mle", "label_smoothing", "tok", "seq", "seq_lazy", "tok_seq", "tok_seq_lazy", "raml"]
 RewardName = Literal["none", "hamming", "edit_distance", "bleu", "cider", "rouge_l", "constant"]
+
+
+def _check_norm(norm: float) -> float:
+    if 0 < norm < 1e-6:
+        raise ValueError(f"must be 0, which does not clip, or 1e-06 at least, got {norm}: less would train nothing")
+    return norm
+
+
+GradientNorm = Annotated[float, Field(ge=0), AfterValidator(_check_norm)]
 
 
 @dataclass
@@ -25,10 +49,10 @@ class EmbeddingsConfig:
         epochs: Passes over the co-occurrence counts while training.
     """
 
-    path: str | None = None
-    dim: int = 300
-    window: int = 15
-    epochs: int = 25
+    path: FilePath | None = None
+    dim: Size = 300
+    window: Count = 15
+    epochs: Count = 25
 
 
 @dataclass
@@ -54,11 +78,11 @@ class RewardConfig:
     """
 
     name: RewardName = "none"
-    tau: float = 0.5
+    tau: Temperature = 0.5
     clip: float | None = None
     normalize: Literal["samples", "batch"] = "samples"
     divide_by_q: bool = True
-    bleu_order: int = 4
+    bleu_order: Annotated[int, Field(ge=1, le=8)] = 4
     bleu_smoothing: Smoothing = "add-k-all"
 
     @property
@@ -93,20 +117,20 @@ class LossConfig:
     """
 
     name: LossName = "mle"
-    alpha: float = 0.0
-    token_alpha: float = 0.0
-    token_tau: float = 0.1
-    beta: float = 0.0
-    neighbours: int = 64
+    alpha: Share = 0.0
+    token_alpha: Share = 0.0
+    token_tau: Temperature = 0.1
+    beta: Annotated[float, Field(ge=0, le=1000)] = 0.0
+    neighbours: Count = 64
     tail: Literal["uniform", "renormalize", "exact"] = "uniform"
     sampler: Literal["hamming", "edit"] = "hamming"
-    tau: float = 0.15
+    tau: Temperature = 0.15
     pool: Literal["vocabulary", "batch", "references", "similar"] = "batch"
-    max_insertions: int = 4
-    num_samples: int = 1
+    max_insertions: Annotated[int, Field(ge=1, le=1000)] = 4
+    num_samples: Annotated[int, Field(ge=1, le=10_000)] = 1
     reward: RewardConfig = field(default_factory=RewardConfig)
-    label_smoothing: float = 0.0
-    entropy: float = 0.0
+    label_smoothing: PartialShare = 0.0
+    entropy: Annotated[float, Field(ge=0, le=10)] = 0.0
     embeddings: EmbeddingsConfig = field(default_factory=EmbeddingsConfig)
 
     @property
@@ -147,15 +171,15 @@ class OptimizerConfig:
         decay_start: Of ``step``: epoch (counted from 0) in which the first decay is in force.
     """
 
-    lr: float = 1e-3
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    weight_decay: float = 0.0
+    lr: Annotated[float, Field(ge=1e-9, le=100)] = 1e-3
+    betas: Annotated[tuple[PartialShare, PartialShare], Field(strict=False)] = (0.9, 0.999)  # a list in YAML
+    eps: Annotated[float, Field(ge=1e-30, le=1)] = 1e-8
+    weight_decay: Annotated[float, Field(ge=0, le=1000)] = 0.0
     schedule: Literal["step", "cosine", "inverse_sqrt"] = "step"
-    warmup_steps: int = 0
-    decay: float = 1.0
-    decay_every: int = 1
-    decay_start: int = 1
+    warmup_steps: CountOrNone = 0
+    decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    decay_every: Count = 1
+    decay_start: CountOrNone = 1
 
 
 @dataclass
@@ -169,31 +193,33 @@ class TrainingConfig:
             from one batch, they draw from each.
         precision: ``bfloat16`` runs forward passes under autocast; weights, loss and optimizer stay in float32.
         clip: Largest gradient norm; 0 does not clip.
-        max_steps: Stop after so many steps, whatever the epoch.
-        max_minutes: Stop after so many minutes of training (validation included), at a step's end.
+        max_steps: Stop after so many steps, whatever the epoch; null: when the epochs are done.
+        max_minutes: Stop after so many minutes of training (validation included), at a step's end; null: when the
+            epochs are done.
         log_every: Steps between two lines of training loss in ``metrics.jsonl``.
         checkpoint_every: Steps between two checkpoints inside an epoch; 0 keeps those of the epochs' ends.
         validate_every: Epochs between two validations; the last epoch is always validated.
         metric: The validation score that chooses the best checkpoint and that ``patience`` waits for, such as
             ``bleu_4``, or ``loss``, the loss per token; left out, the task's own (``bleu``, ``cider``).
         patience: Stop after so many validations without a better metric; 0 never does.
-        keep_checkpoints: Keep the models of the last so many validations besides the best one, to be averaged.
+        keep_checkpoints: Keep the models of the last so many validations besides the best one, to be averaged; 0 keeps
+            none.
         tensorboard: Write what ``metrics.jsonl`` holds to ``tensorboard/`` too.
     """
 
-    epochs: int = 10
-    batch_size: int = 64
-    accumulate: int = 1
+    epochs: Count = 10
+    batch_size: Count = 64
+    accumulate: Count = 1
     precision: Literal["float32", "bfloat16"] = "float32"
-    clip: float = 1.0
-    max_steps: int | None = None
-    max_minutes: float | None = None
-    log_every: int = 50
-    checkpoint_every: int = 500
-    validate_every: int = 1
-    metric: str | None = None
-    patience: int = 0
-    keep_checkpoints: int = 0
+    clip: GradientNorm = 1.0
+    max_steps: Count | None = None
+    max_minutes: Annotated[float, Field(ge=0.01)] | None = None
+    log_every: Count = 50
+    checkpoint_every: CountOrNone = 500
+    validate_every: Count = 1
+    metric: Words | None = None
+    patience: CountOrNone = 0
+    keep_checkpoints: CountOrNone = 0
     tensorboard: bool = False
 
 
@@ -219,18 +245,18 @@ class DecodingConfig:
     """
 
     method: Literal["beam", "sample"] = "beam"
-    beam_size: int = 3
-    length_penalty: float = 1.0
-    max_length: int = 60
-    n_best: int = 1
+    beam_size: Count = 3
+    length_penalty: Annotated[float, Field(ge=0, le=10)] = 1.0
+    max_length: Count = 60
+    n_best: Count = 1
     suppress_unk: bool = False
-    no_repeat_ngram_size: int = 0
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int = 1
-    validation_beam_size: int = 1
-    batch_size: int = 100
+    no_repeat_ngram_size: CountOrNone = 0
+    temperature: Temperature = 1.0
+    top_k: CountOrNone = 0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    seed: Seed = 1
+    validation_beam_size: Count = 1
+    batch_size: Count = 100
 
     def for_validation(self) -> DecodingConfig:
         """The search that chooses the best checkpoint."""
@@ -247,7 +273,8 @@ class Recipe:
         model: The task's model section.
         name: Shown in reports and names the run directory.
         seed: Seeds weights, batches, dropout and samples.
-        device: ``auto`` (a GPU when there is one), ``cpu``, ``cuda``, ``cuda:1``.
+        device: ``auto`` (a CUDA GPU when there is one), ``cpu``, ``cuda``, ``cuda:1``, or ``mps``, for the losses
+            ``mle`` and ``label_smoothing`` alone: samples and similarity tables need float64, which MPS has not.
         loss: The training loss.
         optimizer: Adam and its schedule.
         training: How long and how to train.
@@ -257,9 +284,9 @@ class Recipe:
     task: str
     data: Any
     model: Any
-    name: str = "run"
-    seed: int = 1
-    device: str = "auto"
+    name: FileName = "run"
+    seed: Seed = 1
+    device: Device = "auto"
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)

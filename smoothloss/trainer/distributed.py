@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from smoothloss.trainer.devices import choose_device
 from smoothloss.trainer.errors import RecipeError, RunError
-from smoothloss.trainer.evaluation import choose_device
 
 # The others wait while the first one validates.
 _TIMEOUT = timedelta(hours=12)

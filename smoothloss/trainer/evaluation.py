@@ -29,7 +29,8 @@ from smoothloss._files import write_atomically
 from smoothloss.trainer.checkpoint import write_json
 from smoothloss.trainer.config import DecodingConfig
 from smoothloss.trainer.decoding import Ensemble, Hypothesis, beam_search, sample
-from smoothloss.trainer.errors import RecipeError
+from smoothloss.trainer.devices import choose_device as choose_device
+from smoothloss.trainer.devices import sum_dtype
 from smoothloss.trainer.folder import Folder, check_part_name
 from smoothloss.trainer.losses import encode
 from smoothloss.trainer.run import RunDirectory
@@ -41,26 +42,11 @@ _UTF8 = ("utf-8", "backslashreplace")  # half a surrogate pair becomes its escap
 _NO_SETTINGS = ("validation_beam_size", "batch_size")  # of the decoding: they have no influence on what is written
 
 
-def choose_device(name: str) -> torch.device:
-    """The device a recipe asks for; ``auto`` is a GPU when there is one.
-
-    Raises:
-        RecipeError: when it is no device, or CUDA is asked for and missing.
-    """
-    try:
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else torch.device(name)
-    except RuntimeError:
-        raise RecipeError(f"device must be auto, cpu, cuda or cuda:<number>, got {name!r}") from None
-    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
-        raise RecipeError(f"device is {name!r}, but torch sees {torch.cuda.device_count()} CUDA devices here")
-    return device
-
-
 @torch.inference_mode()
 def negative_log_likelihood(model: SequenceModel, batches: Iterable[Batch], device: torch.device) -> float:
     """``-log p(token)`` per target token, EOS included: the MLE loss, whatever the model was trained with."""
     model.eval()
-    total = torch.zeros((), dtype=torch.float64, device=device)
+    total = torch.zeros((), dtype=sum_dtype(device), device=device)
     count = torch.zeros((), dtype=torch.int64, device=device)
     for batch in batches:
         batch = batch.to(device)

@@ -182,8 +182,8 @@ class Folder:
         try:
             made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
             self.path.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError):
-            raise RecipeError(f"{self.path} is no folder: choose another --out") from None
+        except (FileExistsError, NotADirectoryError, ValueError):  # the last for a NUL
+            raise RecipeError(f"{str(self.path)!r} can be no folder: choose another --out") from None
         lock = FileLock(self.path / LOCK)
         try:
             lock.acquire(timeout=0)

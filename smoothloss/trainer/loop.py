@@ -17,6 +17,7 @@ from smoothloss.rewards import Cider
 from smoothloss.similarity import SimilarityTable
 from smoothloss.trainer import checkpoint, report
 from smoothloss.trainer.config import OptimizerConfig, Recipe
+from smoothloss.trainer.devices import sum_dtype
 from smoothloss.trainer.distributed import Processes
 from smoothloss.trainer.errors import RecipeError, RunError, one_line
 from smoothloss.trainer.evaluation import evaluate_split, generate, negative_log_likelihood, result_files
@@ -85,9 +86,10 @@ def _begin(recipe: Recipe, run: RunDirectory, processes: Processes, *, goes_on: 
         run.go_on(recipe, names, fingerprints)
         return trainer
     names += [run.name(file) for file, kept in ((run.table_file, table), (run.cider_file, cider)) if kept is not None]
-    names += [run.name(run.notes_file)]
+    notes = task.notes()
+    names += [run.name(run.notes_file)] if notes else []
     run.create(recipe, task.vocabularies, names, fingerprints)
-    run.write_notes(task.notes())
+    run.write_notes(notes)
     if table is not None:
         table.save(run.table_file)
     if cider is not None:
@@ -171,7 +173,7 @@ class Trainer:
             torch.manual_seed(recipe.seed + processes.rank)
         self.generator = torch.Generator(self.device).manual_seed(recipe.seed + processes.rank)
         self.progress = Progress()
-        self._loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
+        self._loss_sum = torch.zeros((), dtype=sum_dtype(self.device), device=self.device)
         self._started = self._logged = time.perf_counter()
 
     def run_epochs(self) -> None:

@@ -18,8 +18,8 @@ from smoothloss.trainer.checkpoint import (
 )
 from smoothloss.trainer.config import Recipe
 from smoothloss.trainer.decoding import Ensemble
+from smoothloss.trainer.devices import choose_device
 from smoothloss.trainer.errors import RecipeError
-from smoothloss.trainer.evaluation import choose_device
 from smoothloss.trainer.run import RunDirectory
 from smoothloss.trainer.tasks import Reader, SequenceModel, Task, task_class
 

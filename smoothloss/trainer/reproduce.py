@@ -7,6 +7,7 @@ those that are done are skipped and those that were interrupted go on, so the sa
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import subprocess
 import time
@@ -17,7 +18,6 @@ from statistics import mean, median, stdev
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentError, ArgumentParser
 from torch import Tensor
 
 from smoothloss._files import write_atomically
@@ -31,6 +31,7 @@ from smoothloss.trainer.models import open_checkpoints, open_task
 from smoothloss.trainer.processes import Children, last_words
 from smoothloss.trainer.recipes import load_recipe, read_yaml
 from smoothloss.trainer.run import RunDirectory
+from smoothloss.trainer.schema import FilePath, Seed, SplitName, Words, build
 from smoothloss.trainer.significance import Comparison, paired_bootstrap
 from smoothloss.trainer.tasks import Task
 
@@ -48,8 +49,8 @@ class TableRow:
         overrides: Changes to the recipe, as on the command line: ``{"loss.tau": 0.17}``.
     """
 
-    recipe: str
-    label: str | None = None
+    recipe: FilePath
+    label: Words | None = None
     paper: dict[str, float] = field(default_factory=dict)
     overrides: dict[str, Any] = field(default_factory=dict)
 
@@ -70,12 +71,12 @@ class Table:
         note: What differs from the paper.
     """
 
-    title: str
-    rows: dict[str, TableRow]
-    metrics: dict[str, str]
+    title: Words
+    rows: dict[Words, TableRow]
+    metrics: dict[Words, Words]
     baseline: str
-    split: str = "test"
-    seeds: list[int] = field(default_factory=lambda: [1, 2])
+    split: SplitName = "test"
+    seeds: list[Seed] = field(default_factory=lambda: [1, 2])
     overrides: dict[str, Any] = field(default_factory=dict)
     note: str = ""
 
@@ -106,13 +107,10 @@ def load_table(path: str | Path) -> Table:
     Raises:
         RecipeError: one line that names the wrong key or value, or a row's recipe that is missing.
     """
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(Table, "table")
     try:
-        parsed = parser.parse_object({"table": read_yaml(Path(path))})
-    except (ArgumentError, TypeError, ValueError) as error:
-        raise RecipeError(f"table {path}: {' '.join(str(error).split())}") from None
-    table: Table = (parser.instantiate if hasattr(parser, "instantiate") else parser.instantiate_classes)(parsed).table
+        table = build(Table, read_yaml(Path(path)))
+    except RecipeError as error:
+        raise RecipeError(f"table {path}: {error}") from None
     if table.baseline not in table.rows:
         raise RecipeError(f"table {path}: baseline must be one of {', '.join(table.rows)}, got {table.baseline!r}")
     for row in table.rows:
@@ -190,7 +188,10 @@ def _chosen(table: Table, rows: Sequence[str]) -> dict[str, TableRow]:
 
 
 def _words(overrides: dict[str, Any]) -> list[str]:
-    return [word for key, value in overrides.items() for word in (f"--{key}", str(value))]
+    def word(value: Any) -> str:
+        return value if isinstance(value, str) else json.dumps(value)
+
+    return [each for key, value in overrides.items() for each in (f"--{key}", word(value))]
 
 
 def _run(row: str, seed: int, recipe: Path, out: Path, overrides: list[str]) -> Run:

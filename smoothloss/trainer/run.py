@@ -35,11 +35,11 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-import yaml
 
 from smoothloss._files import write_atomically
 from smoothloss.trainer.checkpoint import write_json
 from smoothloss.trainer.config import Recipe
+from smoothloss.trainer.documents import dump_yaml
 from smoothloss.trainer.errors import RecipeError
 from smoothloss.trainer.files import read_json
 from smoothloss.trainer.folder import Folder
@@ -160,12 +160,15 @@ class RunDirectory:
         """
         self.folder.claim(names, fingerprints=dict(fingerprints), finished=False)
         self.folder.tidy()
+        # A kill while old ones were removed leaves the names of models that are gone.
+        steps = (name for name in self.folder.names() if name.startswith("checkpoints/step_"))
+        self.folder.remove([name for name in steps if not (self.path / name).is_file()])
         if recipe_values(recipe) != recipe_values(self.recipe()):
             self.write_recipe(recipe)
 
     def write_recipe(self, recipe: Recipe) -> None:
         """Write ``recipe.yaml``."""
-        text = yaml.safe_dump(recipe_values(recipe), sort_keys=False, allow_unicode=True)
+        text = dump_yaml(recipe_values(recipe))
         write_atomically(self.recipe_file, text.encode())
 
     @property
@@ -216,7 +219,7 @@ class RunDirectory:
         """
         if not self.recipe_file.is_file():
             raise RecipeError(f"{self.path} is not a run: it has no recipe.yaml")
-        return load_recipe(self.recipe_file)
+        return load_recipe(self.recipe_file, here=False)
 
     def vocabularies(self) -> dict[str, Vocabulary]:
         """The vocabularies of the run by name.

@@ -100,5 +100,5 @@ def _write(path: str, texts: Texts, scores: Scores, line: str) -> None:
     }  # fmt: skip
     try:
         write_json(path, {"signature": line, "scores": scores.corpus, "sentences": sentences})
-    except OSError as error:
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
         raise RecipeError(f"--out: cannot write {path}: {error.strerror}") from None

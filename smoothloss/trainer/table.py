@@ -117,15 +117,18 @@ def _trained_vectors(
             bar.set_postfix(loss=f"{loss:.4f}")
             bar.update()
 
-        trained = train_glove(
-            sentences,
-            vocabulary.words,
-            dim=config.dim,
-            window=config.window,
-            epochs=config.epochs,
-            seed=seed,
-            on_epoch=report,
-        )
+        try:
+            trained = train_glove(
+                sentences,
+                vocabulary.words,
+                dim=config.dim,
+                window=config.window,
+                epochs=config.epochs,
+                seed=seed,
+                on_epoch=report,
+            )
+        except ValueError as error:
+            raise RecipeError(f"loss.embeddings: no GloVe of the target text: {error}") from None
     vectors = torch.as_tensor(trained.vectors).float().contiguous()
     cached.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(cached, save({"vectors": vectors}))

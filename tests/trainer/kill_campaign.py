@@ -20,13 +20,15 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
-from smoothloss.trainer import reproduce
+from smoothloss._files import write_atomically
+from smoothloss.trainer import processes, report
 from smoothloss.trainer.checkpoint import load_checkpoint
 from smoothloss.trainer.cli import main
 
@@ -37,12 +39,12 @@ TIMES = {"seconds", "tokens_per_second", "time"}
 def write_recipes(folder: Path) -> tuple[Path, Path]:
     """Write a corpus, a recipe that trains on it within a second, and a table of two such runs."""
     draw = random.Random(0)
-    lines = [" ".join(draw.choices(WORDS, k=draw.randint(1, 6))) for _ in range(400)]
+    lines = [" ".join(draw.choices(WORDS, k=draw.randint(1, 6))) for _ in range(250)]
     (folder / "pairs.tsv").write_text("".join(f"{line.upper()}\t{line}\n" for line in lines))
     data = {"train": str(folder / "pairs.tsv"), "format": "tsv", "columns": ["up", "low"], "source": "up"}
     data |= {"target": "low", "held_out": {"validation": 20, "test": 20}, "min_count": 1}
     loss = {"name": "tok_seq_lazy", "alpha": 0.4, "token_alpha": 0.3, "tau": 0.5}
-    training = {"epochs": 4, "batch_size": 16, "log_every": 2, "checkpoint_every": 3, "keep_checkpoints": 2}
+    training = {"epochs": 3, "batch_size": 16, "log_every": 2, "checkpoint_every": 3, "keep_checkpoints": 1}
     recipe = {
         "task": "translation",
         "device": "cpu",
@@ -56,7 +58,7 @@ def write_recipes(folder: Path) -> tuple[Path, Path]:
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     rows = {"smooth": {"recipe": "recipe.yaml"}, "mle": {"recipe": "recipe.yaml", "overrides": {"loss.name": "mle"}}}
     table = {"title": "T", "rows": rows, "metrics": {"bleu": "BLEU"}, "baseline": "mle", "seeds": [1]}
-    (folder / "table.yaml").write_text(yaml.safe_dump({**table, "overrides": {"training.epochs": 2}}))
+    (folder / "table.yaml").write_text(yaml.safe_dump({**table, "overrides": {"training.epochs": 1}}))
     return folder / "recipe.yaml", folder / "table.yaml"
 
 
@@ -96,7 +98,11 @@ class Forked:
         """End it."""
         os.kill(self.child, signal.SIGTERM)
 
-    def wait(self) -> None:
+    def kill(self) -> None:
+        """Kill it."""
+        os.kill(self.child, signal.SIGKILL)
+
+    def wait(self, timeout: float | None = None) -> None:
         """Wait for its end."""
         while self.poll() is None:
             time.sleep(0.01)
@@ -112,7 +118,7 @@ def attempt(words: Sequence[str], log: Path, seconds: float | None) -> bool:
             code = os.waitstatus_to_exitcode(status)
             assert code == 0, f"{' '.join(words)} ended with {code}: {log.read_text()[-2000:]}"
             return True
-        time.sleep(0.001)
+        time.sleep(0.003)
     os.killpg(child, signal.SIGKILL)
     os.waitpid(child, 0)
     return False
@@ -162,7 +168,11 @@ def campaign(kills: int, seed: int, folder: Path) -> str:
         AssertionError: when something came out differently.
     """
     recipe, table = write_recipes(folder)
-    reproduce.start_training = Forked  # type: ignore[assignment]
+    for name in ("train", "reproduce"):  # so that no fork imports them again
+        import_module(f"smoothloss.trainer.commands.{name}")
+    # Whose drawing takes longer than the training, and tells of times.
+    report.write = lambda runs, path, **_: write_atomically(path, b"report")  # type: ignore[assignment]
+    processes.start_training = Forked  # type: ignore[assignment]
     draw, where, done, rounds = random.Random(seed), Counter[str](), 0, Counter[str]()
     expected: dict[str, dict[str, Any]] = {}
     durations: dict[str, float] = {}
@@ -190,6 +200,7 @@ def campaign(kills: int, seed: int, folder: Path) -> str:
         differing = {key for key in {*found, *expected[kind]} if found.get(key, 0) != expected[kind].get(key, 0)}
         assert not differing, f"{out} after kills: {sorted(differing)} differ"
         rounds[kind] += 1
+        sys.stderr.write(f"{done} kills, {dict(rounds)}, {dict(where)}\n")
     places = ", ".join(f"{count} {place}" for place, count in where.most_common())
     return f"{done} kills ({places}) in {dict(rounds)}: nothing came out differently"
 

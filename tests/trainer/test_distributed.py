@@ -145,3 +145,27 @@ def test_several_processes_cannot_share_one_gpu(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(RecipeError, match="device must be auto, cpu or cuda for several processes, got 'cuda:1'"):
         Processes("cuda:1")
+
+
+def test_what_the_first_process_finds_is_told_to_all() -> None:
+    alone = Processes("cpu")
+    assert alone.first(lambda: [1]) is True
+    assert alone.first(lambda: None) is False
+    with pytest.raises(RecipeError, match="no"):
+        alone.first(lambda: (_ for _ in ()).throw(RecipeError("no")))
+
+
+@pytest.mark.slow
+def test_two_processes_say_once_that_a_run_is_in_use(
+    tmp_path: Path, recipe_values: Callable[..., dict[str, Any]]
+) -> None:
+    pytest.importorskip("accelerate")
+    file, run = tmp_path / "recipe.yaml", RunDirectory(tmp_path / "run")
+    file.write_text(yaml.safe_dump(recipe_values()))
+    with run.lock():
+        done = launch(file, run.path)
+    assert done.returncode != 0
+    said = [line for line in done.stderr.splitlines() if "smoothloss" in line and "error:" in line]
+    assert len(said) == 1 and "is in use, another process is writing there" in said[0]
+    assert "Traceback" not in done.stderr.partition("smoothloss: error:")[0]
+    assert not run.metrics_file.exists()

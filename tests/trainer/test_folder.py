@@ -163,11 +163,14 @@ def test_a_lock_leaves_no_folder_that_it_made(tmp_path: Path) -> None:
     assert not any((tmp_path / "kept").iterdir())
 
 
-@pytest.mark.parametrize("path", ["file", "file/below", "dangling"])
+@pytest.mark.parametrize("path", ["file", "file/below", "dangling", "nul\0"])
 def test_what_can_be_no_folder_is_one_line(tmp_path: Path, path: str) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "dangling").symlink_to("nowhere")
-    with pytest.raises(RecipeError, match="is no folder: choose another --out"), Folder(tmp_path / path, "run").lock():
+    with (
+        pytest.raises(RecipeError, match="can be no folder: choose another --out"),
+        Folder(tmp_path / path, "run").lock(),
+    ):
         pass
 
 

@@ -154,9 +154,11 @@ def test_a_finished_run_can_go_on(tmp_path: Path, make_recipe: Make) -> None:
 
 
 def test_budgets_end_a_run(tmp_path: Path, make_recipe: Make) -> None:
-    for name, training in (("steps", {"max_steps": 4}), ("time", {"max_minutes": 1e-9})):
-        run = RunDirectory(tmp_path / name)
-        train(make_recipe(training=training), run)
+    for name, training in (("steps", {"max_steps": 4}), ("time", {"max_minutes": 1})):
+        run, recipe = RunDirectory(tmp_path / name), make_recipe(training=training)
+        if name == "time":
+            recipe.training.max_minutes = 1e-9  # a recipe cannot say so little
+        train(recipe, run)
         assert run.metrics()[-1]["step"] == (4 if name == "steps" else 0)
         assert "validation_bleu" in run.metrics()[-1]
 
@@ -463,3 +465,12 @@ def test_a_second_process_gets_one_line(tmp_path: Path, make_recipe: Make) -> No
         for options in ({}, {"resume": True}, {"overwrite": True}):
             with pytest.raises(RecipeError, match="is in use, another process is writing there"):
                 train(make_recipe(), run, **options)
+
+
+def test_a_kill_while_old_models_are_removed_leaves_no_name_of_them(tmp_path: Path, make_recipe: Make) -> None:
+    recipe, run = make_recipe(training={"keep_checkpoints": 1}), RunDirectory(tmp_path / "run")
+    train(recipe, run)
+    names = run.folder.names()
+    run.folder.claim(["checkpoints/step_0000000001.safetensors"])
+    train(recipe, run, resume=True)
+    assert sorted(run.folder.names()) == sorted(names)

@@ -121,14 +121,14 @@ def test_samples_of_other_lengths_are_scored_as_they_are(
     setting: tuple[SequenceModel, Batch, SimilarityTable], name: str, reward: str
 ) -> None:
     model, batch, table = setting
-    settings = config(name, sampler="edit", tau=0.4, num_samples=9, reward=RewardConfig(name=reward))  # type: ignore[arg-type]
+    settings = config(name, sampler="edit", tau=0.25, num_samples=50, reward=RewardConfig(name=reward))  # type: ignore[arg-type]
     packed = References(
         [[row[: int(length)].tolist()] for row, length in zip(batch.target, batch.lengths, strict=True)]
     )
     weights = SampleWeights(settings.reward, packed, None, torch.device("cpu")) if reward != "none" else None
     training_loss = build_loss(settings, table, table.num_tokens, weights)
     assert training_loss.sampler is not None
-    drawn = training_loss.sampler(batch.target, batch.lengths, 9, torch.Generator().manual_seed(7))
+    drawn = training_loss.sampler(batch.target, batch.lengths, 50, torch.Generator().manual_seed(7))
     assert bool((drawn.lengths > batch.lengths).any()) and bool((drawn.lengths < batch.lengths).any())
     loss = training_loss(model, batch, torch.Generator().manual_seed(7))
     torch.testing.assert_close(loss, dense_loss(model, batch, table, settings, weights), rtol=2e-6, atol=0)

@@ -37,7 +37,8 @@ exit status: 0; 2 when something given is wrong; 1 when it is right and still fa
 TRAIN_EPILOG = """\
 A recipe is a YAML file; `base: other.yaml` inherits from another one. Any key can be given on the command line as
 --section.key value, for example --training.batch_size 32 or --loss.alpha 0.5; `smoothloss train RECIPE --help` lists
-them. Paths may use environment variables such as ${SMOOTHLOSS_DATA}.
+them. Relative paths are looked for beside the recipe, then in the working folder (those of the command line in the
+latter alone); ${SMOOTHLOSS_DATA} and ~ are filled in.
 
 The run directory gets the recipe, vocabularies, metrics.jsonl, the checkpoints `last` and `best`, and the test scores
 and hypotheses. After a crash, the same command with --resume goes on from the last checkpoint and gives the same losses

@@ -12,4 +12,5 @@ from smoothloss.trainer.run import RunDirectory
 def run(options: argparse.Namespace) -> None:
     """Write a report on runs side by side, and print its path."""
     report.write([RunDirectory(path) for path in options.runs], options.out, split=options.split)
-    say(options.out)
+    if options.out != "-":
+        say(options.out)

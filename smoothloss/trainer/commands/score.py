@@ -9,5 +9,7 @@ from smoothloss.trainer.score import score_files
 
 
 def run(options: argparse.Namespace) -> None:
-    """Score candidates in a file, and print the table."""
-    say(score_files(options))
+    """Score candidates in a file, and print the table, or with ``--out -`` the JSON alone."""
+    table = score_files(options)
+    if options.out != "-":
+        say(table)

@@ -8,14 +8,14 @@ from pathlib import Path
 from smoothloss.trainer.commands.output import say, scores_line
 from smoothloss.trainer.errors import RecipeError
 from smoothloss.trainer.loop import train
-from smoothloss.trainer.recipes import load_recipe, read_yaml, recipe_parser
+from smoothloss.trainer.recipes import load_recipe, read_yaml, recipe_help
 from smoothloss.trainer.run import RunDirectory
 
 
 def run(options: argparse.Namespace) -> None:
     """Train, or with ``--help`` behind a recipe list its keys."""
     if options.describe:
-        recipe_parser(str(read_yaml(Path(options.recipe)).get("task", ""))).print_help()
+        say(recipe_help(read_yaml(Path(options.recipe)).get("task", "")).rstrip("\n"))
         return
     if options.resume and options.overwrite:
         raise RecipeError("--resume and --overwrite exclude each other")

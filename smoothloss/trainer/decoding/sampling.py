@@ -7,6 +7,7 @@ from torch import Tensor
 
 from smoothloss.trainer.decoding.constraints import Constraints
 from smoothloss.trainer.decoding.hypothesis import Hypothesis, Stepper
+from smoothloss.trainer.devices import sum_dtype
 from smoothloss.trainer.tasks import State, select_rows
 from smoothloss.trainer.vocabulary import BOS, EOS, PAD
 
@@ -58,7 +59,8 @@ def sample(
     samples = batch_size * num_samples
     live = torch.arange(samples, device=device)
     state = select_rows(model.initial_state(memory), live // num_samples)
-    uniform = torch.rand(samples, max_length + 1, dtype=torch.float64, generator=generator, device=device)
+    dtype = sum_dtype(torch.device(device))
+    uniform = torch.rand(samples, max_length + 1, dtype=dtype, generator=generator, device=device)
     tokens = torch.full((samples, max_length + 2), PAD, device=device)
     tokens[:, 0] = BOS
     total = torch.zeros(samples, device=device)
@@ -93,7 +95,8 @@ def draw(log_prob: Tensor, uniform: Tensor, *, temperature: float = 1.0, top_k: 
     Source: Fan, Lewis and Dauphin 2018, "Hierarchical neural story generation" (top-k); Holtzman et al. 2020, "The
     curious case of neural text degeneration" (nucleus).
     """
-    probability, order = (log_prob.double() / temperature).softmax(-1).sort(stable=True, dim=-1, descending=True)
+    scaled = log_prob.to(uniform.dtype) / temperature
+    probability, order = scaled.softmax(-1).sort(stable=True, dim=-1, descending=True)
     mass = probability.cumsum(-1)  # sorted, so that each choice is a prefix of the row
     most = min(top_k or mass.shape[-1], mass.shape[-1])
     last = torch.searchsorted(mass, top_p * mass[:, most - 1 : most]).clamp(max=most - 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from smoothloss.trainer.demo.grammar import make_captions
 from smoothloss.trainer.demo.scenes import CANVAS, Image, make_scene
 from smoothloss.trainer.demo.vision import FEATURE_SIZE, region_features
 from smoothloss.trainer.errors import RecipeError
+from smoothloss.trainer.schema import Count, Seed
 from smoothloss.trainer.tasks.captioning import CaptioningTask
 from smoothloss.trainer.tasks.captioning.data import CaptionSet
 from smoothloss.trainer.tasks.captioning.extract import read_pixels
@@ -34,11 +35,13 @@ class ScenesData:
         captions_per_image: Captions of an image in one batch.
     """
 
-    seed: int = 2018
-    images: dict[str, int] = field(default_factory=lambda: {"train": 1000, "validation": 200, "test": 400})
-    min_count: int = 1
-    max_words: int = 16
-    captions_per_image: int = 5
+    seed: Seed = 2018
+    images: dict[Literal["train", "validation", "test"], Count] = field(
+        default_factory=lambda: {"train": 1000, "validation": 200, "test": 400}
+    )
+    min_count: Count = 1
+    max_words: Count = 16
+    captions_per_image: Count = 5
 
 
 class PictureRegions(Features):
@@ -103,6 +106,13 @@ class DemoTask(CaptioningTask):
 
     data_config: ClassVar[type] = ScenesData
     reader = PictureReader
+
+    @classmethod
+    def check_data(cls, data: ScenesData) -> None:
+        """Refuse a split without scenes."""
+        for split in ("train", "validation", "test"):
+            if split not in data.images:
+                raise RecipeError(f"data.images.{split} is needed")
 
     def load(self, recipe: Recipe) -> CaptionSet:
         """Draw the scenes and caption them; no scene is in two splits."""

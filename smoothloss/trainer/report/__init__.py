@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from smoothloss._files import write_atomically
+from smoothloss._files import write_out
 from smoothloss.trainer.report.inputs import open_data, read_data
 from smoothloss.trainer.report.page import assemble, render
 from smoothloss.trainer.report.runs import read_runs
@@ -36,7 +36,7 @@ def write(
 
     Args:
         runs: The runs to compare; the first is the baseline. They may be unfinished, and lack files.
-        path: Where the report goes.
+        path: Where the report goes; ``-`` is the standard output.
         title: Its title.
         introduction: A paragraph of plain text below the title.
         split: The split whose scores and hypotheses are shown; None: the first test split, or the validation part.
@@ -68,7 +68,7 @@ def write(
     )
     page = render(report)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(Path(path), page.encode())
+    write_out(path, page.encode("utf-8", "xmlcharrefreplace"))
 
 
 def _split(runs: Sequence[RunDirectory], opened: Task | str) -> str:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from smoothloss.rewards import References
 from smoothloss.trainer.config import Recipe
 from smoothloss.trainer.errors import RecipeError
-from smoothloss.trainer.vocabulary import BOS, PAD, Vocabulary
+from smoothloss.trainer.vocabulary import BOS, PAD, SPECIAL_TOKENS, Vocabulary
 
 TASKS = {
     "translation": "smoothloss.trainer.tasks.translation:TranslationTask",
@@ -160,6 +161,14 @@ class Task(ABC):
 
     recipe: Recipe
     vocabularies: dict[str, Vocabulary]  # "target" is the one the loss and the search work on
+
+    @classmethod  # noqa: B027 (a task may have nothing to refuse)
+    def check(cls, recipe: Recipe) -> None:
+        """Refuse keys that contradict each other, before any data are read.
+
+        Raises:
+            RecipeError: naming them.
+        """
 
     @abstractmethod
     def __init__(self, recipe: Recipe, vocabularies: dict[str, Vocabulary] | None = None) -> None: ...
@@ -304,13 +313,43 @@ class Reader(ABC):
         return self.words(tokens)
 
 
+def check_vocabulary(vocabulary: Vocabulary, min_count: int) -> None:
+    """Refuse a vocabulary of special tokens alone.
+
+    Raises:
+        RecipeError: naming the key that made it so.
+    """
+    if len(vocabulary) <= len(SPECIAL_TOKENS):
+        raise RecipeError(f"data.min_count {min_count} leaves no word of the training text in the vocabulary")
+
+
+def check_fits(build: Callable[[], nn.Module]) -> None:
+    """Refuse a model whose weights, gradients and moments of Adam this machine cannot hold.
+
+    Args:
+        build: Makes the model; it is made without memory here.
+
+    Raises:
+        RecipeError: saying how much it needs.
+    """
+    try:
+        with torch.device("meta"):
+            needed = 4 * sum(weight.nbytes for weight in build().parameters())
+    except RuntimeError as error:  # sizes beyond 64 bits
+        raise RecipeError(f"model: no such sizes: {' '.join(str(error).split())[:200]}") from None
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > memory:
+        parts = f"{needed / 2**30:,.1f} GiB for weights, gradients and moments"
+        raise RecipeError(f"model: its sizes need {parts}, and this machine has {memory / 2**30:,.1f} GiB")
+
+
 def task_class(name: str) -> type[Task]:
     """The task of this name.
 
     Raises:
         RecipeError: when there is none.
     """
-    if name not in TASKS:
+    if not isinstance(name, str) or name not in TASKS:
         raise RecipeError(f"task must be one of {', '.join(TASKS)}, got {name!r}")
     module, _, attribute = TASKS[name].partition(":")
     kind: type[Task] = getattr(import_module(module), attribute)

@@ -86,7 +86,7 @@ def test_search_sample_average_and_mix(
     [
         (["train", "nope.yaml"], "no such recipe"),
         (["train", "RECIPE", "--training.epoch", "3"], "training.epoch"),
-        (["train", "RECIPE", "--loss.alpha", "2"], "loss.alpha must be between 0 and 1"),
+        (["train", "RECIPE", "--loss.alpha", "2"], "loss.alpha must be a number from 0 to 1, got 2"),
         (["train", "RECIPE", "--data.train", "/nope"], "data.train: no such file: /nope.up"),
         (["train", "RECIPE", "--data.test.x", "/nope"], "data.test.x: no such file: /nope.up"),
         (["train", "RECIPE", "--device", "abacus"], "device must be auto"),

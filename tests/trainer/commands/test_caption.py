@@ -96,7 +96,7 @@ def test_arrays_in_every_form(tmp_path: Path, caption: Caption, capsys: pytest.C
     found = caption(run, str(tmp_path / "new.npy"), "--names")
     assert [line.split("\t")[0] for line in found] == list("01234567")
     texts = [line.split("\t")[1] for line in found]
-    assert len(set(texts)) == 2
+    assert len(set(texts)) > 1
     written = json.loads((Path(run) / "hypotheses.test.json").read_text())
     assert written == {"7": texts[7]}
     assert caption(run, str(tmp_path / "new.npz"), "--names") == [

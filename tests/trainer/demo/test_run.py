@@ -30,3 +30,12 @@ def test_the_demo_ends_in_a_report(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_a_wrong_override_is_said_at_once(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="epochz"):
         run_demo(tmp_path / "demo", ["--training.epochz", "1"])
+
+
+@pytest.mark.parametrize("name", ["notes", "mle/notes", "report.html"])
+def test_a_folder_of_something_else_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(RecipeError, match="is not empty and not"):
+        run_demo(tmp_path, TINY)
+    assert [file for file in tmp_path.rglob("*") if file.is_file()] == [tmp_path / name]

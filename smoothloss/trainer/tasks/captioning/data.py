@@ -8,14 +8,16 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from smoothloss.rewards import References
 from smoothloss.trainer.errors import RecipeError
 from smoothloss.trainer.files import existing_file, expand_path, read_json, read_lines
+from smoothloss.trainer.schema import Count, FilePath
 from smoothloss.trainer.tasks import Batch, pad_rows
 from smoothloss.trainer.tasks.captioning import formats
 from smoothloss.trainer.tasks.captioning.arrays import ArrayFeatures
@@ -59,17 +61,17 @@ class CaptioningData:
             how many; every feature is then read once before training. Left false, they are an error.
     """
 
-    captions: str | list[str]
+    captions: FilePath | Annotated[list[FilePath], Field(min_length=1)]
     format: Literal["karpathy", "coco_captions", "coco_labels", "coco_boxes"] = "coco_labels"
-    features: str | None = None
-    feature_ids: str | None = None
-    labels: str | None = None
-    tokens: str | None = None
-    splits: dict[str, str] = field(default_factory=dict)
-    min_count: int = 5
-    max_words: int = 16
-    captions_per_image: int = 5
-    images: dict[str, int] = field(default_factory=dict)
+    features: FilePath | None = None
+    feature_ids: FilePath | None = None
+    labels: FilePath | None = None
+    tokens: FilePath | None = None
+    splits: dict[Literal["validation", "test"], FilePath] = field(default_factory=dict)
+    min_count: Count = 5
+    max_words: Count = 16
+    captions_per_image: Count = 5
+    images: dict[Literal["train", "validation", "test"], Count] = field(default_factory=dict)
     skip_unusable: bool = False
 
     @property
@@ -125,20 +127,31 @@ def read_names(path: str, key: str, known: Container[str] = ()) -> list[str]:
     return [name.identifier() for name in content.entries()]
 
 
+def check_files(data: CaptioningData) -> None:
+    """Refuse files that a format does not take, and a format without those that it needs.
+
+    Raises:
+        RecipeError: naming the key.
+    """
+    if len(data.files) > 1 and data.format != "coco_captions":
+        raise RecipeError(f"data.captions must be one file for data.format {data.format}, got {len(data.files)}")
+    if data.features is None and data.labels is None and data.format in ("karpathy", "coco_captions"):
+        raise RecipeError(f"data.features is needed for data.format {data.format}")
+    if data.labels is None and data.format == "coco_labels":
+        raise RecipeError("data.labels is needed for data.format coco_labels")
+
+
 def load_captions(data: CaptioningData) -> CaptionSet:
     """Read what ``data`` describes; splits are cut to ``data.images`` and checked.
 
     Raises:
         RecipeError: when a file is missing or wrong, or an image cannot be used and ``data.skip_unusable`` is not set.
     """
-    if not data.files or (len(data.files) > 1 and data.format != "coco_captions"):
-        raise RecipeError(f"data.captions must be one file for data.format {data.format}, got {len(data.files)}")
-    if data.features is None and data.labels is None and data.format in ("karpathy", "coco_captions"):
-        raise RecipeError(f"data.features is needed for data.format {data.format}")
+    check_files(data)
     text, features = _READERS[data.format](data)
     loaded = CaptionSet(dict(text.splits), text.captions, features, dict(text.files))
-    for name, count in data.images.items():
-        del loaded.split(name)[count:]
+    for split, count in data.images.items():
+        del loaded.split(split)[count:]
     for name, images in loaded.splits.items():
         loaded.splits[name] = _usable(loaded, name, images, text.broken, data.skip_unusable)
     return loaded
@@ -208,13 +221,16 @@ def _read_karpathy(data: CaptioningData) -> tuple[Captions, Features]:
 
 
 def _read_coco_captions(data: CaptioningData) -> tuple[Captions, Features]:
+    tokens = None if data.tokens is None else read_json(data.tokens, "data.tokens")
     odd = [name for name in data.splits if name not in ("validation", "test")]
     if odd:
         raise RecipeError(f"data.splits must list validation and test, got {odd[0]!r}")
     tokens = None if data.tokens is None else _node(data.tokens, "data.tokens")
     text = formats.from_coco([_node(file, "data.captions") for file in data.files], tokens)
     known = formats.known_names(text.captions, text.files)
-    listed = {name: read_names(path, f"data.splits.{name}", known) for name, path in data.splits.items()}
+    listed: dict[str, list[str]] = {
+        name: read_names(path, f"data.splits.{name}", known) for name, path in data.splits.items()
+    }
     text = formats.assign(text, listed)
     return text, _features(data, text)
 

@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from smoothloss._files import replacing
 from smoothloss.trainer.checkpoint import write_json
+from smoothloss.trainer.devices import choose_device
 from smoothloss.trainer.errors import RecipeError
-from smoothloss.trainer.evaluation import choose_device
 from smoothloss.trainer.files import read_json
 from smoothloss.trainer.tasks.captioning.arrays import import_h5py
 from smoothloss.trainer.tasks.captioning.features import Features

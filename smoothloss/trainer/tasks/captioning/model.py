@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from smoothloss.trainer.schema import PartialShare, Size
 from smoothloss.trainer.tasks import SequenceModel
 from smoothloss.trainer.tasks.cells import lstm_cell
 from smoothloss.trainer.vocabulary import PAD
@@ -31,10 +32,10 @@ class CaptioningModel:
     """
 
     attention: bool = False
-    embedding: int = 512
-    hidden: int = 512
-    attention_hidden: int = 512
-    dropout: float = 0.5
+    embedding: Size = 512
+    hidden: Size = 512
+    attention_hidden: Size = 512
+    dropout: PartialShare = 0.5
 
 
 class LSTMState(NamedTuple):

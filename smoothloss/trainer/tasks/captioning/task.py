@@ -14,11 +14,12 @@ from smoothloss.trainer.config import Recipe
 from smoothloss.trainer.errors import RecipeError
 from smoothloss.trainer.files import expand_path
 from smoothloss.trainer.metrics import caption_scores, score_texts
-from smoothloss.trainer.tasks import Batch, Input, Picture, SequenceModel, Task
+from smoothloss.trainer.tasks import Batch, Input, Picture, SequenceModel, Task, check_fits, check_vocabulary
 from smoothloss.trainer.tasks.captioning.data import (
     CaptionBatches,
     CaptioningData,
     CaptionSet,
+    check_files,
     find_image,
     load_captions,
 )
@@ -43,14 +44,26 @@ class CaptioningTask(Task):
     reader = CaptionReader
     test_splits = ("test",)
 
-    def __init__(self, recipe: Recipe, vocabularies: dict[str, Vocabulary] | None = None) -> None:
+    @classmethod
+    def check(cls, recipe: Recipe) -> None:
+        """Refuse a batch that is no whole number of images, and data without features."""
         data = recipe.data
         if recipe.training.batch_size % data.captions_per_image:
             sizes = f"{recipe.training.batch_size} with data.captions_per_image {data.captions_per_image}"
             raise RecipeError(f"training.batch_size must be a multiple of data.captions_per_image, got {sizes}")
+        cls.check_data(data)
+
+    @classmethod
+    def check_data(cls, data: Any) -> None:
+        """Refuse data whose keys contradict each other."""
+        check_files(data)
+
+    def __init__(self, recipe: Recipe, vocabularies: dict[str, Vocabulary] | None = None) -> None:
+        data = recipe.data
         self.recipe = recipe
         self.dataset = self.load(recipe)
         self.vocabularies = vocabularies or {"target": Vocabulary.build(self.target_sentences(), data.min_count)}
+        check_vocabulary(self.vocabulary, data.min_count)
         self.train = self._batches("train")
         self.validation = self._batches("validation")
 
@@ -64,7 +77,9 @@ class CaptioningTask(Task):
 
     def build_model(self) -> SequenceModel:
         """The LSTM of Show and Tell, or top-down attention."""
-        return build_captioner(self.recipe.model, self.dataset.features.size, len(self.vocabulary))
+        config, sizes = self.recipe.model, (self.dataset.features.size, len(self.vocabulary))
+        check_fits(lambda: build_captioner(config, *sizes))
+        return build_captioner(config, *sizes)
 
     def source(self, images: Sequence[str]) -> tuple[Tensor, ...]:
         """What the model's encoder reads of these images."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from smoothloss.trainer import files
 from smoothloss.trainer.errors import RecipeError
-from smoothloss.trainer.tasks.translation.data import TranslationData
+from smoothloss.trainer.tasks.translation.data import TranslationData, check_parts, column_numbers
 from smoothloss.trainer.tasks.translation.moses import moses_tokenizer
 from smoothloss.trainer.tasks.unusable import Unusable
 
@@ -89,9 +89,9 @@ def read_corpus(data: TranslationData) -> Corpus:
         RecipeError: when a file is missing or broken, a part is named twice or has another number of raw lines, a pair
             cannot be used and ``data.skip_unusable`` is not set, or a package is missing.
     """
+    check_parts(data)
     splits = {"validation": data.validation} if data.validation is not None else {}
     splits |= data.test
-    _check_names(data, list(splits))
     parts = {
         split: read_part(path, data, f"data.{'' if split == 'validation' else 'test.'}{split}")
         for split, path in splits.items()
@@ -110,19 +110,6 @@ def read_corpus(data: TranslationData) -> Corpus:
         for name, part in parts.items()
     }
     return Corpus(texts, _raw_lines(data, parts))
-
-
-def _check_names(data: TranslationData, splits: Sequence[str]) -> None:
-    """Refuse parts of one name, and data without a validation part."""
-    for key, names in (("test", data.test), ("held_out", data.held_out)):
-        if "train" in names:
-            raise RecipeError(f"data.{key}: train is the name of the training part")
-    if "validation" in data.test:
-        raise RecipeError("data.test: validation is the name of the validation part, data.validation")
-    for twice in set(splits) & set(data.held_out):
-        raise RecipeError(f"data.held_out: {twice} has files of its own")
-    if "validation" not in {*splits, *data.held_out}:
-        raise RecipeError("data.validation is needed, or a part of this name in data.held_out")
 
 
 def read_part(path: str, data: TranslationData, key: str) -> Part:
@@ -175,11 +162,7 @@ def _read_lines(prefix: str, language: str, key: str, broken: dict[int, str]) ->
 
 
 def _read_columns(path: str, data: TranslationData, key: str, broken: dict[int, str]) -> Pairs:
-    columns = []
-    for side, language in (("source", data.source), ("target", data.target)):
-        if language not in data.columns:
-            raise RecipeError(f"data.{side} must be one of data.columns, {', '.join(data.columns)}, got {language!r}")
-        columns.append(data.columns.index(language))
+    columns = column_numbers(data)
     needed = max(columns) + 1
     pairs = []
     for number, line in enumerate(files.read_lines(files.existing_file(path, key), key, broken), 1):
@@ -235,9 +218,6 @@ def words_of(language: str, data: TranslationData) -> Callable[[str], Sentence]:
 def _raw_lines(data: TranslationData, parts: dict[str, Part]) -> dict[str, list[str]]:
     """The raw target text of the splits: from ``data.raw``, or the text itself where it was raw."""
     splits = {split: part for split, part in parts.items() if split != "train"}
-    for split in data.raw:
-        if split not in splits:
-            raise RecipeError(f"data.raw: {split} must be one of {', '.join(splits)}")
     raw = {split: [target for _, target in part.pairs] for split, part in splits.items() if data.tokenize == "moses"}
     for split, path in data.raw.items():
         key = f"data.raw.{split}"

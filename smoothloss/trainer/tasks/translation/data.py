@@ -5,14 +5,26 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import AfterValidator, Field
 
+from smoothloss.trainer.errors import RecipeError
+from smoothloss.trainer.schema import Count, CountOrNone, FileName, FilePath, FilePrefix, Seed, SplitName, Words
 from smoothloss.trainer.tasks import Batch, pad_rows
 from smoothloss.trainer.vocabulary import EOS
 
 BATCHES_PER_POOL = 50  # sentences are sorted by length within pools of so many batches: little padding, much shuffling
+
+
+def _check_part(size: float) -> float:
+    if size >= 1 and size != round(size):
+        raise ValueError(f"must be a number of pairs, or a share below 1, got {size}")
+    return size
+
+
+PartSize = Annotated[float, Field(gt=0, le=1_000_000_000), AfterValidator(_check_part)]
 
 
 @dataclass
@@ -52,25 +64,64 @@ class TranslationData:
             part, and say how many; the others keep their numbers. Left false, they are an error.
     """
 
-    train: str
-    source: str
-    target: str
-    validation: str | None = None
-    test: dict[str, str] = field(default_factory=dict)
+    train: FilePrefix
+    source: FileName
+    target: FileName
+    validation: FilePrefix | None = None
+    test: dict[SplitName, FilePrefix] = field(default_factory=dict)
     format: Literal["lines", "tsv"] = "lines"
-    columns: list[str] = field(default_factory=lambda: ["en", "de"])
-    held_out: dict[str, float] = field(default_factory=dict)
-    split_seed: int = 1
+    columns: list[Words] = field(default_factory=lambda: ["en", "de"])
+    held_out: dict[SplitName, PartSize] = field(default_factory=dict)
+    split_seed: Seed = 1
     lowercase: bool = False
     tokenize: Literal["none", "moses"] = "none"
-    raw: dict[str, str] = field(default_factory=dict)
-    min_count: int = 2
-    max_words: int = 0
-    bpe: int = 0
+    raw: dict[SplitName, FilePath] = field(default_factory=dict)
+    min_count: Count = 2
+    max_words: CountOrNone = 0
+    bpe: Annotated[int, Field(ge=0, le=1_000_000)] = 0  # tokenizers aborts on memory for thousands of millions
     joint_vocabulary: bool = False
-    max_length: int = 100
-    batch_tokens: int = 0
+    max_length: Count = 100
+    batch_tokens: CountOrNone = 0
     skip_unusable: bool = False
+
+
+def check_parts(data: TranslationData) -> None:
+    """Refuse parts of one name, data without a validation part, and languages that no column has.
+
+    Raises:
+        RecipeError: naming the key.
+    """
+    for key, names in (("test", data.test), ("held_out", data.held_out)):
+        if "train" in names:
+            raise RecipeError(f"data.{key}: train is the name of the training part")
+    if "validation" in data.test:
+        raise RecipeError("data.test: validation is the name of the validation part, data.validation")
+    own = [*([] if data.validation is None else ["validation"]), *data.test]
+    for twice in data.held_out:
+        if twice in own:
+            raise RecipeError(f"data.held_out: {twice} has files of its own")
+    splits = [*own, *data.held_out]
+    if "validation" not in splits:
+        raise RecipeError("data.validation is needed, or a part of this name in data.held_out")
+    for split in data.raw:
+        if split not in splits:
+            raise RecipeError(f"data.raw: {split} must be one of {', '.join(splits)}")
+    if len(set(data.columns)) < len(data.columns):
+        raise RecipeError(f"data.columns must name each column once, got {', '.join(data.columns)}")
+    if data.format == "tsv":
+        column_numbers(data)
+
+
+def column_numbers(data: TranslationData) -> list[int]:
+    """Which columns of a ``tsv`` file hold the source and the target language.
+
+    Raises:
+        RecipeError: when ``data.columns`` has not both.
+    """
+    for side, language in (("source", data.source), ("target", data.target)):
+        if language not in data.columns:
+            raise RecipeError(f"data.{side} must be one of data.columns, {', '.join(data.columns)}, got {language!r}")
+    return [data.columns.index(language) for language in (data.source, data.target)]
 
 
 def bucketed_plan(

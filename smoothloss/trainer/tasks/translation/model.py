@@ -7,12 +7,14 @@ Source: Bahdanau, Cho and Bengio 2015, "Neural machine translation by jointly le
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from smoothloss.trainer.schema import PartialShare, Size
 from smoothloss.trainer.tasks import SequenceModel
 from smoothloss.trainer.tasks.cells import gru_cell, lstm_cell
 from smoothloss.trainer.vocabulary import PAD
@@ -35,12 +37,12 @@ class TranslationModel:
     """
 
     cell: Literal["gru", "lstm"] = "gru"
-    embedding: int = 256
-    encoder: int = 256
-    decoder: int = 256
-    attention: int = 256
-    dropout: float = 0.2
-    layers: int = 1
+    embedding: Size = 256
+    encoder: Size = 256
+    decoder: Size = 256
+    attention: Size = 256
+    dropout: PartialShare = 0.2
+    layers: Annotated[int, Field(ge=1, le=64)] = 1
     tie: Literal["none", "decoder", "all"] = "none"
 
 

@@ -13,12 +13,13 @@ from smoothloss.rewards import corpus_bleu as bleu_of_statistics
 from smoothloss.trainer.config import Recipe
 from smoothloss.trainer.errors import RecipeError
 from smoothloss.trainer.metrics import corpus_bleu, detokenized_bleu, text_statistics
-from smoothloss.trainer.tasks import Batch, Input, Task
+from smoothloss.trainer.tasks import Batch, Input, Task, check_fits, check_vocabulary
 from smoothloss.trainer.tasks.translation.corpus import ParallelText, Sentence, read_corpus
 from smoothloss.trainer.tasks.translation.data import (
     TranslationData,
     bucketed_plan,
     by_length,
+    check_parts,
     make_batch,
     source_tensors,
 )
@@ -45,9 +46,21 @@ class TranslationTask(Task):
     metric = "bleu"
     reader = TranslationReader
 
+    @classmethod
+    def check(cls, recipe: Recipe) -> None:
+        """Refuse splits, columns and sizes that contradict each other."""
+        data, model = recipe.data, recipe.model
+        check_parts(data)
+        if 0 < data.bpe <= len(SPECIAL_TOKENS):
+            sizes = f"0 or more than the {len(SPECIAL_TOKENS)} special tokens"
+            raise RecipeError(f"data.bpe must be {sizes}, got {data.bpe}")
+        if data.bpe and data.max_words:
+            raise RecipeError("data.max_words cuts a vocabulary of words; with data.bpe the size is data.bpe itself")
+        if model.tie == "all" and not data.joint_vocabulary:
+            raise RecipeError("model.tie all needs one vocabulary for both sides: data.joint_vocabulary true")
+
     def __init__(self, recipe: Recipe, vocabularies: dict[str, Vocabulary] | None = None) -> None:
         data: TranslationData = recipe.data
-        _check(data, recipe.model)
         self.recipe = recipe
         corpus = read_corpus(data)
         self.splits, self.raw = corpus.parts, corpus.raw
@@ -59,6 +72,8 @@ class TranslationTask(Task):
         if not len(self.train):
             raise RecipeError(f"data.train: no pair of sentences with at most {data.max_length} words")
         self.vocabularies = vocabularies or build_vocabularies(self.train, data)
+        for vocabulary in self.vocabularies.values():
+            check_vocabulary(vocabulary, data.min_count)
         self._train_tokens = self._encode(self.train)
         self._lengths = [(len(target), len(source)) for source, target in zip(*self._train_tokens, strict=True)]
 
@@ -68,7 +83,9 @@ class TranslationTask(Task):
 
     def build_model(self) -> AttentiveModel:
         """The attentive encoder-decoder for both vocabularies."""
-        return AttentiveModel(self.recipe.model, len(self.vocabularies["source"]), len(self.vocabulary))
+        sizes = len(self.vocabularies["source"]), len(self.vocabulary)
+        check_fits(lambda: AttentiveModel(self.recipe.model, *sizes))
+        return AttentiveModel(self.recipe.model, *sizes)
 
     def target_sentences(self) -> Iterable[Sequence[str]]:
         """The training part's target side, with BPE as pieces."""
@@ -159,18 +176,3 @@ def build_vocabularies(train: ParallelText, data: TranslationData) -> dict[str, 
         return {"source": build(train.source), "target": build(train.target)}
     joint = build(train.source + train.target)
     return {"source": joint.recount(train.source), "target": joint.recount(train.target)}
-
-
-def _check(data: TranslationData, model: TranslationModel) -> None:
-    """Refuse values that have the right type and still make no sense."""
-    for key in ("bpe", "batch_tokens", "max_words"):
-        if getattr(data, key) < 0:
-            raise RecipeError(f"data.{key} must not be negative, got {getattr(data, key)}")
-    if 0 < data.bpe <= len(SPECIAL_TOKENS):
-        raise RecipeError(f"data.bpe must be 0 or more than the {len(SPECIAL_TOKENS)} special tokens, got {data.bpe}")
-    if data.bpe and data.max_words:
-        raise RecipeError("data.max_words cuts a vocabulary of words; with data.bpe the size is data.bpe itself")
-    if model.layers < 1:
-        raise RecipeError(f"model.layers must be positive, got {model.layers}")
-    if model.tie == "all" and not data.joint_vocabulary:
-        raise RecipeError("model.tie all needs one vocabulary for both sides: data.joint_vocabulary true")

@@ -5,6 +5,7 @@ import re
 import sys
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -150,6 +151,39 @@ def test_wrong_arrays_are_named(tmp_path: Path) -> None:
     for name, message in wrong.items():
         with pytest.raises(RecipeError, match=message):
             features.padded(["a", name])
+
+
+def test_files_and_rows_of_one_name_are_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.ones(4))
+    np.savez(tmp_path / "a.npz", x=np.ones(4))
+    with pytest.raises(RecipeError, match=r"two files of one name: .*a\.npy and .*a\.npz"):
+        ArrayFeatures(tmp_path, ["a"])
+    np.save(tmp_path / "rows.npy", np.ones((3, 4)))
+    with pytest.raises(RecipeError, match=r"the rows of .*rows\.npy are named b twice"):
+        ArrayFeatures(tmp_path / "rows.npy", ["a", "b"], rows=["b", "a", "b"])
+
+
+@pytest.mark.parametrize("array", [np.float32(1), np.ones(3), np.ones((2, 1, 1, 1))])
+def test_rows_have_two_dimensions_or_three(tmp_path: Path, array: Array) -> None:
+    np.save(tmp_path / "x.npy", array)
+    with pytest.raises(RecipeError, match=r"x\.npy has shape .*, expected \(N, F\) or \(N, R, F\)"):
+        ArrayFeatures(tmp_path / "x.npy", ["a", "b"])
+
+
+@pytest.mark.parametrize("array", [np.array(["a"]), np.ones((2, 3), complex), np.zeros((2, 3), "datetime64[s]")])
+def test_what_is_no_number_is_no_feature(tmp_path: Path, array: npt.NDArray[Any]) -> None:
+    np.save(tmp_path / "a.npy", array)
+    np.save(tmp_path / "b.npy", np.full((2, 3), 1e300))
+    features = ArrayFeatures(tmp_path, ["b", "a"])
+    assert "it holds" in str(features.problem("a", read=True)) and features.problem("a") is None
+    assert "not finite" in str(features.problem("b", read=True))
+    assert "no feature of it" in str(features.problem("c"))
+
+
+def test_an_archive_without_an_array_is_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz")
+    with pytest.raises(RecipeError, match=r"cannot read .*a\.npz: it holds no array"):
+        ArrayFeatures(tmp_path, ["a"])
 
 
 @pytest.mark.parametrize("kind", ["npy", "npz", "h5"])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from drawn_files import Writing, lines, names, writings
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from smoothloss.trainer.errors import RecipeError
 from smoothloss.trainer.tasks.captioning.data import CaptionBatches, CaptioningData, load_captions
@@ -259,3 +263,25 @@ def test_names_with_spaces_are_known_by_the_whole_line(tmp_path: Path) -> None:
     (tmp_path / "v.txt").write_text("some dog.png\n")
     with pytest.raises(RecipeError, match=r"data\.splits\.validation: image dog\.png is not in data\.captions"):
         load_captions(data)
+
+
+@given(content=lines(), writing=writings(), listing=writings(), name=names(".json"), escaped=st.booleans())
+@settings(deadline=None, max_examples=60)
+def test_captions_are_the_same_however_their_files_are_written(
+    content: list[str], writing: Writing, listing: Writing, name: str, escaped: bool
+) -> None:
+    files = ["val 1.jpg", "größe.jpg", *(f"{number} {line.strip()}.jpg" for number, line in enumerate(content))]
+    images = [{"id": number, "file_name": file} for number, file in enumerate(files)]
+    annotations = [{"image_id": number, "caption": f"A dog {number}."} for number in range(len(files))]
+    text = json.dumps({"images": images, "annotations": annotations}, ensure_ascii=escaped, indent=1)
+    with tempfile.TemporaryDirectory() as folder:
+        path = writing.write(Path(folder) / name, text.split("\n"))
+        np.savez(f"{folder}/f.npz", **{str(number): np.ones(3) for number in range(len(files))})  # type: ignore[arg-type]
+        splits = {}
+        for number, split in enumerate(("validation", "test")):
+            splits[split] = str(listing.write(Path(folder) / f"{split}.txt", [files[number], ""]))
+        data = CaptioningData(str(path), format="coco_captions", features=f"{folder}/f.npz", splits=splits)
+        loaded = load_captions(data)
+    assert loaded.splits["validation"] == ["0"] and loaded.splits["test"] == ["1"]
+    assert loaded.splits["train"] == [str(number) for number in range(2, len(files))]
+    assert loaded.captions["1"] == [["a", "dog", "1"]]

@@ -2,10 +2,14 @@ from __future__ import annotations
 
 import gzip
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from drawn_files import Writing, lines, names, writings
+from hypothesis import given
+from hypothesis import settings as drawing
 
 from smoothloss.trainer.errors import RecipeError, RunError
 from smoothloss.trainer.tasks.translation.corpus import hold_out, read_corpus, read_part
@@ -204,3 +208,31 @@ def test_pairs_that_are_too_long_are_counted(tmp_path: Path, caplog: pytest.LogC
         short = read_corpus(settings(tmp_path)).parts["train"].short_pairs(2)
     assert short.target == [["a"], ["c"]] and short.numbers == [0, 2]
     assert "1 of 3 pairs have more than 2 words on a side" in caplog.text
+
+
+@given(content=lines(empty=False), writing=writings(), other=writings(), name=names())
+@drawing(deadline=None, max_examples=60)
+def test_pairs_are_the_same_however_their_files_are_written(
+    content: list[str], writing: Writing, other: Writing, name: str
+) -> None:
+    source = [f"a {line}" for line in content]
+    target = [f"{line} b" for line in content]
+    with tempfile.TemporaryDirectory() as folder:
+        stem = f"{folder}/{name[:40]}"
+        writing.write(Path(f"{stem}.de"), source)
+        other.write(Path(f"{stem}.en"), target)
+        data = TranslationData(stem, "de", "en", validation=stem)
+        assert read_part(stem, data, "data.train").pairs == list(zip(source, target, strict=True))
+        corpus = read_corpus(data).parts["train"]
+    assert corpus.source == [line.split() for line in source]
+    assert all("\ufeff" not in words[0] for words in corpus.source)
+
+
+@given(content=lines(empty=False), writing=writings(), name=names())
+@drawing(deadline=None, max_examples=60)
+def test_columns_are_the_same_however_the_file_is_written(content: list[str], writing: Writing, name: str) -> None:
+    pairs = [(f"a {line}".replace("\t", " "), f"b {number}") for number, line in enumerate(content)]
+    with tempfile.TemporaryDirectory() as folder:
+        path = writing.write(Path(folder) / name, [f"{source}\t{target}\tCC-BY" for source, target in pairs])
+        data = TranslationData(str(path), "en", "de", format="tsv")
+        assert read_part(str(path), data, "data.train").pairs == pairs

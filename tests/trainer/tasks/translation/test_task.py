@@ -72,11 +72,13 @@ def test_given_vocabularies_are_kept(make_recipe: Make) -> None:
 
 
 def test_long_pairs_are_left_out_of_training(make_recipe: Make) -> None:
-    task = TranslationTask(make_recipe(data={"max_length": 3}))
+    recipe = make_recipe(data={"max_length": 3})
+    task = TranslationTask(recipe)
     assert 0 < len(task.train) < 200
     assert max(map(len, task.train.target)) == 3
     with pytest.raises(RecipeError, match="no pair of sentences"):
-        TranslationTask(make_recipe(data={"max_length": 0}))
+        recipe.data.max_length = 0
+        TranslationTask(recipe)
 
 
 def test_an_unknown_split_is_named(make_recipe: Make) -> None:
@@ -166,8 +168,8 @@ def test_detokenised_bleu_reads_raw_text(make_recipe: Make, tmp_path: Path) -> N
     ("sections", "message"),
     [
         ({"model": {"tie": "all"}}, r"model\.tie all needs .*: data\.joint_vocabulary true"),
-        ({"model": {"layers": 0}}, r"model\.layers must be positive, got 0"),
-        ({"data": {"batch_tokens": -1}}, r"data\.batch_tokens must not be negative, got -1"),
+        ({"model": {"layers": 0}}, r"model\.layers must be a whole number from 1 to 64, got 0"),
+        ({"data": {"batch_tokens": -1}}, r"data\.batch_tokens must be a whole number from 0 to .*, got -1"),
         ({"data": {"bpe": 4}}, r"data\.bpe must be 0 or more than the 4 special tokens, got 4"),
         ({"data": {"bpe": 30, "max_words": 3}}, r"data\.max_words"),
     ],
