@@ -54,8 +54,8 @@ class TeacherCache:
         vocabulary_size: int | None = None,
         partial: bool = False,
     ) -> None:
-        self.path = Path(path)
-        index = read_index(self.path)
+        index = read_index(Path(path))
+        self.path = Path(path).absolute()  # shards are opened later, when the working folder may be another one
         self.settings: Settings = index.settings
         self.complete: bool = index.complete
         self._check_origin(fingerprint, vocabulary_size)
@@ -244,13 +244,13 @@ def _padded(slots: Integers, pad: tuple[int | None, int | None] | None) -> tuple
         return needed
     if not isinstance(pad, tuple) or len(pad) != 2:
         raise TypeError(f"pad: got {pad!r}, expected a tuple (T, K)")
-    for name, wanted, least in zip(("T", "K"), pad, needed, strict=True):
-        if wanted is not None and (isinstance(wanted, bool) or not isinstance(wanted, int)):
-            raise TypeError(f"pad: got {name} = {wanted!r}, expected an integer or None")
-        if wanted is not None and wanted < least:
-            raise ValueError(f"pad: got {name} = {wanted}, expected at least {least}, which a sequence has")
-    length, width = (least if wanted is None else wanted for wanted, least in zip(pad, needed, strict=True))
-    return length, width
+    sizes = [
+        least if wanted is None else check_integer(wanted, "pad") for wanted, least in zip(pad, needed, strict=True)
+    ]
+    for name, size, least in zip(("T", "K"), sizes, needed, strict=True):
+        if size < least:
+            raise ValueError(f"pad: got {name} = {size}, expected at least {least}, which a sequence has")
+    return sizes[0], sizes[1]
 
 
 def _entries(found: list[tuple[Shard, Sequence]]) -> tuple[Integers, Floats]:

@@ -47,11 +47,12 @@ class TeacherCacheWriter:
     def __init__(self, path: str | Path, settings: Settings, num_sequences: int | None, shard_bytes: int) -> None:
         if shard_bytes < 1:
             raise ValueError(f"shard_bytes: got {shard_bytes}, expected at least 1")
-        self.path, self.settings, self._shard_bytes = Path(path), settings, shard_bytes
+        _check_folder(Path(path))
+        # Shards are written later, when the working folder may be another one.
+        self.path, self.settings, self._shard_bytes = Path(path).absolute(), settings, shard_bytes
         wanted = Index(settings, num_sequences=num_sequences)
         self._pending: list[Content] = []
         self._pending_bytes = 0
-        _check_folder(self.path)
         self.path.mkdir(parents=True, exist_ok=True)
         # Given back by close(), by the garbage collector, or by the end of the process, whatever that is.
         self._lock = weakref.finalize(self, os.close, _locked(self.path))

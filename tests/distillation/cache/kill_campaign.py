@@ -1,6 +1,6 @@
 """Kills a writer over and over, and looks at what is left each time.
 
-    python kill_campaign.py FOLDER --kills 100 --seed 0
+    POSITIONS=50000 python kill_campaign.py FOLDER --kills 100 --seed 0
 
 Two kinds of death, both by SIGKILL: at a random moment, which falls anywhere in a file that is being written; and at
 each opening, renaming and removing of a file in turn. After each one the cache must hold all that the writer had
@@ -25,12 +25,13 @@ from smoothloss.distillation import Teacher, TeacherCache
 
 CLASSES = 151_936
 SEQUENCES = 6
+POSITIONS = int(os.environ.get("POSITIONS", "5"))  # of a sequence at least; more of them make longer files
 
 
 def teacher(number: int) -> Teacher:
     """Return the teacher of a sequence, which is no other's."""
     generator = torch.Generator().manual_seed(number)
-    logits = torch.randn((5 + number % 3, 8), generator=generator)
+    logits = torch.randn((POSITIONS + number % 3, 8), generator=generator)
     log_probs = logits.log_softmax(-1)
     indices = torch.randint(0, CLASSES, (len(logits), 7), generator=generator)
     return Teacher(indices, log_probs[:, :7], log_probs[:, 7])
@@ -38,7 +39,7 @@ def teacher(number: int) -> Teacher:
 
 def write(path: Path, report: int) -> None:
     """Write what is missing, and report after each commit how many sequences are in the cache."""
-    with TeacherCache.write(path, vocabulary_size=CLASSES, fingerprint="text", shard_bytes=1 << 20) as writer:
+    with TeacherCache.write(path, vocabulary_size=CLASSES, fingerprint="text", shard_bytes=1 << 40) as writer:
         while writer.position < SEQUENCES:
             for _ in range(2):
                 writer.add(teacher(writer.position))

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import smoothloss
 from smoothloss.distillation import Teacher, TeacherCache, join, reshard, write_from
 
 WriteCache = Callable[..., TeacherCache]
@@ -207,10 +208,9 @@ def test_gradients_of_sampled_targets_are_unbiased_and_those_of_a_top_k_are_not(
         cache = write_from(lambda _: logits.expand(batch, length, classes), range(count), path, **options, **how)
         teacher = cache.batch(range(len(cache)))
         scores = student.clone().requires_grad_()
-        # The cross-entropy -sum_k q_k log p_k, its mean over positions, with q normalised over what is known.
-        share = teacher.log_probs.double().softmax(-1)
-        log_probs = scores.log_softmax(-1)[teacher.indices.clamp(min=0)]
-        loss = -(share * log_probs).sum(-1).mean()
+        share = teacher.log_probs.double().softmax(-1)  # normalised over what is known
+        rows = scores.expand(*teacher.indices.shape[:2], classes)
+        loss = smoothloss.functional.sparse_cross_entropy(rows, teacher.indices, share)
         return torch.autograd.grad(loss, scores)[0]
 
     target = logits.softmax(-1)

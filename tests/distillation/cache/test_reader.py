@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import smoothloss
 from smoothloss.distillation import Teacher, TeacherCache
 from smoothloss.distillation.cache import shard as shard_module
 
@@ -84,7 +85,7 @@ def test_a_batch_may_be_padded_further(cache: TeacherCache) -> None:
     assert torch.equal(padded.indices[:, :8, :4], plain.indices)
     assert (padded.indices >= 0).sum() == (plain.indices >= 0).sum()
     assert padded.log_rest is not None and padded.log_rest.shape == (2, 12)
-    assert cache.batch([5, 0], pad=(None, 9)).indices.shape == (2, 8, 9)
+    assert cache.batch([5, 0], pad=(None, np.int64(9))).indices.shape == (2, 8, 9)
     assert cache.batch([5, 0], pad=(9, None)).indices.shape == (2, 9, 4)
     assert cache.batch([], pad=(3, 2)).indices.shape == (0, 3, 2)
     Teacher(padded.indices, padded.log_probs, padded.log_rest)
@@ -113,6 +114,30 @@ def test_sequences_larger_than_what_is_decoded_at_a_time(
             assert_same(got, expected)
 
 
+def test_the_working_folder_may_change(
+    tmp_path: Path, make_teacher: MakeTeacher, assert_same: AssertSame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    with TeacherCache.write("cache", vocabulary_size=9, fingerprint="text") as writer:
+        monkeypatch.chdir("elsewhere")
+        writer.add(make_teacher(0, 3, 2, 9))
+    monkeypatch.chdir(tmp_path)
+    cache = TeacherCache("cache")
+    monkeypatch.chdir("elsewhere")
+    assert_same(cache[0], make_teacher(0, 3, 2, 9))
+
+
+def test_a_batch_is_ready_for_a_loss(cache: TeacherCache) -> None:
+    batch = cache.batch([5, 0, 2], pad=(10, 6))
+    logits = torch.randn(3, 10, 1000, generator=torch.Generator().manual_seed(0))
+    losses = smoothloss.functional.sparse_cross_entropy(logits, batch.indices, batch.log_probs.exp(), reduction="none")
+    dense = torch.zeros(3, 10, 1001).scatter_add(-1, batch.indices % 1001, batch.log_probs.exp())[..., :1000]
+    expected = -(dense * logits.log_softmax(-1)).sum(-1)
+    assert torch.allclose(losses, expected, rtol=1e-5, atol=1e-5)
+    assert (losses[1, 3:] == 0).all() and (losses[0, :8] > 0).any(), "padding is ignored"
+
+
 def test_numbers_of_any_kind(cache: TeacherCache) -> None:
     assert torch.equal(cache[-1].indices, cache[6].indices)
     assert torch.equal(cache[np.int64(3)].indices, cache[torch.tensor(3)].indices)  # type: ignore[index]
@@ -131,7 +156,7 @@ def test_numbers_of_any_kind(cache: TeacherCache) -> None:
         ([6], (8, None), ValueError, "pad: got T = 8, expected at least 9"),
         ([6], (None, 3), ValueError, "pad: got K = 3, expected at least 4"),
         ([6], 3, TypeError, "pad: got 3, expected a tuple"),
-        ([6], (3.0, None), TypeError, "pad: got T = 3.0"),
+        ([6], (3.0, None), TypeError, "pad: got float, expected an integer"),
     ],
 )
 def test_wrong_arguments(
