@@ -30,9 +30,42 @@ def smoothed_target(
                 check_index_values(tokens, limit, name, ignore=candidates.ignore_index)
     if kind == "reference" or is_eager(candidates.target, candidates.samples, candidates.sample_weights):
         return backends.get(kind).smoothed_target(candidates, table, token_alpha)
+    if torch.compiler.is_compiling():
+        return _compiled(candidates, table, token_alpha, kind)
+    return _operator(candidates, table, token_alpha, kind)
+
+
+def _operator(
+    candidates: Candidates, table: TableRows | None, token_alpha: float, kind: str
+) -> tuple[Tensor, Tensor, Tensor | None]:
     rows = (None, None, None) if table is None else tuple(table)
     indices, weights, uniform = smoothed_target_op(*candidates, *rows, token_alpha, kind)
     return indices, weights, uniform if table is not None and table.tail is not None else None
+
+
+def _compiled(
+    candidates: Candidates, table: TableRows | None, token_alpha: float, kind: str
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Build the target with shares of 1/2, and make of these the shares that are wanted.
+
+    A number that is an operator's argument is a constant of compiled code, and another one compiles it again; as a
+    factor it is not.
+    """
+    target, samples, own, omega, alpha, _ = candidates
+    if own is None:
+        own = torch.ones(target.shape[0], dtype=torch.float32, device=target.device)
+    if samples is not None:
+        if omega is None:
+            omega = torch.ones(samples.shape[:2], dtype=torch.float32, device=target.device) / samples.shape[0]
+        omega = omega * (2 * alpha)
+    halved = candidates._replace(target_weights=own * (2 - 2 * alpha), sample_weights=omega, alpha=0.5)
+    indices, weights, uniform = _operator(halved, table, 0.5, kind)
+    if table is None:
+        return indices, weights, uniform
+    is_own = torch.arange(weights.shape[-1], device=weights.device) % (table.indices.shape[1] + 1) == 0
+    ones = torch.ones_like(weights[:1])
+    weights = weights * torch.where(is_own, ones * (2 - 2 * token_alpha), ones * (2 * token_alpha))
+    return indices, weights, None if uniform is None else uniform * (2 * token_alpha)
 
 
 def _build(

@@ -22,8 +22,9 @@ if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 7) and np.lib.NumpyV
 
 import smoothloss.functional as F
 from smoothloss.backends import triton as triton_kernels
-from smoothloss.backends.common import RowOptions
-from smoothloss.testing import Inputs, assert_error_budget, eager, make_inputs, oracle
+from smoothloss.backends.common import RowOptions, RowTarget
+from smoothloss.ops.logsumexp_and_select import logsumexp_of
+from smoothloss.testing import Inputs, assert_error_budget, eager, make_inputs, oracle, row_target
 
 pytestmark = [
     pytest.mark.usefixtures("poison"),
@@ -53,13 +54,21 @@ def two_launches(
     inputs: Inputs, options: RowOptions, grad: Tensor, inplace: bool = False, out_dtype: torch.dtype | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return loss, mass and gradient of forward and backward, every result poisoned beforehand."""
-    logits, indices, weights, uniform = inputs
-    loss, lse, entropy, mass = triton_kernels.sparse_cross_entropy_forward(*inputs, options)
-    assert entropy.numel() == (len(logits) if options.entropy else 0)
-    logits = logits.clone()
+    loss, statistics, mass, _ = triton_kernels.forward(inputs.logits, row_target(inputs), options, "none")
+    logits = inputs.logits.clone()
     out = logits if inplace else torch.full(logits.shape, torch.nan, dtype=out_dtype or logits.dtype)
-    triton_kernels.sparse_cross_entropy_backward(grad, logits, lse, entropy, indices, weights, uniform, options, out)
+    triton_kernels.backward(grad, None, logits, statistics, row_target(inputs), options, out)
     return loss, mass, out
+
+
+def one_launch(
+    inputs: Inputs, options: RowOptions, out: Tensor, logits: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return loss and mass; the gradient goes to `out`."""
+    logits = inputs.logits if logits is None else logits
+    (loss, _, mass, _), _ = triton_kernels.forward_backward(logits, row_target(inputs), options, out, "none")
+    assert mass is not None
+    return loss, mass
 
 
 def assert_equal(actual: Tensor, expected: Tensor) -> None:
@@ -113,7 +122,7 @@ def test_many_entries(s: int, inplace: bool) -> None:
     assert_equal(loss, expected.loss)
     assert_equal(d_logits, expected.grad)
     logits = inputs.logits.clone()
-    triton_kernels.sparse_cross_entropy_forward_backward(logits, *inputs[1:], ALL, logits)
+    one_launch(inputs, ALL, logits, logits)
     assert_equal(logits, oracle(inputs, ALL).grad)
 
 
@@ -128,7 +137,7 @@ def test_float32_within_the_error_budget(name: str, v: int) -> None:
     assert_error_budget(loss, yardstick.loss, expected.loss)
     assert_error_budget(d_logits, yardstick.grad, expected.grad)
     expected, yardstick = oracle(inputs, OPTIONS[name]), eager(inputs, OPTIONS[name])
-    loss, _ = triton_kernels.sparse_cross_entropy_forward_backward(*inputs, OPTIONS[name], d_logits)
+    loss, _ = one_launch(inputs, OPTIONS[name], d_logits)
     assert_error_budget(loss, yardstick.loss, expected.loss)
     assert_error_budget(d_logits, yardstick.grad, expected.grad)
 
@@ -137,7 +146,7 @@ def test_an_offset_of_all_logits_costs_no_precision() -> None:
     inputs = make_inputs(5, 100, 9, dtype=torch.float32, ignored=0.0)
     inputs = inputs._replace(logits=(inputs.logits * 1024).round() / 1024 + 2048)
     out = torch.full_like(inputs.logits, torch.nan)
-    loss, _ = triton_kernels.sparse_cross_entropy_forward_backward(*inputs, PLAIN, out)
+    loss, _ = one_launch(inputs, PLAIN, out)
     assert_error_budget(loss, eager(inputs).loss, oracle(inputs).loss)
     assert_error_budget(out, eager(inputs).grad, oracle(inputs).grad)
     _, _, out = two_launches(inputs, PLAIN, torch.ones(5))
@@ -150,12 +159,12 @@ def test_in_one_go(name: str, uniform: bool) -> None:
     inputs = make_inputs(6, 203, 9, dtype=torch.float64, uniform=uniform)
     expected = oracle(inputs, OPTIONS[name])
     out = torch.full_like(inputs.logits, torch.nan)
-    loss, mass = triton_kernels.sparse_cross_entropy_forward_backward(*inputs, OPTIONS[name], out)
+    loss, mass = one_launch(inputs, OPTIONS[name], out)
     assert_equal(loss, expected.loss)
     assert_equal(mass, expected_mass(inputs))
     assert_equal(out, expected.grad)
     logits = inputs.logits.clone()
-    again, _ = triton_kernels.sparse_cross_entropy_forward_backward(logits, *inputs[1:], OPTIONS[name], logits)
+    again, _ = one_launch(inputs, OPTIONS[name], logits, logits)
     assert torch.equal(again, loss)
     assert torch.equal(logits, out), "in place gives the same bits"
 
@@ -167,7 +176,7 @@ def test_the_gradient_may_have_another_dtype() -> None:
     _, _, narrow = two_launches(inputs, ALL, grad, out_dtype=torch.float32)
     assert torch.equal(narrow, wide.float())
     out = torch.full(inputs.logits.shape, torch.nan, dtype=torch.float32)
-    triton_kernels.sparse_cross_entropy_forward_backward(*inputs, ALL, out)
+    one_launch(inputs, ALL, out)
     assert_error_budget(out, oracle(inputs, ALL).grad.float(), oracle(inputs, ALL).grad)
 
 
@@ -186,8 +195,8 @@ def test_rows_that_lie_apart() -> None:
     before = storage[:, 60:].clone()
     storage[:, :60] = inputs.logits
     apart = inputs._replace(logits=storage[:, :60])
-    loss, lse, entropy, _ = triton_kernels.sparse_cross_entropy_forward(*apart, ALL)
-    triton_kernels.sparse_cross_entropy_backward(grad, apart.logits, lse, entropy, *apart[1:], ALL, apart.logits)
+    loss, statistics, *_ = triton_kernels.forward(apart.logits, row_target(apart), ALL, "none")
+    triton_kernels.backward(grad, None, apart.logits, statistics, row_target(apart), ALL, apart.logits)
     assert_equal(loss, oracle(inputs, ALL).loss)
     assert_equal(storage[:, :60], oracle(inputs, ALL, grad).grad)
     assert torch.equal(storage[:, 60:], before), "nothing beside the rows is written"
@@ -209,11 +218,12 @@ def test_ignored_rows_are_zero_whatever_their_logits(junk: float, name: str) -> 
         assert torch.equal(one, other)
     assert actual[0][[2, 4]].eq(0).all()
     assert actual[2][[2, 4]].eq(0).all()
-    _, lse, entropy, mass = triton_kernels.sparse_cross_entropy_forward(dirty, *inputs[1:], options)
-    for result in (lse, mass, *([entropy] if options.entropy else [])):
-        assert result[[2, 4]].eq(0).all()
+    _, statistics, mass, _ = triton_kernels.forward(dirty, row_target(inputs), options, "none")
+    assert statistics is not None and mass is not None
+    assert statistics[[2, 4]].tolist() == [[0, 1, 0]] * 2
+    assert mass[[2, 4]].eq(0).all()
     out = torch.full_like(dirty, torch.nan)
-    loss, _ = triton_kernels.sparse_cross_entropy_forward_backward(dirty, *inputs[1:], options, out)
+    loss, _ = one_launch(inputs, options, out, dirty)
     assert loss[[2, 4]].eq(0).all()
     assert out[[2, 4]].eq(0).all()
 
@@ -224,7 +234,7 @@ def test_no_rows(name: str) -> None:
     loss, mass, d_logits = two_launches(inputs, OPTIONS[name], random_grad(inputs))
     assert loss.shape == mass.shape == (0,)
     assert d_logits.shape == (0, 40)
-    assert triton_kernels.logsumexp_and_select_forward(inputs.logits, inputs.indices)[1].shape == (0, 4)
+    assert triton_kernels.select(inputs.logits, inputs.indices)[1].shape == (0, 4)
 
 
 def test_indices_out_of_range_are_empty_slots() -> None:
@@ -287,9 +297,10 @@ def test_the_loss_of_a_certain_class_is_not_negative() -> None:
     logits = torch.zeros(16, 1003, dtype=torch.float32)
     logits[:, 7] = torch.linspace(5, 60, 16)
     indices = torch.full((16, 1), 7, dtype=torch.int32)
-    loss, _, _, _ = triton_kernels.sparse_cross_entropy_forward(logits, indices, torch.ones(16, 1), None, PLAIN)
+    loss, *_ = triton_kernels.forward(logits, RowTarget(indices, torch.ones(16, 1)), PLAIN, "none")
     assert loss.ge(0).all()
-    lse, selected = triton_kernels.logsumexp_and_select_forward(logits, indices)
+    statistics, selected = triton_kernels.select(logits, indices)
+    lse = logsumexp_of(statistics)
     assert (lse - selected[:, 0]).ge(0).all()
 
 
@@ -297,7 +308,8 @@ def test_the_loss_of_a_certain_class_is_not_negative() -> None:
 def test_logsumexp_and_select(v: int, s: int) -> None:
     inputs = make_inputs(3, v, s, dtype=torch.float64)
     inputs.indices[0, 0] = v
-    lse, selected = triton_kernels.logsumexp_and_select_forward(inputs.logits, inputs.indices)
+    statistics, selected = triton_kernels.select(inputs.logits, inputs.indices)
+    lse = logsumexp_of(statistics)
     filled = (inputs.indices >= 0) & (inputs.indices < v)
     picked = inputs.logits.gather(1, inputs.indices.where(filled, 0).long()).where(filled, 0.0)
     assert_equal(lse, inputs.logits.logsumexp(-1))
@@ -309,7 +321,7 @@ def test_backward_with_a_mass_of_its_own(s: int) -> None:
     inputs = make_inputs(5, 203, s, dtype=torch.float64)
     mass = random_grad(inputs, seed=3)
     mass[1] = 0.0
-    lse, _ = triton_kernels.logsumexp_and_select_forward(inputs.logits, inputs.indices)
+    statistics, _ = triton_kernels.select(inputs.logits, inputs.indices)
     logits = inputs.logits.clone().requires_grad_()
     filled = inputs.indices >= 0
     selected = logits.gather(1, inputs.indices.where(filled, 0).long()).where(filled, 0.0)
@@ -319,11 +331,45 @@ def test_backward_with_a_mass_of_its_own(s: int) -> None:
     dirty = inputs.logits.clone()
     dirty[1] = torch.nan  # its p has no weight: not read
     out = torch.full_like(dirty, torch.nan)
-    one, nothing = torch.ones(1, dtype=torch.float64), torch.empty(0, dtype=torch.float64)
-    triton_kernels.sparse_cross_entropy_backward(
-        one, dirty, lse, nothing, inputs.indices, inputs.weights, None, PLAIN, out, mass
-    )
+    one, target = torch.ones(1, dtype=torch.float64), RowTarget(inputs.indices, inputs.weights)
+    triton_kernels.backward(one, None, dirty, statistics, target, PLAIN, out, mass)
     assert_equal(out, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", ["plain", "label_smoothing", "entropy"])
+def test_a_large_common_offset_changes_nothing(name: str, dtype: torch.dtype) -> None:
+    inputs = make_inputs(4, 100, 3, dtype=dtype, ignored=0.0, uniform=name != "plain")
+    equal = inputs._replace(logits=torch.zeros_like(inputs.logits))
+    grad = random_grad(inputs)
+    expected = two_launches(equal, OPTIONS[name], grad)
+    for offset in (torch.finfo(dtype).min, torch.finfo(dtype).max, -2e38, 1e15):
+        moved = equal._replace(logits=torch.full_like(inputs.logits, offset))
+        for one, other in zip(two_launches(moved, OPTIONS[name], grad), expected, strict=True):
+            assert torch.equal(one, other)
+    inputs.logits.copy_((inputs.logits * 2).round())
+    expected = two_launches(inputs, OPTIONS[name], grad)
+    moved = two_launches(inputs._replace(logits=inputs.logits + 2.0**20), OPTIONS[name], grad)
+    torch.testing.assert_close(moved, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+@pytest.mark.parametrize("ignored", [-100, 3])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_labels_equal_entries_of_weight_one(name: str, ignored: int, dtype: torch.dtype) -> None:
+    inputs = make_inputs(6, 203, 1, dtype=torch.float64, uniform=True, empty=0.0)
+    labels = inputs.indices[:, 0].to(dtype)
+    labels[2], labels[5] = ignored, 202
+    entries = inputs._replace(
+        indices=labels.masked_fill(labels == ignored, -1).int()[:, None], weights=torch.ones_like(inputs.weights)
+    )
+    target, grad = RowTarget(labels, None, inputs.uniform, None, ignored), random_grad(inputs)
+    expected = two_launches(entries, OPTIONS[name], grad)
+    loss, statistics, mass, _ = triton_kernels.forward(inputs.logits, target, OPTIONS[name], "none")
+    out = torch.full_like(inputs.logits, torch.nan)
+    triton_kernels.backward(grad, None, inputs.logits, statistics, target, OPTIONS[name], out)
+    for one, other in zip((loss, mass, out), expected, strict=True):
+        assert torch.equal(one, other)
 
 
 @pytest.fixture

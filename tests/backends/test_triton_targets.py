@@ -22,7 +22,7 @@ if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 7) and np.lib.NumpyV
 
 from smoothloss.backends import reference
 from smoothloss.backends import triton as triton_kernels
-from smoothloss.backends.common import DenseRows, RowOptions, SparseRows
+from smoothloss.backends.common import Candidates, DenseRows, RowOptions, TableRows
 from smoothloss.backends.triton.config import Memory, row_programs
 from smoothloss.testing import (
     Inputs,
@@ -33,6 +33,7 @@ from smoothloss.testing import (
     make_inputs,
     make_table,
     mixed_target,
+    row_target,
 )
 
 pytestmark = [
@@ -57,11 +58,26 @@ def expect(
 def two_launches(
     inputs: Inputs, dense: DenseRows, options: RowOptions, grad: Tensor, inplace: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    loss, lse, entropy, mass = triton_kernels.sparse_cross_entropy_forward(*inputs, options, dense)
+    target = row_target(inputs, dense)
+    loss, statistics, mass, _ = triton_kernels.forward(inputs.logits, target, options, "none")
     logits = inputs.logits.clone()
     out = logits if inplace else torch.full_like(logits, torch.nan)
-    triton_kernels.sparse_cross_entropy_backward(grad, logits, lse, entropy, *inputs[1:], options, out, dense=dense)
+    triton_kernels.backward(grad, None, logits, statistics, target, options, out)
     return loss, mass, out
+
+
+def one_launch(
+    inputs: Inputs, dense: DenseRows | None, options: RowOptions, logits: Tensor, out: Tensor
+) -> tuple[Tensor, Tensor]:
+    (loss, _, mass, _), _ = triton_kernels.forward_backward(logits, row_target(inputs, dense), options, out, "none")
+    assert mass is not None
+    return loss, mass
+
+
+def defined(inputs: Inputs, dense: DenseRows, options: RowOptions) -> tuple[Tensor, Tensor]:
+    loss, _, mass, _ = reference.forward(inputs.logits, row_target(inputs, dense), options, "none")
+    assert mass is not None
+    return loss, mass
 
 
 def random_grad(inputs: Inputs) -> Tensor:
@@ -87,15 +103,15 @@ def test_dense_rows_equal_the_dense_definition(
     grad = random_grad(inputs)
     expected = expect(inputs, dense, options, grad)
     loss, mass, d_logits = two_launches(inputs, dense, options, grad, inplace)
-    defined, defined_mass = reference.sparse_cross_entropy(*inputs, options, dense)
+    loss_of_reference, defined_mass = defined(inputs, dense, options)
     assert_equal(loss, expected.loss)
-    assert_equal(loss, defined)
+    assert_equal(loss, loss_of_reference)
     assert_equal(mass, defined_mass)
     assert_equal(d_logits, expected.grad)
     logits = inputs.logits.clone()
     out = logits if inplace else torch.full_like(logits, torch.nan)
-    loss, mass = triton_kernels.sparse_cross_entropy_forward_backward(logits, *inputs[1:], options, out, dense)
-    assert_equal(loss, defined)
+    loss, mass = one_launch(inputs, dense, options, logits, out)
+    assert_equal(loss, loss_of_reference)
     assert_equal(mass, defined_mass)
     assert_equal(out, expect(inputs, dense, options, torch.ones_like(grad)).grad)
 
@@ -132,7 +148,7 @@ def test_a_share_of_zero_has_no_influence_where_the_logit_is_minus_infinity() ->
     loss, _, d_logits = two_launches(inputs, dense, PLAIN, random_grad(inputs))
     assert torch.isfinite(loss).all()
     assert torch.isfinite(d_logits).all()
-    assert_equal(loss, reference.sparse_cross_entropy(*inputs, PLAIN, dense)[0])
+    assert_equal(loss, defined(inputs, dense, PLAIN)[0])
     dense.weights[1, 1] = 0.5
     loss = two_launches(inputs, dense, PLAIN, random_grad(inputs))[0]
     assert torch.equal(loss.isinf(), torch.arange(4) == 1)
@@ -150,7 +166,7 @@ def test_rows_without_mass_are_zero_whatever_their_logits(inplace: bool) -> None
     loss, mass, d_logits = two_launches(inputs, dense, ALL, random_grad(inputs), inplace)
     assert loss.eq(0).tolist() == mass.eq(0).tolist() == d_logits.eq(0).all(1).tolist() == [False, True, False, True]
     logits = inputs.logits.clone()
-    loss, _ = triton_kernels.sparse_cross_entropy_forward_backward(logits, *inputs[1:], ALL, logits, dense)
+    loss, _ = one_launch(inputs, dense, ALL, logits, logits)
     assert loss.eq(0).tolist() == logits.eq(0).all(1).tolist() == [False, True, False, True]
 
 
@@ -158,29 +174,33 @@ def test_rows_without_mass_are_zero_whatever_their_logits(inplace: bool) -> None
 def test_the_backward_scales_the_incoming_gradient(dtype: torch.dtype) -> None:
     inputs = make_inputs(5, 60, 5, dtype=dtype, uniform=True)
     scale = torch.tensor(0.3, dtype=dtype)
-    _, lse, entropy, _ = triton_kernels.sparse_cross_entropy_forward(*inputs, ALL)
+    target = row_target(inputs)
+    _, statistics, *_ = triton_kernels.forward(inputs.logits, target, ALL, "none")
     for grad in (random_grad(inputs), torch.tensor(-1.7, dtype=dtype)):
         scaled, expected = torch.full_like(inputs.logits, torch.nan), torch.full_like(inputs.logits, torch.nan)
-        saved = (inputs.logits, lse, entropy, *inputs[1:], ALL)
-        triton_kernels.sparse_cross_entropy_backward(grad, *saved, scaled, scale=scale)
-        triton_kernels.sparse_cross_entropy_backward(grad * scale, *saved, expected)
+        saved = (inputs.logits, statistics, target, ALL)
+        triton_kernels.backward(grad, scale, *saved, scaled)
+        triton_kernels.backward(grad * scale, None, *saved, expected)
         assert torch.equal(scaled, expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("n", [1, 7, 8192, 20001])
-def test_mean(n: int, dtype: torch.dtype) -> None:
+def test_reduce(n: int, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(n)
     loss = torch.rand(n, generator=generator, dtype=dtype) * 10
     mass = torch.rand(n, generator=generator, dtype=dtype).masked_fill(torch.rand(n, generator=generator) < 0.3, 0.0)
     mass[n // 2] = -1.0
-    average, scale = triton_kernels.mean(loss, mass)
+    average, scale = triton_kernels.reduce(loss, mass, "mean")
     count = mass.count_nonzero()
     assert average.shape == scale.shape == ()
     assert average.dtype == scale.dtype == dtype
     torch.testing.assert_close(average, (loss.double().sum() / count).to(dtype))
     assert scale == count.to(dtype).reciprocal()
-    torch.testing.assert_close((average, scale), reference.mean(loss, mass))
+    torch.testing.assert_close((average, scale), reference.reduce(loss, mass, "mean"))
+    total, one = triton_kernels.reduce(loss, mass, "sum")
+    torch.testing.assert_close(total, loss.double().sum().to(dtype))
+    assert one == 1 and one.dtype == dtype
 
 
 @pytest.mark.parametrize("size", [0, 1, 4096, 5001])
@@ -191,12 +211,12 @@ def test_mean(n: int, dtype: torch.dtype) -> None:
 def test_scaled_copy(size: int, dtype: torch.dtype, out_dtype: torch.dtype) -> None:
     values, factor = torch.randn(size, dtype=dtype), torch.tensor(0.37, dtype=dtype)
     scaled = triton_kernels.scaled_copy(values, factor, out_dtype)
-    assert torch.equal(scaled, reference.scaled_copy(values, factor, out_dtype))
+    assert torch.equal(scaled, (values * factor).to(out_dtype))
 
 
 @pytest.mark.parametrize("n", [0, 5])
 def test_mean_of_nothing(n: int) -> None:
-    average, scale = triton_kernels.mean(torch.zeros(n), torch.zeros(n))
+    average, scale = triton_kernels.reduce(torch.zeros(n), torch.zeros(n), "mean")
     assert average.isnan()
     assert scale == 1
 
@@ -214,6 +234,15 @@ def make_candidates(num_candidates: int, num_tokens: int, dtype: torch.dtype) ->
     return candidates.to(dtype), torch.rand(num_candidates, 3, generator=generator)
 
 
+def split(candidates: Tensor, weights: Tensor | None, ignore_index: int) -> Candidates:
+    """Return the first as the ground truth, the others as samples; without weights as they weigh by default."""
+    samples = candidates[1:].contiguous() if len(candidates) > 1 else None
+    if weights is None:
+        return Candidates(candidates[0].contiguous(), samples, alpha=0.6, ignore_index=ignore_index)
+    omega = None if samples is None else weights[1:].contiguous()
+    return Candidates(candidates[0].contiguous(), samples, weights[0].contiguous(), omega, 0.6, ignore_index)
+
+
 @pytest.mark.parametrize("ignore_index", [-100, 4])
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
 @pytest.mark.parametrize("tail", [None, "uniform", "renormalize"])
@@ -222,11 +251,12 @@ def test_smoothed_target(j: int, k: int, tail: str | None, dtype: torch.dtype, i
     table = None
     if tail is not None:
         built = make_table(29, k=k)
-        table = SparseRows(built.indices, built.weights, built.tail if tail == "uniform" else None)
+        table = TableRows(built.indices, built.weights, built.tail if tail == "uniform" else None)
     candidates, weights = make_candidates(j, 29, dtype)
     for given in (weights, None):
-        expected = reference.smoothed_target(candidates, given, table, 0.3, ignore_index)
-        actual = triton_kernels.smoothed_target(candidates, given, table, 0.3, ignore_index)
+        halves = split(candidates, given, ignore_index)
+        expected = reference.smoothed_target(halves, table, 0.3)
+        actual = triton_kernels.smoothed_target(halves, table, 0.3)
         assert torch.equal(actual[0], expected[0])
         torch.testing.assert_close(actual[1], expected[1])
         assert (actual[2] is None) == (expected[2] is None) == (tail != "uniform")
@@ -235,21 +265,9 @@ def test_smoothed_target(j: int, k: int, tail: str | None, dtype: torch.dtype, i
     assert (expected[0] == -1).any(), "something is merged or ignored"
 
 
-def test_smoothed_target_of_candidates_that_are_not_contiguous() -> None:
-    candidates, weights = make_candidates(4, 29, torch.int64)
-    built = make_table(29, k=3)
-    table = SparseRows(built.indices, built.weights, None)
-    apart = candidates.transpose(1, 2).contiguous().transpose(1, 2)
-    expected = triton_kernels.smoothed_target(candidates, weights, table, 0.4, -100)
-    actual = triton_kernels.smoothed_target(apart, weights.t().contiguous().t(), table, 0.4, -100)
-    assert torch.equal(actual[0], expected[0])
-    assert torch.equal(actual[1], expected[1])
-
-
 def test_smoothed_target_of_no_positions() -> None:
-    indices, weights, uniform = triton_kernels.smoothed_target(
-        torch.zeros(3, 0, 5, dtype=torch.int64), torch.zeros(3, 0), None, 0.0, -100
-    )
+    empty = split(torch.zeros(3, 0, 5, dtype=torch.int64), torch.zeros(3, 0), -100)
+    indices, weights, uniform = triton_kernels.smoothed_target(empty, None, 0.0)
     assert indices.shape == weights.shape == (0, 3)
     assert uniform is None
 
@@ -282,7 +300,7 @@ def test_programs_that_take_several_rows(
     def run() -> tuple[Tensor, Tensor, Tensor]:
         logits = inputs.logits.clone()
         out = logits if inplace else torch.full_like(logits, torch.nan)
-        loss, mass = triton_kernels.sparse_cross_entropy_forward_backward(logits, *inputs[1:], ALL, out, dense)
+        loss, mass = one_launch(inputs, dense, ALL, logits, out)
         return loss, mass, out
 
     expected = run()
