@@ -180,7 +180,7 @@ class _Store(ABC):
 
     def where(self, name: str) -> Path | str:
         """What an error names."""
-        return f"{name} of {self.path}"
+        return f"{name if name.isprintable() else ascii(name)} of {self.path}"
 
 
 class _Folder(_Store):
