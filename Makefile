@@ -11,7 +11,7 @@ EXTRAS ?= train,translate,tensorboard,caption,features,bench,dev
 # compiled modules and never the source folder of that name.
 BIN := $(abspath $(VENV))/bin
 STAMP := $(VENV)/.installed
-PACKAGE := $(shell find smoothloss csrc cmake -type f -not -name '*.so' -not -path '*/__pycache__/*') \
+PACKAGE := $(shell find smoothloss smoothloss_trainer csrc cmake -type f -not -name '*.so' -not -path '*/__pycache__/*') \
            pyproject.toml setup.py CMakeLists.txt constraints.txt README.md
 
 .PHONY: install test lint demo bench plots sanitize clean
@@ -61,7 +61,7 @@ plots: $(STAMP)
 SANITIZE := $(CURDIR)/build/sanitize
 sanitize: $(STAMP)
 	$(BIN)/python -m pip install --quiet cmake ninja pybind11
-	mkdir -p $(SANITIZE)/path && cp -r smoothloss $(SANITIZE)/path/ && rm -f $(SANITIZE)/path/smoothloss/*.so
+	mkdir -p $(SANITIZE)/path && cp -r smoothloss smoothloss_trainer $(SANITIZE)/path/ && rm -f $(SANITIZE)/path/smoothloss/*.so
 	PATH=$(BIN):$$PATH cmake -S . -B $(SANITIZE)/build -G Ninja -DCMAKE_BUILD_TYPE=Release -DSMOOTHLOSS_SANITIZE=ON \
 	    -DPython_EXECUTABLE=$(BIN)/python -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir) \
 	    -DCMAKE_INSTALL_PREFIX=$(SANITIZE)/path/smoothloss

@@ -2,7 +2,7 @@
 
 import sys
 
-from smoothloss.trainer.cli.signals import Signals
+from smoothloss_trainer.cli.signals import Signals
 
 if __name__ == "__main__":
     with Signals(alone=True):

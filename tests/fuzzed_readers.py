@@ -27,15 +27,15 @@ if __name__ == "__main__":  # before anything of the package is imported
     atheris.instrument_imports(include=["smoothloss"]).__enter__()  # for all that is imported from here on
 
 from smoothloss.embeddings import load_vectors
-from smoothloss.trainer.errors import RecipeError
-from smoothloss.trainer.recipes import load_recipe
-from smoothloss.trainer.score_inputs import read_files
-from smoothloss.trainer.tasks.captioning.arrays import ArrayFeatures
-from smoothloss.trainer.tasks.captioning.data import CaptioningData, load_captions, read_names
-from smoothloss.trainer.tasks.captioning.images import read_rgb
-from smoothloss.trainer.tasks.translation.corpus import read_corpus
-from smoothloss.trainer.tasks.translation.data import TranslationData
-from smoothloss.trainer.vocabulary import Vocabulary
+from smoothloss_trainer.errors import RecipeError
+from smoothloss_trainer.recipe import load_recipe
+from smoothloss_trainer.score_inputs import read_files
+from smoothloss_trainer.tasks.captioning.arrays import ArrayFeatures
+from smoothloss_trainer.tasks.captioning.data import CaptioningData, load_captions, read_names
+from smoothloss_trainer.tasks.captioning.images import read_rgb
+from smoothloss_trainer.tasks.translation.corpus import read_corpus
+from smoothloss_trainer.tasks.translation.data import TranslationData
+from smoothloss_trainer.vocabulary import Vocabulary
 
 CUT = b"\xfe\xfe"  # between the two files of parallel text
 WORDS = ["the", "dog", "größe", "route 66", ""]

@@ -400,9 +400,9 @@ def test_other_dtypes_do_not_count() -> None:
 
 def test_lazy_and_exact_gradients_are_compared(tmp_path: Path) -> None:
     pytest.importorskip("pydantic")
-    from smoothloss.trainer.loop import train
-    from smoothloss.trainer.recipes import parse_recipe
-    from smoothloss.trainer.run import RunDirectory
+    from smoothloss_trainer.loop import train
+    from smoothloss_trainer.recipe import parse_recipe
+    from smoothloss_trainer.run import RunDirectory
 
     lazy_vs_exact = _load("lazy_vs_exact")
     found = lazy_vs_exact.compare(torch.tensor([3.0, 4.0]), torch.tensor([5.0, 0.0]))

@@ -61,9 +61,7 @@ def two_launches(
     return loss, mass, out
 
 
-def one_launch(
-    inputs: Inputs, options: RowOptions, out: Tensor, logits: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def one_launch(inputs: Inputs, options: RowOptions, out: Tensor, logits: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Return loss and mass; the gradient goes to `out`."""
     logits = inputs.logits if logits is None else logits
     (loss, _, mass, _), _ = triton_kernels.forward_backward(logits, row_target(inputs), options, out, "none")

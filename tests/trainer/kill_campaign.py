@@ -28,9 +28,9 @@ import torch
 import yaml
 
 from smoothloss._files import write_atomically
-from smoothloss.trainer import processes, report
-from smoothloss.trainer.checkpoint import load_checkpoint
-from smoothloss.trainer.cli import main
+from smoothloss_trainer import processes, report
+from smoothloss_trainer.checkpoint import load_checkpoint
+from smoothloss_trainer.cli import main
 
 WORDS = ["red", "green", "blue", "dog", "cat", "bird", "runs", "sleeps", "sings", "here"]
 TIMES = {"seconds", "tokens_per_second", "time"}
@@ -169,7 +169,7 @@ def campaign(kills: int, seed: int, folder: Path) -> str:
     """
     recipe, table = write_recipes(folder)
     for name in ("train", "reproduce"):  # so that no fork imports them again
-        import_module(f"smoothloss.trainer.commands.{name}")
+        import_module(f"smoothloss_trainer.commands.{name}")
     # Whose drawing takes longer than the training, and tells of times.
     report.write = lambda runs, path, **_: write_atomically(path, b"report")  # type: ignore[assignment]
     processes.start_training = Forked  # type: ignore[assignment]

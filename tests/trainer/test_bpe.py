@@ -8,11 +8,11 @@ import pytest
 
 pytest.importorskip("tokenizers")
 
-from smoothloss.trainer.bpe import Bpe
-from smoothloss.trainer.errors import RunError
-from smoothloss.trainer.tasks.translation.corpus import read_part
-from smoothloss.trainer.tasks.translation.data import TranslationData
-from smoothloss.trainer.vocabulary import BOS, EOS, PAD, SPECIAL_WORDS, UNK, Vocabulary
+from smoothloss_trainer.bpe import Bpe
+from smoothloss_trainer.errors import RunError
+from smoothloss_trainer.tasks.translation.corpus import read_part
+from smoothloss_trainer.tasks.translation.data import TranslationData
+from smoothloss_trainer.vocabulary import BOS, EOS, PAD, SPECIAL_WORDS, UNK, Vocabulary
 
 
 def made_up(seed: int = 0) -> list[list[str]]:

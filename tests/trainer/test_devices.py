@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from smoothloss.trainer.devices import choose_device, sum_dtype
-from smoothloss.trainer.errors import RecipeError
+from smoothloss_trainer.devices import choose_device, sum_dtype
+from smoothloss_trainer.errors import RecipeError
 
 
 @pytest.mark.parametrize("name", ["abacus", "", "cuda:", "cuda:x", "cuda:-1", "cuda:007", "cpu:1", "meta", "xpu"])

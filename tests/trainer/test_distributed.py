@@ -14,13 +14,13 @@ import torch
 import yaml
 from torch import Tensor
 
-from smoothloss.trainer import checkpoint
-from smoothloss.trainer.config import Recipe
-from smoothloss.trainer.distributed import Processes
-from smoothloss.trainer.errors import RecipeError
-from smoothloss.trainer.loop import Trainer, train
-from smoothloss.trainer.run import RunDirectory
-from smoothloss.trainer.tasks import task_class
+from smoothloss_trainer import checkpoint
+from smoothloss_trainer.config import Recipe
+from smoothloss_trainer.distributed import Processes
+from smoothloss_trainer.errors import RecipeError
+from smoothloss_trainer.loop import Trainer, train
+from smoothloss_trainer.run import RunDirectory
+from smoothloss_trainer.tasks import task_class
 
 STILL = {"dropout": 0.0}
 
@@ -83,7 +83,7 @@ def launch(recipe: Path, out: Path, *words: str) -> subprocess.CompletedProcess[
         "--num_cpu_threads_per_process",
         "1",
     ]
-    command += ["-m", "smoothloss.trainer.cli", "train", str(recipe), "--out", str(out), *words]
+    command += ["-m", "smoothloss_trainer", "train", str(recipe), "--out", str(out), *words]
     environment = {key: value for key, value in os.environ.items() if key not in ("WORLD_SIZE", "RANK", "LOCAL_RANK")}
     return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
 

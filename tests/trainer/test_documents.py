@@ -9,8 +9,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smoothloss.trainer.documents import MAX_DEPTH, MAX_YAML_CHARACTERS, dump_yaml, parse_json, parse_yaml
-from smoothloss.trainer.errors import RecipeError
+from smoothloss_trainer.documents import MAX_DEPTH, MAX_YAML_CHARACTERS, dump_yaml, parse_json, parse_yaml
+from smoothloss_trainer.errors import RecipeError
 
 BOMB = "a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
     f"a{n}: &a{n} [{','.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 9)

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from smoothloss.trainer.cli import main
-from smoothloss.trainer.config import DecodingConfig, Recipe
-from smoothloss.trainer.errors import RecipeError
-from smoothloss.trainer.evaluation import (
+from smoothloss_trainer.cli import main
+from smoothloss_trainer.config import DecodingConfig, Recipe
+from smoothloss_trainer.errors import RecipeError
+from smoothloss_trainer.evaluation import (
     choose_device,
     evaluate_into,
     evaluate_split,
@@ -21,10 +21,10 @@ from smoothloss.trainer.evaluation import (
     result_files,
     search_split,
 )
-from smoothloss.trainer.losses import encode
-from smoothloss.trainer.tasks import Input, Task, pad_rows, shift_right, task_class
-from smoothloss.trainer.tasks.translation import TranslationTask
-from smoothloss.trainer.vocabulary import EOS, PAD
+from smoothloss_trainer.losses import encode
+from smoothloss_trainer.tasks import Input, Task, pad_rows, shift_right, task_class
+from smoothloss_trainer.tasks.translation import TranslationTask
+from smoothloss_trainer.vocabulary import EOS, PAD
 
 CPU = torch.device("cpu")
 

@@ -12,8 +12,8 @@ import pytest
 from drawn_files import Writing, lines, names, writings
 from hypothesis import given, settings
 
-from smoothloss.trainer.errors import RecipeError
-from smoothloss.trainer.files import (
+from smoothloss_trainer.errors import RecipeError
+from smoothloss_trainer.files import (
     STDIN,
     existing_file,
     existing_input,

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from smoothloss.trainer.errors import RecipeError
-from smoothloss.trainer.folder import LOCK, Folder, check_part_name, folder_of_runs
+from smoothloss_trainer.errors import RecipeError
+from smoothloss_trainer.folder import LOCK, Folder, check_part_name, folder_of_runs
 
 HOLD = """if True:
     import sys
-    from smoothloss.trainer.folder import Folder
+    from smoothloss_trainer.folder import Folder
     with Folder(sys.argv[1], "run").lock():
         print("held", flush=True)
         sys.stdin.read()

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from smoothloss.trainer import java_metrics
-from smoothloss.trainer.cli import main
-from smoothloss.trainer.errors import RunError
-from smoothloss.trainer.java_metrics import java_scores, missing
+from smoothloss_trainer import java_metrics
+from smoothloss_trainer.cli import main
+from smoothloss_trainer.errors import RunError
+from smoothloss_trainer.java_metrics import java_scores, missing
 
 needs_meteor = pytest.mark.skipif(missing("meteor") is not None, reason=f"METEOR needs {missing('meteor')}")
 CANDIDATES = ["a dog runs on the beach", "two men play chess"]

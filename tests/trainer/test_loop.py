@@ -17,14 +17,14 @@ import torch
 import yaml
 
 from smoothloss.rewards import Cider
-from smoothloss.trainer import checkpoint
-from smoothloss.trainer.config import Recipe
-from smoothloss.trainer.distributed import Processes
-from smoothloss.trainer.errors import RecipeError, RunError
-from smoothloss.trainer.loop import Trainer, train
-from smoothloss.trainer.models import open_task
-from smoothloss.trainer.run import RunDirectory
-from smoothloss.trainer.tasks import task_class
+from smoothloss_trainer import checkpoint
+from smoothloss_trainer.config import Recipe
+from smoothloss_trainer.distributed import Processes
+from smoothloss_trainer.errors import RecipeError, RunError
+from smoothloss_trainer.loop import Trainer, train
+from smoothloss_trainer.models import open_task
+from smoothloss_trainer.run import RunDirectory
+from smoothloss_trainer.tasks import task_class
 
 Make = Callable[..., Recipe]
 TIMES = {"seconds", "tokens_per_second", "time"}
@@ -126,7 +126,7 @@ def test_a_run_killed_by_sigkill_resumes(tmp_path: Path, make_recipe: Make, reci
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(values))
     run = RunDirectory(tmp_path / "run")
-    command = [sys.executable, "-m", "smoothloss.trainer.cli", "train", str(path), "--out", str(run.path)]
+    command = [sys.executable, "-m", "smoothloss_trainer", "train", str(path), "--out", str(run.path)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120

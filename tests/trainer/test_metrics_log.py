@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from smoothloss.trainer.errors import RunError
-from smoothloss.trainer.metrics_log import MetricsLog
-from smoothloss.trainer.run import RunDirectory
+from smoothloss_trainer.errors import RunError
+from smoothloss_trainer.metrics_log import MetricsLog
+from smoothloss_trainer.run import RunDirectory
 
 
 def read_board(folder: Path) -> dict[str, list[tuple[int, float]]]:

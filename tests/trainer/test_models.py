@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from smoothloss.trainer import checkpoint
-from smoothloss.trainer.config import DecodingConfig, Recipe
-from smoothloss.trainer.decoding import Ensemble
-from smoothloss.trainer.errors import RecipeError
-from smoothloss.trainer.evaluation import evaluate_split, generate, search_split
-from smoothloss.trainer.loop import train
-from smoothloss.trainer.models import average_run, open_checkpoints
-from smoothloss.trainer.run import RunDirectory
+from smoothloss_trainer import checkpoint
+from smoothloss_trainer.config import DecodingConfig, Recipe
+from smoothloss_trainer.decoding import Ensemble
+from smoothloss_trainer.errors import RecipeError
+from smoothloss_trainer.evaluation import evaluate_split, generate, search_split
+from smoothloss_trainer.loop import train
+from smoothloss_trainer.models import average_run, open_checkpoints
+from smoothloss_trainer.run import RunDirectory
 
 Make = Callable[..., Recipe]
 CPU = torch.device("cpu")

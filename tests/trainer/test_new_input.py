@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smoothloss.trainer.decoding import Hypothesis
-from smoothloss.trainer.errors import RecipeError
-from smoothloss.trainer.files import STDIN
-from smoothloss.trainer.new_input import Form, Sink, find_outputs, line_batches
+from smoothloss_trainer.decoding import Hypothesis
+from smoothloss_trainer.errors import RecipeError
+from smoothloss_trainer.files import STDIN
+from smoothloss_trainer.new_input import Form, Sink, find_outputs, line_batches
 
 TEXT = st.text(st.characters(exclude_characters="\0\n\r", exclude_categories=["Cs"]), max_size=8)
 

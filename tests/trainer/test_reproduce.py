@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import yaml
 
-from smoothloss.trainer import reproduce as module
-from smoothloss.trainer.cli import main
-from smoothloss.trainer.errors import RecipeError, RunError
-from smoothloss.trainer.recipes import load_recipe
-from smoothloss.trainer.reproduce import load_table, reproduce
+from smoothloss_trainer import reproduce as module
+from smoothloss_trainer import shipped
+from smoothloss_trainer.cli import main
+from smoothloss_trainer.errors import RecipeError, RunError
+from smoothloss_trainer.recipe import load_recipe
+from smoothloss_trainer.reproduce import load_table, reproduce
 
 Values = Callable[..., dict[str, Any]]
 
@@ -130,7 +131,7 @@ def test_a_failed_run_leaves_the_others(table: Path, tmp_path: Path, monkeypatch
 
 def test_the_runs_end_with_reproduce(table: Path, tmp_path: Path) -> None:
     rewrite(table, seeds=[1], overrides={"training.epochs": 100000, "training.max_steps": 10**6})
-    command = [sys.executable, "-c", "import sys; from smoothloss.trainer.cli import main; sys.exit(main())"]
+    command = [sys.executable, "-c", "import sys; from smoothloss_trainer.cli import main; sys.exit(main())"]
     out = tmp_path / "out"
     process = subprocess.Popen([*command, "reproduce", str(table), "--out", str(out)], stderr=subprocess.PIPE)
     metrics = out / "mle" / "seed1" / "metrics.jsonl"
@@ -203,7 +204,7 @@ def test_what_is_wrong_is_said_before_anything_is_trained(table: Path, tmp_path:
 
 def test_the_recipes_tables_are_readable() -> None:
     """Every table of the repository, with all its recipes."""
-    folder = Path(__file__).resolve().parents[2] / "recipes" / "tables"
+    folder = shipped.FOLDER / "tables"
     tables = sorted(folder.glob("*.yaml"))
     assert tables
     for path in tables:
@@ -217,7 +218,7 @@ def test_the_recipes_tables_are_readable() -> None:
 
 def test_table_1_is_whole() -> None:
     """Both models' rows, each with the paper's numbers but for the controls."""
-    folder = Path(__file__).resolve().parents[2] / "recipes" / "tables"
+    folder = shipped.FOLDER / "tables"
     plain, attention = (load_table(folder / f"coco_table1{suffix}.yaml").rows for suffix in ("", "_attention"))
     assert list(plain) == list(attention)
     assert len(plain) == 4 + 12 + 6 + 2

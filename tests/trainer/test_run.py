@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from smoothloss.trainer.config import Recipe
-from smoothloss.trainer.errors import RecipeError
-from smoothloss.trainer.run import RunDirectory, environment
-from smoothloss.trainer.run import recipe_values as as_values
-from smoothloss.trainer.vocabulary import Vocabulary
+from smoothloss_trainer.config import Recipe
+from smoothloss_trainer.errors import RecipeError
+from smoothloss_trainer.run import RunDirectory, environment
+from smoothloss_trainer.run import recipe_values as as_values
+from smoothloss_trainer.vocabulary import Vocabulary
 
 Make = Callable[..., Recipe]
 

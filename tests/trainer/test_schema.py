@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from smoothloss.trainer.cli import main
-from smoothloss.trainer.documents import dump_yaml
-from smoothloss.trainer.errors import RecipeError
-from smoothloss.trainer.loop import Trainer
-from smoothloss.trainer.recipes import parse_recipe, recipe_keys
-from smoothloss.trainer.schema import Key
-from smoothloss.trainer.tasks import TASKS
+from smoothloss_trainer.cli import main
+from smoothloss_trainer.documents import dump_yaml
+from smoothloss_trainer.errors import RecipeError
+from smoothloss_trainer.loop import Trainer
+from smoothloss_trainer.recipe import parse_recipe, recipe_keys
+from smoothloss_trainer.schema import Key
+from smoothloss_trainer.tasks import TASKS
 
 Values = dict[str, Any]
 
@@ -153,8 +153,8 @@ def command(
     """Return a function that trains values with the command."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SMOOTHLOSS_CACHE", str(vectors))
-    monkeypatch.setattr("smoothloss.trainer.run.environment", dict)  # it asks git, and the report draws: both take long
-    monkeypatch.setattr("smoothloss.trainer.report.write", lambda *arguments, **options: None)
+    monkeypatch.setattr("smoothloss_trainer.run.environment", dict)  # it asks git, and the report draws: both take long
+    monkeypatch.setattr("smoothloss_trainer.report.write", lambda *arguments, **options: None)
     return Command(tmp_path, capsys)
 
 

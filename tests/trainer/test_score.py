@@ -17,10 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sacrebleu.metrics.bleu import BLEU
 
-from smoothloss.trainer.checkpoint import write_json
-from smoothloss.trainer.cli import main
-from smoothloss.trainer.files import read_json
-from smoothloss.trainer.score_inputs import read_files
+from smoothloss_trainer.checkpoint import write_json
+from smoothloss_trainer.cli import main
+from smoothloss_trainer.files import read_json
+from smoothloss_trainer.score_inputs import read_files
 
 CANDIDATES = ["a Dog runs fast.", "two cats sit here", "it rains"]
 FIRST = ["a dog runs.", "two cats sit there now", "It rains"]

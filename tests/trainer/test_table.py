@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from smoothloss.similarity import SimilarityTable
-from smoothloss.trainer import table as module
-from smoothloss.trainer.cli import main
-from smoothloss.trainer.config import EmbeddingsConfig, LossConfig
-from smoothloss.trainer.errors import RecipeError
-from smoothloss.trainer.table import build_table, describe_words, word_vectors
-from smoothloss.trainer.vocabulary import SPECIAL_TOKENS, SPECIAL_WORDS, Vocabulary
+from smoothloss_trainer import table as module
+from smoothloss_trainer.cli import main
+from smoothloss_trainer.config import EmbeddingsConfig, LossConfig
+from smoothloss_trainer.errors import RecipeError
+from smoothloss_trainer.table import build_table, describe_words, word_vectors
+from smoothloss_trainer.vocabulary import SPECIAL_TOKENS, SPECIAL_WORDS, Vocabulary
 
 SENTENCES = [["a", "dog", "runs"], ["a", "cat", "runs"], ["the", "dog", "sleeps"], ["the", "cat", "sleeps"]] * 5
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from smoothloss.trainer.errors import RecipeError
-from smoothloss.trainer.vocabulary import BOS, EOS, PAD, SPECIAL_WORDS, UNK, Vocabulary
+from smoothloss_trainer.errors import RecipeError
+from smoothloss_trainer.vocabulary import BOS, EOS, PAD, SPECIAL_WORDS, UNK, Vocabulary
 
 SENTENCES = [["b", "a", "b"], ["c", "a", "b"], ["<pad>", "d"]]
 

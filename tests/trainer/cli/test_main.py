@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from smoothloss.trainer.cli import main
+from smoothloss_trainer.cli import main
 
 Values = Callable[..., dict[str, Any]]
 
@@ -121,7 +121,7 @@ def test_help_explains(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None
     with pytest.raises(SystemExit) as caught:
         main(["--help"])
     assert caught.value.code == 0
-    assert "smoothloss train recipes/translation/mle.yaml" in capsys.readouterr().out
+    assert "smoothloss train multi30k/mle" in capsys.readouterr().out
     assert main(["train", str(recipe), "--help"]) == 0
     shown = capsys.readouterr().out
     assert "--loss.token_alpha" in shown

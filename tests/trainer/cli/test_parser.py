@@ -7,8 +7,8 @@ import pytest
 
 import smoothloss
 from smoothloss.rewards.bleu import Smoothing
-from smoothloss.trainer.cli import main
-from smoothloss.trainer.cli.parser import DESCRIPTION, SMOOTHINGS, build, parse
+from smoothloss_trainer.cli import main
+from smoothloss_trainer.cli.parser import DESCRIPTION, SMOOTHINGS, build, parse
 
 
 def words_of(example: str) -> list[str]:
@@ -51,7 +51,7 @@ def test_smoothings_are_the_library_s() -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("", "a command is needed: train, translate,"),
+        ("", "a command is needed: recipes, train,"),
         ("trian x.yaml", "there is no command 'trian'; did you mean train?"),
         ("dance", "there is no command 'dance' ("),
         ("--vers", "there is no option --vers"),

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from smoothloss.trainer.cli import main
-from smoothloss.trainer.cli.run import explain
-from smoothloss.trainer.cli.signals import Stop
-from smoothloss.trainer.errors import RecipeError, RunError
+from smoothloss_trainer.cli import main
+from smoothloss_trainer.cli.run import explain
+from smoothloss_trainer.cli.signals import Stop
+from smoothloss_trainer.errors import RecipeError, RunError
 
 
 def too_large() -> Exception:
@@ -56,7 +56,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(options: object) -> None:
         raise ZeroDivisionError("of\nnothing")
 
-    monkeypatch.setattr(importlib.import_module("smoothloss.trainer.commands.score"), "run", fail)
+    monkeypatch.setattr(importlib.import_module("smoothloss_trainer.commands.score"), "run", fail)
 
 
 def test_a_bug_is_called_one_and_its_traceback_kept(
@@ -87,8 +87,8 @@ def test_the_traceback_is_shown_on_request(
 def test_a_package_that_is_missing_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.delitem(sys.modules, "smoothloss.trainer.commands.train", raising=False)
-    monkeypatch.delitem(sys.modules, "smoothloss.trainer.loop", raising=False)
+    monkeypatch.delitem(sys.modules, "smoothloss_trainer.commands.train", raising=False)
+    monkeypatch.delitem(sys.modules, "smoothloss_trainer.loop", raising=False)
     monkeypatch.setitem(sys.modules, "tqdm", None)
     assert main(["train", "x.yaml"]) == 1
     said = capsys.readouterr().err

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import yaml
 
-from smoothloss.trainer.cli.signals import Signals, Stop
+from smoothloss_trainer.cli.signals import Signals, Stop
 
-COMMAND = [sys.executable, "-c", "import sys; from smoothloss.trainer.cli import main; sys.exit(main())"]
+COMMAND = [sys.executable, "-c", "import sys; from smoothloss_trainer.cli import main; sys.exit(main())"]
 PATIENCE = 120
 
 
@@ -105,9 +105,9 @@ def test_output_that_nobody_takes(out: str, status: int) -> None:
         os.close(reader)
     else:
         writer = os.open(out, os.O_WRONLY)
-    code = "from smoothloss.trainer.commands.output import say; run = lambda options: say('x')"
+    code = "from smoothloss_trainer.commands.output import say; run = lambda options: say('x')"
     code = f"import sys, types; m = types.ModuleType('m'); exec({code!r}, m.__dict__)\n"
-    code += "sys.modules['smoothloss.trainer.commands.demo'] = m\nfrom smoothloss.trainer.cli import main\n"
+    code += "sys.modules['smoothloss_trainer.commands.demo'] = m\nfrom smoothloss_trainer.cli import main\n"
     process = subprocess.Popen(
         [sys.executable, "-c", f"{code}sys.exit(main())", "demo"], stdout=writer, stderr=subprocess.PIPE
     )
@@ -120,7 +120,7 @@ def test_output_that_nobody_takes(out: str, status: int) -> None:
 def test_a_stop_where_nothing_can_be_raised_comes_again() -> None:
     code = """
 import os, signal
-from smoothloss.trainer.cli.signals import Signals, Stop
+from smoothloss_trainer.cli.signals import Signals, Stop
 class Odd:
     def __del__(self):
         signal.raise_signal(signal.SIGTERM)

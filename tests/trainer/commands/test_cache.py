@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from smoothloss.distillation import TeacherCache
-from smoothloss.trainer.cli import main
+from smoothloss_trainer.cli import main
 
 SOURCE = """
 import torch

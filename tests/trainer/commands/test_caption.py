@@ -13,9 +13,9 @@ import pytest
 import torch
 import yaml
 
-from smoothloss.trainer.cli import main
-from smoothloss.trainer.demo.scenes import make_scene
-from smoothloss.trainer.tasks.captioning.extract import Extraction, extract_features
+from smoothloss_trainer.cli import main
+from smoothloss_trainer.demo.scenes import make_scene
+from smoothloss_trainer.tasks.captioning.extract import Extraction, extract_features
 
 Image = pytest.importorskip("PIL.Image")
 

@@ -14,10 +14,10 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from smoothloss.trainer.cli import main
-from smoothloss.trainer.commands import translate as command
-from smoothloss.trainer.models import open_readers
-from smoothloss.trainer.run import RunDirectory
+from smoothloss_trainer.cli import main
+from smoothloss_trainer.commands import translate as command
+from smoothloss_trainer.models import open_readers
+from smoothloss_trainer.run import RunDirectory
 
 Values = Callable[..., dict[str, Any]]
 

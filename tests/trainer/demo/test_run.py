@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from smoothloss.trainer.demo.run import RUNS, TIMED_LOSSES, run_demo
-from smoothloss.trainer.errors import RecipeError
-from smoothloss.trainer.run import RunDirectory
+from smoothloss_trainer.demo.run import RUNS, TIMED_LOSSES, run_demo
+from smoothloss_trainer.errors import RecipeError
+from smoothloss_trainer.run import RunDirectory
 
 TINY = ["--data.images", '{"train": 20, "validation": 4, "test": 6}', "--training.epochs", "1", "--model.hidden", "16"]
 TINY += ["--training.log_every", "1", "--model.embedding", "16", "--decoding.max_length", "8"]

@@ -13,11 +13,11 @@ import torch
 import yaml
 
 from smoothloss.similarity import SimilarityTable
-from smoothloss.trainer.checkpoint import save_checkpoint
-from smoothloss.trainer.recipes import parse_recipe
-from smoothloss.trainer.run import RunDirectory, recipe_values
-from smoothloss.trainer.tasks import task_class
-from smoothloss.trainer.vocabulary import SPECIAL_TOKENS
+from smoothloss_trainer.checkpoint import save_checkpoint
+from smoothloss_trainer.recipe import parse_recipe
+from smoothloss_trainer.run import RunDirectory, recipe_values
+from smoothloss_trainer.tasks import task_class
+from smoothloss_trainer.vocabulary import SPECIAL_TOKENS
 
 MakeRun = Callable[..., RunDirectory]
 _VOID = ("meta", "img", "br")

@@ -3,8 +3,8 @@ from __future__ import annotations
 import math
 import re
 
-from smoothloss.trainer.report.charts import MOST_POINTS, Line, key, line_chart, thinned
-from smoothloss.trainer.report.styles import style_of
+from smoothloss_trainer.report.charts import MOST_POINTS, Line, key, line_chart, thinned
+from smoothloss_trainer.report.styles import style_of
 
 
 def test_a_chart_draws_each_line_in_its_own_style() -> None:

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 
-from smoothloss.trainer.metrics import score_texts
-from smoothloss.trainer.report.examples import FIRST, WORST, choose, sentence_scores
-from smoothloss.trainer.report.inputs import Data
-from smoothloss.trainer.report.runs import RunResults, read_runs
-from smoothloss.trainer.tasks import Input
+from smoothloss_trainer.metrics import score_texts
+from smoothloss_trainer.report.examples import FIRST, WORST, choose, sentence_scores
+from smoothloss_trainer.report.inputs import Data
+from smoothloss_trainer.report.runs import RunResults, read_runs
+from smoothloss_trainer.tasks import Input
 
 from .conftest import MakeRun
 

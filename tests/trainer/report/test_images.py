@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from smoothloss.trainer.report.images import SIDE, Thumbnail, thumbnail
+from smoothloss_trainer.report.images import SIDE, Thumbnail, thumbnail
 
 
 def opened(found: Thumbnail | None) -> Image.Image:

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from smoothloss.trainer.report.inputs import Data, open_data, read_data, references_of, signature
-from smoothloss.trainer.report.runs import read_runs
-from smoothloss.trainer.tasks import Input
+from smoothloss_trainer.report.inputs import Data, open_data, read_data, references_of, signature
+from smoothloss_trainer.report.runs import read_runs
+from smoothloss_trainer.tasks import Input
 
 from .conftest import MakeRun
 

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smoothloss.trainer.report.inputs import Data
-from smoothloss.trainer.report.page import assemble, render
-from smoothloss.trainer.report.runs import RunResults, read_runs
-from smoothloss.trainer.report.tables import section
-from smoothloss.trainer.tasks import Input
+from smoothloss_trainer.report.inputs import Data
+from smoothloss_trainer.report.page import assemble, render
+from smoothloss_trainer.report.runs import RunResults, read_runs
+from smoothloss_trainer.report.tables import section
+from smoothloss_trainer.tasks import Input
 
 from .conftest import MakeRun, Page
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from smoothloss.trainer import report
-from smoothloss.trainer.errors import RecipeError
-from smoothloss.trainer.run import RunDirectory
+from smoothloss_trainer import report
+from smoothloss_trainer.errors import RecipeError
+from smoothloss_trainer.run import RunDirectory
 
 from .conftest import MakeRun, Page, column, read
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from smoothloss.trainer.report.runs import distinct_labels, read_runs
+from smoothloss_trainer.report.runs import distinct_labels, read_runs
 
 from .conftest import MakeRun
 

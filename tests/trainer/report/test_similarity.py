@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from smoothloss.trainer.report.runs import read_runs
-from smoothloss.trainer.report.similarity import read_similarity
+from smoothloss_trainer.report.runs import read_runs
+from smoothloss_trainer.report.similarity import read_similarity
 
 from .conftest import MakeRun
 

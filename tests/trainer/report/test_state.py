@@ -3,9 +3,9 @@ from __future__ import annotations
 import torch
 from filelock import FileLock
 
-from smoothloss.trainer.checkpoint import save_checkpoint
-from smoothloss.trainer.folder import LOCK
-from smoothloss.trainer.report.state import count_parameters, read_state
+from smoothloss_trainer.checkpoint import save_checkpoint
+from smoothloss_trainer.folder import LOCK
+from smoothloss_trainer.report.state import count_parameters, read_state
 
 from .conftest import MakeRun, metrics_lines
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from smoothloss.trainer.report import styles
-from smoothloss.trainer.report.styles import COLOURS, style_of
+from smoothloss_trainer.report import styles
+from smoothloss_trainer.report.styles import COLOURS, style_of
 
 
 def test_no_two_runs_look_alike() -> None:

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from smoothloss.trainer.report import tables
-from smoothloss.trainer.report.inputs import open_data, read_data
-from smoothloss.trainer.report.runs import RunResults, read_runs
+from smoothloss_trainer.report import tables
+from smoothloss_trainer.report.inputs import open_data, read_data
+from smoothloss_trainer.report.runs import RunResults, read_runs
 
 from .conftest import MakeRun
 

@@ -12,9 +12,9 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from smoothloss.trainer.errors import RecipeError
-from smoothloss.trainer.tasks.captioning.arrays import ArrayFeatures
-from smoothloss.trainer.tasks.captioning.data import CaptioningData, load_captions
+from smoothloss_trainer.errors import RecipeError
+from smoothloss_trainer.tasks.captioning.arrays import ArrayFeatures
+from smoothloss_trainer.tasks.captioning.data import CaptioningData, load_captions
 
 Array = npt.NDArray[np.float32]
 KINDS = ["rows.npy", "rows.h5", "one.npz", "one.h5", "detections.h5", "npy", "npz", "h5"]

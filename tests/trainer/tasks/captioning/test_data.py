@@ -14,9 +14,9 @@ from drawn_files import Writing, lines, names, writings
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smoothloss.trainer.errors import RecipeError
-from smoothloss.trainer.tasks.captioning.data import CaptionBatches, CaptioningData, load_captions
-from smoothloss.trainer.vocabulary import EOS, PAD, Vocabulary
+from smoothloss_trainer.errors import RecipeError
+from smoothloss_trainer.tasks.captioning.data import CaptionBatches, CaptioningData, load_captions
+from smoothloss_trainer.vocabulary import EOS, PAD, Vocabulary
 
 CAPTIONS = {
     "a": [["red", "dog"], ["a", "dog", "runs", "far"], ["dog"]],

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from smoothloss.trainer.cli import main
-from smoothloss.trainer.errors import RecipeError
-from smoothloss.trainer.tasks.captioning import extract
-from smoothloss.trainer.tasks.captioning.arrays import ArrayFeatures
-from smoothloss.trainer.tasks.captioning.extract import Extraction, extract_features, image_features, read_image
+from smoothloss_trainer.cli import main
+from smoothloss_trainer.errors import RecipeError
+from smoothloss_trainer.tasks.captioning import extract
+from smoothloss_trainer.tasks.captioning.arrays import ArrayFeatures
+from smoothloss_trainer.tasks.captioning.extract import Extraction, extract_features, image_features, read_image
 
 transformers = pytest.importorskip("transformers", reason="the extra [features] is not installed")
 Image = pytest.importorskip("PIL.Image")

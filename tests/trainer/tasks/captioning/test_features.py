@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from smoothloss.trainer.errors import RecipeError
-from smoothloss.trainer.tasks.captioning.features import BoxFeatures, LabelFeatures
+from smoothloss_trainer.errors import RecipeError
+from smoothloss_trainer.tasks.captioning.features import BoxFeatures, LabelFeatures
 
 
 def test_labels_are_multi_hot_or_one_region_each() -> None:

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from smoothloss.trainer.errors import RecipeError
-from smoothloss.trainer.tasks.captioning.formats import assign, from_boxes, from_coco, from_karpathy, from_tokenised
-from smoothloss.trainer.tasks.captioning.node import Node
+from smoothloss_trainer.errors import RecipeError
+from smoothloss_trainer.tasks.captioning.formats import assign, from_boxes, from_coco, from_karpathy, from_tokenised
+from smoothloss_trainer.tasks.captioning.node import Node
 
 
 def test_words_are_those_of_coco_caption_but_for_abbreviations(data_dir: Path) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from smoothloss.trainer.errors import RecipeError
-from smoothloss.trainer.tasks.captioning.images import read_rgb
+from smoothloss_trainer.errors import RecipeError
+from smoothloss_trainer.tasks.captioning.images import read_rgb
 
 Image = pytest.importorskip("PIL.Image")
 

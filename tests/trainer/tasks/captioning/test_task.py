@@ -10,19 +10,19 @@ import numpy as np
 import pytest
 import torch
 
-from smoothloss.trainer.checkpoint import load_checkpoint
-from smoothloss.trainer.config import LossConfig, Recipe
-from smoothloss.trainer.errors import RecipeError
-from smoothloss.trainer.loop import train
-from smoothloss.trainer.losses import build_loss
-from smoothloss.trainer.recipes import load_recipe
-from smoothloss.trainer.run import RunDirectory
-from smoothloss.trainer.tasks import Batch
-from smoothloss.trainer.tasks.captioning import CaptioningTask
-from smoothloss.trainer.tasks.captioning import task as captioning_task
-from smoothloss.trainer.tasks.captioning.data import CaptionSet
-from smoothloss.trainer.tasks.captioning.features import LabelFeatures
-from smoothloss.trainer.vocabulary import PAD
+from smoothloss_trainer.checkpoint import load_checkpoint
+from smoothloss_trainer.config import LossConfig, Recipe
+from smoothloss_trainer.errors import RecipeError
+from smoothloss_trainer.loop import train
+from smoothloss_trainer.losses import build_loss
+from smoothloss_trainer.recipe import load_recipe
+from smoothloss_trainer.run import RunDirectory
+from smoothloss_trainer.tasks import Batch
+from smoothloss_trainer.tasks.captioning import CaptioningTask
+from smoothloss_trainer.tasks.captioning import task as captioning_task
+from smoothloss_trainer.tasks.captioning.data import CaptionSet
+from smoothloss_trainer.tasks.captioning.features import LabelFeatures
+from smoothloss_trainer.vocabulary import PAD
 
 Make = Callable[..., Recipe]
 RECIPES = Path(__file__).resolve().parents[4] / "recipes" / "captioning"

@@ -11,9 +11,9 @@ from drawn_files import Writing, lines, names, writings
 from hypothesis import given
 from hypothesis import settings as drawing
 
-from smoothloss.trainer.errors import RecipeError, RunError
-from smoothloss.trainer.tasks.translation.corpus import hold_out, read_corpus, read_part
-from smoothloss.trainer.tasks.translation.data import TranslationData
+from smoothloss_trainer.errors import RecipeError, RunError
+from smoothloss_trainer.tasks.translation.corpus import hold_out, read_corpus, read_part
+from smoothloss_trainer.tasks.translation.data import TranslationData
 
 TATOEBA = "Hi.\tHallo!\nHi.\tGrüß Gott!\tCC-BY\nRun!\tLauf!\nWow!\tHallo!\n"
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from smoothloss.trainer.config import Recipe
-from smoothloss.trainer.errors import RecipeError
-from smoothloss.trainer.loop import train
-from smoothloss.trainer.recipes import load_recipe
-from smoothloss.trainer.run import RunDirectory
-from smoothloss.trainer.tasks import task_class
-from smoothloss.trainer.tasks.translation import TranslationTask
+from smoothloss_trainer.config import Recipe
+from smoothloss_trainer.errors import RecipeError
+from smoothloss_trainer.loop import train
+from smoothloss_trainer.recipe import load_recipe
+from smoothloss_trainer.run import RunDirectory
+from smoothloss_trainer.tasks import task_class
+from smoothloss_trainer.tasks.translation import TranslationTask
 
 WORDS = ["red", "green", "blue", "dog", "cat", "bird", "runs", "sleeps", "sings", "here"]
 

@@ -1,8 +1,0 @@
-"""``python -m smoothloss.trainer.cli``: the command ``smoothloss``."""
-
-import sys
-
-from smoothloss.trainer.cli import main
-
-if __name__ == "__main__":
-    sys.exit(main())
