@@ -232,7 +232,7 @@ def _apply(script: _Script, sentences: Sentences, inside: Tensor, pad: int) -> t
     # Beyond the words the ground truth's own tail, then padding.
     positions = torch.arange(dropped, device=target.device)
     source = (positions - (lengths - sentences.lengths)[..., None]).clamp(0, target.shape[1])
-    padded = torch.nn.functional.pad(target, (0, 1), value=pad).expand(*source.shape[:2], -1)
+    padded = torch.cat([target, target.new_full((target.shape[0], 1), pad)], dim=1).expand(*source.shape[:2], -1)
     tokens = torch.where(positions < lengths[..., None], tokens, padded.gather(-1, source))
     return tokens, from_pool, lengths
 
