@@ -97,8 +97,9 @@ def scoring_device(device: torch.device) -> torch.device:
 
 
 def _padded(candidates: Sequence[Sequence[int]], lengths: Tensor | None, device: torch.device) -> tuple[Tensor, Tensor]:
-    if isinstance(candidates, str) or not isinstance(candidates, (Sequence, np.ndarray)):
-        kind = type(candidates).__name__
+    given: object = candidates
+    if isinstance(given, str) or not isinstance(given, (Sequence, np.ndarray)):
+        kind = type(given).__name__
         raise TypeError(f"candidates: got {kind}, expected a torch.Tensor of token ids, or lists of them")
     if lengths is not None:
         kind = type(lengths).__name__
