@@ -1,4 +1,4 @@
-# make test | demo | lint | bench | plots | sanitize      Variables: PYTHON=python3 VENV=.venv TESTS=ops/test_native.py PYTEST_ARGS=-x
+# make test | demo | lint | bench | plots | sanitize      Variables: PYTHON=python3 VENV=.venv TESTS=backends/test_native.py PYTEST_ARGS=-x
 # On a fresh machine this needs Python 3.10 or newer, a C++ compiler and a package index.
 PYTHON ?= python3
 VENV ?= .venv
@@ -11,7 +11,7 @@ EXTRAS ?= train,translate,tensorboard,caption,features,bench,dev
 # compiled modules and never the source folder of that name.
 BIN := $(abspath $(VENV))/bin
 STAMP := $(VENV)/.installed
-PACKAGE := $(shell find smoothloss csrc cmake -type f -not -name '*.so' -not -path '*/__pycache__/*') \
+PACKAGE := $(shell find smoothloss smoothloss_trainer csrc cmake -type f -not -name '*.so' -not -path '*/__pycache__/*') \
            pyproject.toml setup.py CMakeLists.txt constraints.txt README.md
 
 .PHONY: install test lint demo bench plots sanitize clean
@@ -31,8 +31,8 @@ $(STAMP): $(BIN)/python $(PACKAGE)
 # Triton's interpreter is chosen by the environment when triton is imported, so its tests have a process of their own.
 test: $(STAMP)
 	cd tests && $(BIN)/python -m pytest $(TESTS) $(PYTEST_ARGS)
-	cd tests && TRITON_INTERPRET=1 $(BIN)/python -m pytest ops/test_triton_interpreter.py ops/test_triton_targets.py \
-	    sampling/test_hamming_implementations.py $(PYTEST_ARGS)
+	cd tests && TRITON_INTERPRET=1 $(BIN)/python -m pytest backends/test_triton_interpreter.py \
+	    backends/test_triton_targets.py sampling/test_hamming_implementations.py $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -61,7 +61,7 @@ plots: $(STAMP)
 SANITIZE := $(CURDIR)/build/sanitize
 sanitize: $(STAMP)
 	$(BIN)/python -m pip install --quiet cmake ninja pybind11
-	mkdir -p $(SANITIZE)/path && cp -r smoothloss $(SANITIZE)/path/ && rm -f $(SANITIZE)/path/smoothloss/*.so
+	mkdir -p $(SANITIZE)/path && cp -r smoothloss smoothloss_trainer $(SANITIZE)/path/ && rm -f $(SANITIZE)/path/smoothloss/*.so
 	PATH=$(BIN):$$PATH cmake -S . -B $(SANITIZE)/build -G Ninja -DCMAKE_BUILD_TYPE=Release -DSMOOTHLOSS_SANITIZE=ON \
 	    -DPython_EXECUTABLE=$(BIN)/python -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir) \
 	    -DCMAKE_INSTALL_PREFIX=$(SANITIZE)/path/smoothloss
@@ -69,7 +69,7 @@ sanitize: $(STAMP)
 	cd tests && PYTHONPATH=$(SANITIZE)/path SMOOTHLOSS_SANITIZED=1 SMOOTHLOSS_FUZZ_SECONDS=60 ASAN_OPTIONS=detect_leaks=0 \
 	    UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc OMP_NUM_THREADS=2 \
 	    LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
-	    $(BIN)/python -m pytest ops/test_native.py ops/test_dense_rows.py ops/test_smoothed_target.py rewards \
+	    $(BIN)/python -m pytest backends/test_native.py backends/test_dense_rows.py ops/test_smoothed_target.py rewards \
 	    sampling/test_hamming_implementations.py sampling/test_similar.py $(PYTEST_ARGS)
 
 clean:

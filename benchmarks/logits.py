@@ -16,7 +16,7 @@ from benchmarks import peers
 from benchmarks.contest import FLOOR, OURS, PEER, Contender, Suite
 from benchmarks.peers import Step, step
 from benchmarks.problems import HARD, SIMILAR, NotRunnableError, Problem, soft
-from smoothloss.ops.dispatch import choose, unavailable
+from smoothloss.backends import choose, unavailable
 
 COPY, FRESH_COPY = "floor: copy to an existing buffer", "floor: copy to a fresh buffer"
 

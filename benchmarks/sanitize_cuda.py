@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 
 import smoothloss.functional as F
-from smoothloss.ops.dispatch import unavailable
+from smoothloss.backends import unavailable
 from smoothloss.rewards import Cider, References, bleu_statistics, edit_distance, hamming, rouge_l, sentence_bleu
 from smoothloss.similarity import TailMode
 from smoothloss.testing import make_inputs, make_sequences, make_table

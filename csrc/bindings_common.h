@@ -3,7 +3,10 @@
 
 #include <pybind11/pybind11.h>
 
+#include <pybind11/stl.h>
+
 #include <cstdint>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -14,17 +17,23 @@ namespace smoothloss {
 
 namespace py = pybind11;
 
-// (data_ptr, dtype, rows, classes, row_stride); (indices_ptr, weights_ptr, uniform_ptr or 0, slots);
-// (values_ptr or 0, rows_ptr, weights_ptr, num_rows, slots); (label_smoothing, entropy, z_loss, logit_scale, softcap);
-// (data_ptr, dtype, row_stride); (candidates_ptr, are_int64, num_candidates, batch, length, weights_ptr or 0,
-// token_alpha, ignore_index); (indices_ptr or 0, weights_ptr, tail_ptr or 0, num_tokens, num_neighbours)
+// A contiguous array: (data_ptr, type code, number of elements); (0, 0, 0) for none. Type codes are those of DataType,
+// then int32 and int64.
+using ArrayTuple = std::tuple<uintptr_t, int, int64_t>;
+constexpr int kInt32 = 4, kInt64 = 5;
+
+// (data_ptr, dtype, rows, classes, row_stride); (indices, slots, weights, uniform, are_labels, ignore_index);
+// (values, num_rows, rows, slots, weights); (label_smoothing, entropy, z_loss, logit_scale, softcap);
+// (data_ptr, dtype, row_stride); (target, samples, num_candidates, batch, length, target_weights, sample_weights,
+// alpha, token_alpha, ignore_index); (indices, weights, tail, num_tokens, num_neighbours)
 using LogitsTuple = std::tuple<uintptr_t, int, int64_t, int64_t, int64_t>;
-using TargetsTuple = std::tuple<uintptr_t, uintptr_t, uintptr_t, int64_t>;
-using DenseTuple = std::tuple<uintptr_t, uintptr_t, uintptr_t, int64_t, int64_t>;
+using TargetsTuple = std::tuple<ArrayTuple, int64_t, ArrayTuple, ArrayTuple, bool, int64_t>;
+using DenseTuple = std::tuple<ArrayTuple, int64_t, ArrayTuple, int64_t, ArrayTuple>;
 using OptionsTuple = std::tuple<double, double, double, double, double>;
 using OutputTuple = std::tuple<uintptr_t, int, int64_t>;
-using CandidatesTuple = std::tuple<uintptr_t, bool, int64_t, int64_t, int64_t, uintptr_t, double, int64_t>;
-using TableTuple = std::tuple<uintptr_t, uintptr_t, uintptr_t, int64_t, int64_t>;
+using CandidatesTuple =
+    std::tuple<ArrayTuple, ArrayTuple, int64_t, int64_t, int64_t, ArrayTuple, ArrayTuple, double, double, int64_t>;
+using TableTuple = std::tuple<ArrayTuple, ArrayTuple, ArrayTuple, int64_t, int64_t>;
 
 inline void* pointer(uintptr_t address) {
     return reinterpret_cast<void*>(address);
@@ -49,45 +58,95 @@ inline Logits make_logits(const LogitsTuple& t) {
     return {pointer(data), data_type(type, "logits"), rows, classes, stride};
 }
 
-inline Targets make_targets(const TargetsTuple& t, const Logits& logits, bool needs_weights) {
-    auto [indices, weights, uniform, slots] = t;
-    require(slots >= 0 && slots <= INT32_MAX, "indices: got " + std::to_string(slots) + " slots a row");
-    bool empty = slots == 0 || logits.rows == 0;
-    require(empty || indices != 0, "indices: got a null pointer");
-    require(empty || !needs_weights || weights != 0, "weights: got a null pointer");
-    return {static_cast<const int32_t*>(pointer(indices)), pointer(weights), pointer(uniform), slots};
+inline int accumulator_code(DataType type) {
+    return static_cast<int>(accumulates_in_double(type) ? DataType::float64 : DataType::float32);
 }
 
-inline DenseTargets make_dense_targets(const DenseTuple& t, const Logits& logits) {
-    auto [values, rows, weights, num_rows, slots] = t;
+// The address of an array of `count` elements of this type.
+inline void* address(const ArrayTuple& array, const char* name, int code, int64_t count) {
+    auto [data, type, size] = array;
+    require(size == count,
+            std::string(name) + ": got " + std::to_string(size) + " elements, expected " + std::to_string(count));
+    require(count == 0 || (data != 0 && type == code),
+            std::string(name) + ": got the type code " + std::to_string(type) + ", expected " + std::to_string(code));
+    return pointer(data);
+}
+
+inline bool is_given(const ArrayTuple& array) {
+    return std::get<0>(array) != 0;
+}
+
+inline void* address_if_given(const ArrayTuple& array, const char* name, int code, int64_t count) {
+    return is_given(array) ? address(array, name, code, count) : nullptr;
+}
+
+// Indices of either type.
+inline void* index_address(const ArrayTuple& array, const char* name, int64_t count) {
+    int type = std::get<1>(array) == kInt64 ? kInt64 : kInt32;
+    return address(array, name, type, count);
+}
+
+inline Targets make_targets(const TargetsTuple& t, const Logits& logits) {
+    auto [indices, slots, weights, uniform, are_labels, ignore_index] = t;
+    require(slots >= 0 && slots <= INT32_MAX, "indices: got " + std::to_string(slots) + " slots a row");
+    require(!are_labels || slots == 1, "indices: got " + std::to_string(slots) + " labels a row, expected 1");
+    int type = accumulator_code(logits.type);
+    int64_t count = logits.rows * slots;
+    return {index_address(indices, "indices", count),
+            std::get<1>(indices) == kInt64,
+            address_if_given(weights, "weights", type, count),
+            address_if_given(uniform, "uniform", type, logits.rows),
+            slots,
+            are_labels,
+            ignore_index};
+}
+
+// Without weights each row has one slot, whose weight is 1.
+inline Targets make_weighted_targets(const TargetsTuple& t, const Logits& logits) {
+    Targets targets = make_targets(t, logits);
+    require(targets.weights || targets.slots <= 1 || logits.rows == 0, "weights: got none beside several slots a row");
+    return targets;
+}
+
+inline DenseTargets make_dense_targets(const std::optional<DenseTuple>& t, const Logits& logits) {
+    if (!t) return {nullptr, nullptr, nullptr, 0, 0};
+    auto [values, num_rows, rows, slots, weights] = *t;
     require(slots >= 0 && slots <= INT32_MAX, "dense: got " + std::to_string(slots) + " slots a row");
     require(num_rows >= 0 && num_rows <= INT32_MAX, "dense: got " + std::to_string(num_rows) + " rows");
+    int type = accumulator_code(logits.type);
     bool empty = slots == 0 || num_rows == 0 || logits.rows == 0;
-    require(empty || (values != 0 && rows != 0 && weights != 0), "dense: got a null pointer");
-    return {pointer(values), static_cast<const int32_t*>(pointer(rows)), pointer(weights), num_rows, empty ? 0 : slots};
+    return {address(values, "dense.values", type, num_rows * logits.classes),
+            static_cast<const int32_t*>(address(rows, "dense.rows", kInt32, logits.rows * slots)),
+            address(weights, "dense.weights", type, logits.rows * slots), num_rows, empty ? 0 : slots};
 }
 
-inline SmoothedTargetArguments make_smoothed_target(const CandidatesTuple& candidates_tuple, const TableTuple& table,
+inline SmoothedTargetArguments make_smoothed_target(const CandidatesTuple& candidates, const TableTuple& table,
                                                     uintptr_t out_indices, uintptr_t out_weights,
                                                     uintptr_t out_uniform) {
-    auto [candidates, are_int64, num_candidates, batch, length, weights, token_alpha, ignore_index] = candidates_tuple;
+    auto [target, samples, count, batch, length, target_weights, sample_weights, alpha, token_alpha, ignore_index] =
+        candidates;
     auto [table_indices, table_weights, table_tail, num_tokens, num_neighbours] = table;
-    require(num_candidates >= 0 && batch >= 0 && length >= 0, "candidates: got a negative size");
-    require(num_neighbours >= 0 && num_candidates * (num_neighbours + 1) <= INT32_MAX,
-            "candidates: got " + std::to_string(num_candidates) + " x " + std::to_string(num_neighbours) + " entries");
-    bool empty = num_candidates * batch * length == 0;
-    require(empty || (candidates != 0 && out_indices != 0 && out_weights != 0), "candidates: got a null pointer");
-    require(num_neighbours == 0 || num_tokens == 0 || (table_indices != 0 && table_weights != 0),
-            "table: got a null pointer");
-    return {pointer(candidates),
-            are_int64,
-            num_candidates,
+    require(count >= 1 && batch >= 0 && length >= 0, "target: got a negative size");
+    require(num_neighbours >= 0 && count * (num_neighbours + 1) <= INT32_MAX,
+            "target: got " + std::to_string(count) + " x " + std::to_string(num_neighbours) + " entries");
+    int64_t positions = batch * length;
+    require(positions == 0 || (out_indices != 0 && out_weights != 0), "target: got a null pointer");
+    require(count == 1 || positions == 0 || std::get<1>(target) == std::get<1>(samples),
+            "samples: got another type than the target's");
+    constexpr int float32 = static_cast<int>(DataType::float32);
+    int64_t entries = num_tokens * num_neighbours;
+    return {index_address(target, "target", positions),
+            index_address(samples, "samples", (count - 1) * positions),
+            std::get<1>(target) == kInt64,
+            count,
             batch,
             length,
-            static_cast<const float*>(pointer(weights)),
-            static_cast<const int32_t*>(pointer(table_indices)),
-            static_cast<const float*>(pointer(table_weights)),
-            static_cast<const float*>(pointer(table_tail)),
+            static_cast<const float*>(address_if_given(target_weights, "target_weights", float32, batch)),
+            static_cast<const float*>(address_if_given(sample_weights, "sample_weights", float32, (count - 1) * batch)),
+            alpha,
+            static_cast<const int32_t*>(address(table_indices, "table.indices", kInt32, entries)),
+            static_cast<const float*>(address(table_weights, "table.weights", float32, entries)),
+            static_cast<const float*>(address_if_given(table_tail, "table.tail", float32, num_tokens)),
             num_tokens,
             num_neighbours,
             token_alpha,
@@ -97,14 +156,24 @@ inline SmoothedTargetArguments make_smoothed_target(const CandidatesTuple& candi
             static_cast<float*>(pointer(out_uniform))};
 }
 
-inline MeanArguments make_mean(uintptr_t losses, uintptr_t mass, int type, int64_t rows, uintptr_t loss,
-                               uintptr_t scale) {
-    DataType accumulator = data_type(type, "losses");
-    require(accumulator == DataType::float32 || accumulator == DataType::float64,
-            "losses: expected float32 or float64");
-    require(rows >= 0 && (rows == 0 || (losses != 0 && mass != 0)) && loss != 0 && scale != 0,
-            "losses: got a null pointer");
-    return {pointer(losses), pointer(mass), accumulator, rows, pointer(loss), pointer(scale)};
+inline Reduction make_reduction(int code) {
+    require(code >= 0 && code <= 2, "reduction: got " + std::to_string(code) + ", expected 0, 1 or 2");
+    return static_cast<Reduction>(code);
+}
+
+inline ReduceArguments make_reduce(const ArrayTuple& losses, const ArrayTuple& mass, int reduction, uintptr_t loss,
+                                   uintptr_t scale) {
+    int type = std::get<1>(losses);
+    int64_t rows = std::get<2>(losses);
+    require(rows == 0 || type == 0 || type == 1, "losses: expected float32 or float64");
+    require(loss != 0 && scale != 0, "loss, scale: got a null pointer");
+    return {address(losses, "losses", type, rows),
+            address(mass, "mass", type, rows),
+            data_type(type, "losses"),
+            make_reduction(reduction),
+            rows,
+            pointer(loss),
+            pointer(scale)};
 }
 
 inline ScaledCopyArguments make_scaled_copy(uintptr_t values, int type, int64_t count, uintptr_t factor, uintptr_t out,

@@ -1,5 +1,6 @@
-// _C: the CPU kernels for Python. The tensors behind the pointers are checked in smoothloss/ops/native.py.
-#include <pybind11/stl.h>
+// _C: the CPU kernels for Python. The tensors behind the pointers are checked in smoothloss/backends/native.
+#include <cstdlib>
+#include <memory>
 
 #include "bindings_common.h"
 #include "bindings_cpu_rewards.h"
@@ -9,6 +10,7 @@
 #include "cpu/isa.h"
 #include "cpu/smoothed_target.h"
 #include "cpu/sparse_cross_entropy.h"
+#include "cpu/target_indices.h"
 
 namespace smoothloss {
 namespace {
@@ -29,86 +31,143 @@ Output make_cpu_output(const OutputTuple& t, const Logits& logits) {
     return out;
 }
 
-Execution make_execution(int threads, const std::string& isa) {
+// The environment may force an instruction set.
+Execution make_execution(int threads) {
     require(threads >= 1, "threads: got " + std::to_string(threads) + ", expected at least 1");
-    return {threads, isa};
+    const char* isa = std::getenv("SMOOTHLOSS_ISA");
+    return {threads, isa ? isa : ""};
 }
 
-void forward(const LogitsTuple& logits_tuple, const TargetsTuple& targets_tuple, const DenseTuple& dense,
-             const OptionsTuple& options_tuple, uintptr_t loss, uintptr_t lse, uintptr_t entropy, uintptr_t mass,
-             int threads, const std::string& isa) {
+// Where the loss and the mass of each row go: to the caller, or to room of our own where it wants but their reduction.
+class RowResults {
+  public:
+    RowResults(const Logits& logits, uintptr_t losses, uintptr_t mass)
+        : losses_(pointer(losses)), mass_(pointer(mass)) {
+        int64_t size = logits.rows * (accumulates_in_double(logits.type) ? 8 : 4);
+        if (losses_ && mass_) return;
+        memory_.reset(new unsigned char[2 * size + 1]);
+        if (!losses_) losses_ = memory_.get();
+        if (!mass_) mass_ = memory_.get() + size;
+    }
+
+    void* losses() const { return losses_; }
+    void* mass() const { return mass_; }
+
+  private:
+    void* losses_;
+    void* mass_;
+    std::unique_ptr<unsigned char[]> memory_;
+};
+
+ReduceArguments reduction_of(const Logits& logits, Reduction reduction, const void* losses, const void* mass,
+                             uintptr_t loss, uintptr_t scale) {
+    DataType type = accumulates_in_double(logits.type) ? DataType::float64 : DataType::float32;
+    return {losses, mass, type, reduction, logits.rows, pointer(loss), pointer(scale)};
+}
+
+// Every function on targets returns the place of the first index that is out of range, and computes nothing then; -1 if
+// there is none. `losses` and `mass` are those of each row, and may be left out (0) where they are reduced: to `loss`,
+// and to `scale`, which the gradient is multiplied by.
+int64_t forward(const LogitsTuple& logits_tuple, const TargetsTuple& targets_tuple,
+                const std::optional<DenseTuple>& dense, const OptionsTuple& options, uintptr_t losses, uintptr_t mass,
+                uintptr_t statistics, int reduction_code, uintptr_t loss, uintptr_t scale, int threads) {
     Logits logits = make_cpu_logits(logits_tuple);
-    RowOptions options = make_options(options_tuple);
-    require(options.entropy == 0 || entropy != 0 || logits.rows == 0, "entropy: got a null pointer");
+    Targets targets = make_weighted_targets(targets_tuple, logits);
+    Reduction reduction = make_reduction(reduction_code);
+    RowResults results(logits, losses, mass);
     ForwardArguments a{logits,
-                       make_targets(targets_tuple, logits, true),
+                       targets,
                        make_dense_targets(dense, logits),
-                       options,
-                       pointer(loss),
-                       static_cast<double*>(pointer(lse)),
-                       pointer(entropy),
-                       pointer(mass)};
-    Execution execution = make_execution(threads, isa);
+                       make_options(options),
+                       results.losses(),
+                       results.mass(),
+                       pointer(statistics)};
+    Execution execution = make_execution(threads);
     py::gil_scoped_release release;
+    TargetIndices indices(targets, logits.rows, logits.classes);
+    if (indices.first_wrong() >= 0) return indices.first_wrong();
+    a.targets = indices.targets();
     sparse_cross_entropy_forward(a, execution);
+    if (reduction != Reduction::none) reduce(reduction_of(logits, reduction, a.loss, a.mass, loss, scale));
+    return -1;
 }
 
-void backward(const LogitsTuple& logits_tuple, const TargetsTuple& targets_tuple, const DenseTuple& dense,
-              const OptionsTuple& options_tuple, uintptr_t grad, bool grad_is_scalar, uintptr_t scale, uintptr_t lse,
-              uintptr_t entropy, uintptr_t mass, const OutputTuple& out, int threads, const std::string& isa) {
+void backward(const LogitsTuple& logits_tuple, const TargetsTuple& targets_tuple,
+              const std::optional<DenseTuple>& dense, const OptionsTuple& options_tuple, const ArrayTuple& grad,
+              uintptr_t scale, const ArrayTuple& statistics, const ArrayTuple& mass, const OutputTuple& out,
+              int threads) {
     Logits logits = make_cpu_logits(logits_tuple);
+    Targets targets = make_weighted_targets(targets_tuple, logits);
     RowOptions options = make_options(options_tuple);
-    if (mass) require_unsmoothed(options);
-    require(logits.rows == 0 || (grad != 0 && lse != 0), "grad, lse: got a null pointer");
-    require(options.entropy == 0 || entropy != 0 || logits.rows == 0, "entropy: got a null pointer");
+    if (is_given(mass)) require_unsmoothed(options);
+    int type = accumulator_code(logits.type);
+    bool grad_is_scalar = std::get<2>(grad) == 1;
     BackwardArguments a{logits,
-                        make_targets(targets_tuple, logits, true),
+                        targets,
                         make_dense_targets(dense, logits),
                         options,
-                        pointer(grad),
+                        address(grad, "grad", type, grad_is_scalar ? 1 : logits.rows),
                         grad_is_scalar,
                         pointer(scale),
-                        static_cast<const double*>(pointer(lse)),
-                        pointer(entropy),
-                        pointer(mass),
+                        address(statistics, "statistics", type, logits.rows * kStatistics),
+                        address_if_given(mass, "mass", type, logits.rows),
                         make_cpu_output(out, logits)};
-    Execution execution = make_execution(threads, isa);
+    Execution execution = make_execution(threads);
     py::gil_scoped_release release;
+    TargetIndices indices(targets, logits.rows, logits.classes);
+    a.targets = indices.targets();
     sparse_cross_entropy_backward(a, execution);
 }
 
-void forward_backward(const LogitsTuple& logits_tuple, const TargetsTuple& targets_tuple, const DenseTuple& dense,
-                      const OptionsTuple& options_tuple, uintptr_t loss, uintptr_t mass, const OutputTuple& out,
-                      int threads, const std::string& isa) {
+// Returns beside the place how many rows are ignored.
+std::pair<int64_t, int64_t> forward_backward(const LogitsTuple& logits_tuple, const TargetsTuple& targets_tuple,
+                                             const std::optional<DenseTuple>& dense, const OptionsTuple& options,
+                                             uintptr_t losses, uintptr_t mass, const OutputTuple& out,
+                                             int reduction_code, uintptr_t loss, uintptr_t scale, int threads) {
     Logits logits = make_cpu_logits(logits_tuple);
-    ForwardBackwardArguments a{logits,
-                               make_targets(targets_tuple, logits, true),
-                               make_dense_targets(dense, logits),
-                               make_options(options_tuple),
-                               pointer(loss),
-                               pointer(mass),
-                               make_cpu_output(out, logits)};
-    Execution execution = make_execution(threads, isa);
+    Targets targets = make_weighted_targets(targets_tuple, logits);
+    Reduction reduction = make_reduction(reduction_code);
+    RowResults results(logits, losses, mass);
+    ForwardBackwardArguments a{
+        logits,           targets,        make_dense_targets(dense, logits), make_options(options),
+        results.losses(), results.mass(), make_cpu_output(out, logits)};
+    Execution execution = make_execution(threads);
     py::gil_scoped_release release;
+    TargetIndices indices(targets, logits.rows, logits.classes);
+    if (indices.first_wrong() >= 0) return {indices.first_wrong(), 0};
+    a.targets = indices.targets();
     sparse_cross_entropy_forward_backward(a, execution);
+    if (reduction != Reduction::none) reduce(reduction_of(logits, reduction, a.loss, a.mass, loss, scale));
+    return {-1, count_zeros(logits.type, a.mass, logits.rows)};
 }
 
-void select(const LogitsTuple& logits_tuple, const TargetsTuple& targets_tuple, uintptr_t lse, uintptr_t selected,
-            int threads, const std::string& isa) {
+int64_t select(const LogitsTuple& logits_tuple, const TargetsTuple& targets_tuple, uintptr_t statistics,
+               uintptr_t selected, int threads) {
     Logits logits = make_cpu_logits(logits_tuple);
-    SelectArguments a{logits, make_targets(targets_tuple, logits, false), static_cast<double*>(pointer(lse)),
-                      pointer(selected)};
-    Execution execution = make_execution(threads, isa);
+    Targets targets = make_targets(targets_tuple, logits);
+    SelectArguments a{logits, targets, pointer(statistics), pointer(selected)};
+    Execution execution = make_execution(threads);
     py::gil_scoped_release release;
+    TargetIndices indices(targets, logits.rows, logits.classes);
+    if (indices.first_wrong() >= 0) return indices.first_wrong();
+    a.targets = indices.targets();
     logsumexp_and_select_forward(a, execution);
+    return -1;
 }
 
-void build_target(const CandidatesTuple& candidates, const TableTuple& table, uintptr_t indices, uintptr_t weights,
-                  uintptr_t uniform, int threads, const std::string& isa) {
+void reduce_rows(const ArrayTuple& losses, const ArrayTuple& mass, int reduction, uintptr_t loss, uintptr_t scale) {
+    reduce(make_reduce(losses, mass, reduction, loss, scale));
+}
+
+// False where a candidate is negative and not the one that is ignored; nothing is written then.
+bool build_target(const CandidatesTuple& candidates, const TableTuple& table, uintptr_t indices, uintptr_t weights,
+                  uintptr_t uniform, int threads) {
     SmoothedTargetArguments a = make_smoothed_target(candidates, table, indices, weights, uniform);
-    Execution execution = make_execution(threads, isa);
+    Execution execution = make_execution(threads);
     py::gil_scoped_release release;
+    if (has_wrong_candidate(a)) return false;
     smoothed_target(a, execution.threads);
+    return true;
 }
 
 // (a_ptr, rows, inner, row_stride), (b_ptr, columns, inner, row_stride), (out_ptr, row_stride)
@@ -132,12 +191,6 @@ void matmul(const std::tuple<uintptr_t, int64_t, int64_t, int64_t>& a,
     bfloat16_matmul(m, threads);
 }
 
-void reduce_to_mean(uintptr_t losses, uintptr_t mass, int type, int64_t rows, uintptr_t loss, uintptr_t scale,
-                    int threads, const std::string& isa) {
-    make_execution(threads, isa);
-    mean(make_mean(losses, mass, type, rows, loss, scale));
-}
-
 }  // namespace
 }  // namespace smoothloss
 
@@ -150,7 +203,7 @@ PYBIND11_MODULE(_C, m) {
     m.def("sparse_cross_entropy_forward_backward", &s::forward_backward);
     m.def("logsumexp_and_select_forward", &s::select);
     m.def("smoothed_target", &s::build_target);
-    m.def("mean", &s::reduce_to_mean);
+    m.def("reduce", &s::reduce_rows);
     m.def("prefer_huge_pages", [](uintptr_t data, int64_t bytes) { s::prefer_huge_pages(s::pointer(data), bytes); });
     m.def("has_bfloat16_matmul", &s::has_bfloat16_matmul);
     m.def("bfloat16_matmul", &s::matmul);

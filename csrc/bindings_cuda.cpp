@@ -1,5 +1,5 @@
-// _C_cuda: the CUDA kernels for Python. The tensors behind the pointers are checked in smoothloss/ops/native.py, which
-// also holds the device guard; nothing here waits for the device.
+// _C_cuda: the CUDA kernels for Python. The tensors behind the pointers are checked in smoothloss/backends/native,
+// which also holds the device guard; nothing here waits for the device.
 #include "bindings_cuda_common.h"
 #include "bindings_cuda_rewards.h"
 #include "bindings_cuda_sampling.h"
@@ -7,70 +7,82 @@
 namespace smoothloss {
 namespace {
 
-void forward(const LogitsTuple& logits_tuple, const TargetsTuple& targets, const DenseTuple& dense,
-             const OptionsTuple& options_tuple, uintptr_t loss, uintptr_t lse, uintptr_t entropy, uintptr_t mass,
-             int device, uintptr_t stream) {
-    Logits logits = make_logits(logits_tuple);
-    RowOptions options = make_options(options_tuple);
-    require(options.entropy == 0 || entropy != 0 || logits.rows == 0, "entropy: got a null pointer");
-    ForwardArguments a{logits,
-                       make_targets(targets, logits, true),
-                       make_dense_targets(dense, logits),
-                       options,
-                       pointer(loss),
-                       static_cast<double*>(pointer(lse)),
-                       pointer(entropy),
-                       pointer(mass)};
-    py::gil_scoped_release release;
-    check(cuda::sparse_cross_entropy_forward(a, device, pointer(stream)), "sparse_cross_entropy_forward");
+// What follows the row kernel of a forward where its results are reduced: another launch.
+void reduce_rows(const Logits& logits, const void* losses, const void* mass, int reduction_code, uintptr_t loss,
+                 uintptr_t scale, int device, uintptr_t stream) {
+    Reduction reduction = make_reduction(reduction_code);
+    if (reduction == Reduction::none) return;
+    require(loss != 0 && scale != 0, "loss, scale: got a null pointer");
+    DataType type = accumulates_in_double(logits.type) ? DataType::float64 : DataType::float32;
+    ReduceArguments a{losses, mass, type, reduction, logits.rows, pointer(loss), pointer(scale)};
+    check(cuda::reduce(a, device, pointer(stream)), "reduce");
 }
 
-void backward(const LogitsTuple& logits_tuple, const TargetsTuple& targets, const DenseTuple& dense_tuple,
-              const OptionsTuple& options_tuple, uintptr_t grad, bool grad_is_scalar, uintptr_t scale, uintptr_t lse,
-              uintptr_t entropy, uintptr_t mass, const OutputTuple& out, int device, uintptr_t stream) {
+void forward(const LogitsTuple& logits_tuple, const TargetsTuple& targets, const std::optional<DenseTuple>& dense,
+             const OptionsTuple& options, uintptr_t losses, uintptr_t mass, uintptr_t statistics, int reduction,
+             uintptr_t loss, uintptr_t scale, int device, uintptr_t stream) {
+    Logits logits = make_logits(logits_tuple);
+    require(logits.rows == 0 || (losses != 0 && mass != 0 && statistics != 0), "losses: got a null pointer");
+    ForwardArguments a{logits,
+                       make_weighted_targets(targets, logits),
+                       make_dense_targets(dense, logits),
+                       make_options(options),
+                       pointer(losses),
+                       pointer(mass),
+                       pointer(statistics)};
+    py::gil_scoped_release release;
+    check(cuda::sparse_cross_entropy_forward(a, device, pointer(stream)), "sparse_cross_entropy_forward");
+    reduce_rows(logits, a.loss, a.mass, reduction, loss, scale, device, stream);
+}
+
+void backward(const LogitsTuple& logits_tuple, const TargetsTuple& targets,
+              const std::optional<DenseTuple>& dense_tuple, const OptionsTuple& options_tuple, const ArrayTuple& grad,
+              uintptr_t scale, const ArrayTuple& statistics, const ArrayTuple& mass, const OutputTuple& out, int device,
+              uintptr_t stream) {
     Logits logits = make_logits(logits_tuple);
     DenseTargets dense = make_dense_targets(dense_tuple, logits);
     RowOptions options = make_options(options_tuple);
-    if (mass) require_unsmoothed(options);
-    require(mass == 0 || dense.slots == 0, "mass: got one together with dense rows");
-    require(logits.rows == 0 || (grad != 0 && lse != 0), "grad, lse: got a null pointer");
-    require(options.entropy == 0 || entropy != 0 || logits.rows == 0, "entropy: got a null pointer");
+    if (is_given(mass)) require_unsmoothed(options);
+    require(!is_given(mass) || dense.slots == 0, "mass: got one together with dense rows");
+    int type = accumulator_code(logits.type);
+    bool grad_is_scalar = std::get<2>(grad) == 1;
     BackwardArguments a{logits,
-                        make_targets(targets, logits, true),
+                        make_weighted_targets(targets, logits),
                         dense,
                         options,
-                        pointer(grad),
+                        address(grad, "grad", type, grad_is_scalar ? 1 : logits.rows),
                         grad_is_scalar,
                         pointer(scale),
-                        static_cast<const double*>(pointer(lse)),
-                        pointer(entropy),
-                        pointer(mass),
+                        address(statistics, "statistics", type, logits.rows * kStatistics),
+                        address_if_given(mass, "mass", type, logits.rows),
                         make_output(out, logits)};
     py::gil_scoped_release release;
     check(cuda::sparse_cross_entropy_backward(a, device, pointer(stream)), "sparse_cross_entropy_backward");
 }
 
-void forward_backward(const LogitsTuple& logits_tuple, const TargetsTuple& targets, const DenseTuple& dense,
-                      const OptionsTuple& options, uintptr_t loss, uintptr_t mass, const OutputTuple& out, int device,
-                      uintptr_t stream) {
+void forward_backward(const LogitsTuple& logits_tuple, const TargetsTuple& targets,
+                      const std::optional<DenseTuple>& dense, const OptionsTuple& options, uintptr_t losses,
+                      uintptr_t mass, const OutputTuple& out, int reduction, uintptr_t loss, uintptr_t scale,
+                      int device, uintptr_t stream) {
     Logits logits = make_logits(logits_tuple);
+    require(logits.rows == 0 || (losses != 0 && mass != 0), "losses: got a null pointer");
     ForwardBackwardArguments a{logits,
-                               make_targets(targets, logits, true),
+                               make_weighted_targets(targets, logits),
                                make_dense_targets(dense, logits),
                                make_options(options),
-                               pointer(loss),
+                               pointer(losses),
                                pointer(mass),
                                make_output(out, logits)};
     py::gil_scoped_release release;
     check(cuda::sparse_cross_entropy_forward_backward(a, device, pointer(stream)),
           "sparse_cross_entropy_forward_backward");
+    reduce_rows(logits, a.loss, a.mass, reduction, loss, scale, device, stream);
 }
 
-void select(const LogitsTuple& logits_tuple, const TargetsTuple& targets_tuple, uintptr_t lse, uintptr_t selected,
+void select(const LogitsTuple& logits_tuple, const TargetsTuple& targets, uintptr_t statistics, uintptr_t selected,
             int device, uintptr_t stream) {
     Logits logits = make_logits(logits_tuple);
-    SelectArguments a{logits, make_targets(targets_tuple, logits, false), static_cast<double*>(pointer(lse)),
-                      pointer(selected)};
+    SelectArguments a{logits, make_targets(targets, logits), pointer(statistics), pointer(selected)};
     py::gil_scoped_release release;
     check(cuda::logsumexp_and_select_forward(a, device, pointer(stream)), "logsumexp_and_select_forward");
 }
@@ -82,11 +94,11 @@ void smoothed_target(const CandidatesTuple& candidates, const TableTuple& table,
     check(cuda::smoothed_target(a, device, pointer(stream)), "smoothed_target");
 }
 
-void mean(uintptr_t losses, uintptr_t mass, int type, int64_t rows, uintptr_t loss, uintptr_t scale, int device,
-          uintptr_t stream) {
-    MeanArguments a = make_mean(losses, mass, type, rows, loss, scale);
+void reduce(const ArrayTuple& losses, const ArrayTuple& mass, int reduction, uintptr_t loss, uintptr_t scale,
+            int device, uintptr_t stream) {
+    ReduceArguments a = make_reduce(losses, mass, reduction, loss, scale);
     py::gil_scoped_release release;
-    check(cuda::mean(a, device, pointer(stream)), "mean");
+    check(cuda::reduce(a, device, pointer(stream)), "reduce");
 }
 
 void scaled_copy(uintptr_t values, int type, int64_t count, uintptr_t factor, uintptr_t out, int out_type, int device,
@@ -113,7 +125,7 @@ PYBIND11_MODULE(_C_cuda, m) {
     m.def("sparse_cross_entropy_forward_backward", &s::forward_backward);
     m.def("logsumexp_and_select_forward", &s::select);
     m.def("smoothed_target", &s::smoothed_target);
-    m.def("mean", &s::mean);
+    m.def("reduce", &s::reduce);
     m.def("scaled_copy", &s::scaled_copy);
     s::bind_cuda_rewards(m);
     s::bind_cuda_sampling(m);

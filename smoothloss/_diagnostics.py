@@ -8,7 +8,9 @@ import platform
 
 import torch
 
-from smoothloss.ops import compiled, dispatch, native
+from smoothloss import _compiled as compiled
+from smoothloss import backends
+from smoothloss.backends import native
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -17,12 +19,12 @@ def report() -> str:
     """Return versions, devices, the CPU kernels' instruction set and the available implementations, line by line."""
     lines = [*_versions(), "", *_devices(), "", *_instruction_set(), "", "implementations"]
     for device_type in ("cpu", "cuda"):
-        for name in dispatch.IMPLEMENTATIONS[1:]:
+        for name in backends.IMPLEMENTATIONS[1:]:
             lines.append(f"  {device_type:4} {name:9} {_availability(name, device_type)}")
     if torch.cuda.is_available():
-        chosen = ", ".join(f"{_short(d)}: {dispatch.choose('auto', 'cuda', d)}" for d in _DTYPES)
+        chosen = ", ".join(f"{_short(d)}: {backends.choose('auto', 'cuda', d)}" for d in _DTYPES)
         lines.append(f"  cuda auto      {chosen}")
-    chosen = ", ".join(f"{_short(d)}: {dispatch.choose('auto', 'cpu', d)}" for d in _DTYPES)
+    chosen = ", ".join(f"{_short(d)}: {backends.choose('auto', 'cpu', d)}" for d in _DTYPES)
     lines.append(f"  cpu  auto      {chosen}")
     return "\n".join([*lines, "", *_rewards()])
 
@@ -77,9 +79,9 @@ def _rewards() -> list[str]:
 def _availability(name: str, device_type: str) -> str:
     """Return the dtypes that an implementation computes on a kind of device, and why not the others."""
     if device_type == "cuda" and not torch.cuda.is_available():
-        reason = dispatch.unavailable(name, device_type, torch.float32)
+        reason = backends.unavailable(name, device_type, torch.float32)
         return f"no: {reason or 'torch sees no CUDA device'}"
-    reasons = {dtype: dispatch.unavailable(name, device_type, dtype) for dtype in _DTYPES}
+    reasons = {dtype: backends.unavailable(name, device_type, dtype) for dtype in _DTYPES}
     able = [_short(dtype) for dtype, reason in reasons.items() if reason is None]
     unable = dict.fromkeys(reason for reason in reasons.values() if reason is not None)
     if not able:

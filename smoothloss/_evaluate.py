@@ -1,114 +1,210 @@
-"""From a checked target to a loss: flatten the positions to rows, run the chosen implementation, shape the result."""
+"""From a checked target to a loss: the rows of the positions, the implementation, the shape of the result."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from smoothloss._arguments import Call, Linear
-from smoothloss.ops import reference
-from smoothloss.ops._autograd import apply
-from smoothloss.ops.dispatch import Implementation, choose
-from smoothloss.ops.linear_autograd import (
-    LinearLogsumexpAndSelect,
-    LinearSparseCrossEntropy,
-    LinearSparseCrossEntropyRecompute,
-    wanted_gradients,
-)
-from smoothloss.ops.logsumexp_and_select import LogsumexpAndSelect
-from smoothloss.ops.sparse_cross_entropy import SparseCrossEntropy, reduce
-from smoothloss.targets import SparseTarget, negative_entropy
+from smoothloss import backends
+from smoothloss._validation import check_constant, check_device, check_local, check_shape, check_tensor
+from smoothloss.backends.common import DenseRows, OutOfRange
+from smoothloss.ops.checks import is_debugging
+from smoothloss.ops.cross_entropy import cross_entropy
+from smoothloss.ops.linear_cross_entropy import Linear, linear_cross_entropy, linear_logsumexp_and_select
+from smoothloss.ops.logsumexp_and_select import logsumexp_and_select
+from smoothloss.ops.target import FlatTarget
+from smoothloss.ops.transforms import needs_the_reference
+from smoothloss.options import Options
+from smoothloss.targets import Given, Target
 
 
-def evaluate(input: Tensor, target: SparseTarget, linear: Linear | None, call: Call) -> Tensor:
-    """Return the loss of `input` (logits, or hidden states with `linear`) against `target`, reduced."""
-    rows, flat = _rows(input), target.reshape(torch.Size((input.shape[:-1].numel(),)))
-    num_classes = input.shape[-1] if linear is None else linear.num_classes
-    kind = choose(call.impl, rows.device.type, rows.dtype)
-    loss = _reference(rows, flat, linear, call) if kind == "reference" else _kernels(rows, flat, linear, call, kind)
-    if call.kl:
-        constant = negative_entropy(flat, num_classes, call.options.label_smoothing).to(loss.dtype)
-        loss = loss + reduce(constant, flat.mass(num_classes).to(loss.dtype), call.reduction, reference.mean)[0]
-    return loss.reshape(input.shape[:-1]) if call.reduction == "none" else loss
+def check_logits(input: Tensor) -> None:
+    """Check logits ``(..., V)``."""
+    check_tensor(input, "input", floating=True)
+    check_local(input, "input")
+    if input.dim() < 1 or input.shape[-1] < 1:
+        raise ValueError(f"input: got shape {tuple(input.shape)}, expected (..., V) with V >= 1")
 
 
-def evaluate_sequence(
-    input: Tensor, target: SparseTarget, counted: Tensor, linear: Linear | None, call: Call
-) -> Tensor:
-    """Return the loss of all L + 1 forwards together; "mean" divides by the ground truth's `counted` positions."""
-    if call.reduction != "mean":
-        return evaluate(input, target, linear, call)
-    return evaluate(input, target, linear, call._replace(reduction="sum")) / counted.sum()
-
-
-def evaluate_pair(input: Tensor, indices: Tensor, linear: Linear | None, impl: Implementation) -> tuple[Tensor, Tensor]:
-    """Return ``(logsumexp, selected)`` of logits, or of hidden states with `linear`."""
-    rows, slots = _rows(input), _rows(indices)
-    kind = choose(impl, input.device.type, input.dtype)
-    if kind == "reference":
-        lse, selected = reference.logsumexp_and_select(_reference_logits(rows, linear), slots)
-    elif linear is None:
-        lse, selected = apply(LogsumexpAndSelect, rows, slots, kind)
-    else:
-        wanted = wanted_gradients(rows, linear.weight, linear.bias)
-        lse, selected = apply(
-            LinearLogsumexpAndSelect, rows, linear.weight, linear.bias, slots, linear.chunk_bytes, wanted, kind
+def check_linear(input: Tensor, weight: Tensor, bias: Tensor | None, options: Options) -> tuple[Tensor, Linear]:
+    """Check hidden states and classifier, and cast them as autocast would cast `F.linear`'s."""
+    check_tensor(input, "input", floating=True)
+    check_tensor(weight, "linear_weight", floating=True)
+    check_local(input, "input")
+    check_local(weight, "linear_weight")
+    check_device(weight, "linear_weight", input, "input")
+    if weight.dim() != 2 or weight.shape[0] < 1 or input.dim() == 0 or weight.shape[1] != input.shape[-1]:
+        raise ValueError(
+            f"linear_weight: got shape {tuple(weight.shape)}, expected (V, D) with D the last dimension of input,"
+            f" {tuple(input.shape)}"
         )
-    return lse.to(selected.dtype).reshape(input.shape[:-1]), selected.reshape(indices.shape)
+    if bias is not None:
+        check_tensor(bias, "linear_bias", floating=True)
+        check_local(bias, "linear_bias")
+        check_shape(bias, "linear_bias", (weight.shape[0],), "(V,)")
+        check_device(bias, "linear_bias", input, "input")
+    device_type = input.device.type
+    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+        dtype = torch.get_autocast_dtype(device_type)
+        input, weight = _autocast(input, dtype), _autocast(weight, dtype)
+        bias = None if bias is None else _autocast(bias, dtype)
+    if weight.dtype != input.dtype:
+        raise TypeError(f"linear_weight: got {weight.dtype}, expected {input.dtype}, the dtype of input")
+    return input, Linear(weight, bias, options.chunk_bytes, options.memory)
 
 
-def _reference(rows: Tensor, target: SparseTarget, linear: Linear | None, call: Call) -> Tensor:
-    logits = _reference_logits(rows, linear)
-    dtype = reference.accumulator_dtype(rows.dtype)
-    uniform = None if target.uniform is None else target.uniform.to(dtype)
-    dense = None if target.rows is None else target.rows.mixture().dense_rows(slice(None), dtype)
-    loss, mass = reference.sparse_cross_entropy(
-        logits, target.indices, target.weights.to(dtype), uniform, call.options, dense
-    )
-    return reduce(loss, mass, call.reduction, reference.mean)[0]
+def _autocast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor if tensor.dtype == torch.float64 else tensor.to(dtype)
 
 
-def _fold_label_smoothing(target: SparseTarget, num_classes: int, call: Call) -> tuple[SparseTarget, Call]:
+def evaluate(input: Tensor, target: Target, options: Options, linear: Linear | None = None) -> Tensor:
+    """Return the loss of `input` (logits, or hidden states with `linear`) against `target`, reduced."""
+    num_classes = input.shape[-1] if linear is None else linear.weight.shape[0]
+    _check_fits(input, target, num_classes)
+    reduction, impl = options.reduction, _implementation(input, options.impl)
+    if impl == "reference" or is_debugging():
+        target.check_values(num_classes)
+    rows = input if input.dim() == 2 else _rows(input)
+    own_mean = target.counted is not None and reduction == "mean"
+    kind = "sum" if own_mean else reduction
+    loss = _loss(rows, target, options, kind, impl, linear, num_classes)
+    if options.kl:
+        loss = loss + _reduced_constant(target, options, kind, num_classes).to(loss.dtype)
+    if own_mean and target.counted is not None:
+        return loss / target.counted.sum()
+    return loss.reshape(target.shape) if reduction == "none" and input.dim() != 2 else loss
+
+
+def evaluate_weighted(
+    input: Tensor, target: Target, class_weight: Tensor, options: Options, linear: Linear | None = None
+) -> Tensor:
+    """Return the loss with every class of the target weighted; "mean" divides by the weights, as torch does."""
+    num_classes = input.shape[-1] if linear is None else linear.weight.shape[0]
+    _check_fits(input, target, num_classes)
+    check_tensor(class_weight, "weight", floating=True)
+    check_shape(class_weight, "weight", (num_classes,), "(V,)")
+    check_device(class_weight, "weight", input, "input")
+    check_constant(class_weight, "weight")
+    if options.kl:
+        raise ValueError("kl: got True together with weight, expected one of them")
+    weighted, total = _weighted(target, class_weight, options.row.label_smoothing)
+    plain = options._replace(row=options.row._replace(label_smoothing=0.0))
+    if options.reduction != "mean":
+        return evaluate(input, weighted, plain, linear)
+    return evaluate(input, weighted, plain._replace(reduction="sum"), linear) / total.sum()
+
+
+def evaluate_pair(input: Tensor, indices: Tensor, linear: Linear | None, impl: str) -> tuple[Tensor, Tensor]:
+    """Return ``(logsumexp, selected)`` of logits, or of hidden states with `linear`."""
+    num_classes = input.shape[-1] if linear is None else linear.weight.shape[0]
+    check_tensor(indices, "indices", floating=False)
+    if indices.dim() != input.dim() or tuple(indices.shape[:-1]) != tuple(input.shape[:-1]):
+        expected = ", ".join(map(str, (*input.shape[:-1], "S")))
+        raise ValueError(f"indices: got shape {tuple(indices.shape)}, expected ({expected}) beside input")
+    check_device(indices, "indices", input, "input")
+    given = Target(indices.shape[:-1], FlatTarget(indices), (Given("indices", indices, None),))
+    given.check_values(num_classes)
+    rows, slots, kind = _rows(input), _rows(indices), _implementation(input, impl)
+    if linear is None:
+        lse, selected = logsumexp_and_select(rows, slots, kind)
+    else:
+        lse, selected = linear_logsumexp_and_select(rows, linear, slots, kind)
+    return lse.reshape(input.shape[:-1]), selected.reshape(indices.shape)
+
+
+def _implementation(input: Tensor, impl: str) -> str:
+    if impl == "auto" and needs_the_reference():
+        return "reference"
+    return backends.choose(impl, input.device.type, input.dtype)
+
+
+def _loss(
+    rows: Tensor, target: Target, options: Options, reduction: str, impl: str, linear: Linear | None, num_classes: int
+) -> Tensor:
+    flat, row = target.flat, options.row
+    if torch.compiler.is_compiling() and row.label_smoothing and impl != "reference":
+        flat, row = _with_smoothing(flat, num_classes, row.label_smoothing), row._replace(label_smoothing=0.0)
+    try:
+        if linear is None:
+            return cross_entropy(rows, flat, row, reduction, options.inplace, impl)
+        return linear_cross_entropy(rows, linear, flat, row, reduction, impl)
+    except OutOfRange:
+        target.check_values(num_classes)  # names the offender as the user gave it
+        raise
+
+
+def _with_smoothing(flat: FlatTarget, num_classes: int, eps: float) -> FlatTarget:
     """Put label smoothing into the target.
 
     A number that is an operator's argument is a constant of compiled code, and another one compiles it again; as a
     factor it is not.
     """
-    eps = call.options.label_smoothing
-    uniform = target.mass(num_classes) * eps
-    if target.uniform is not None:
-        uniform = uniform + target.uniform * (1 - eps)
-    rows = target.rows and target.rows._replace(weights=target.rows.weights * (1 - eps))
-    folded = SparseTarget(target.indices, target.weights * (1 - eps), uniform, rows)
-    return folded, call._replace(options=call.options._replace(label_smoothing=0.0))
+    mass = flat.mass(num_classes, torch.float32)
+    keep, spread = torch.ones_like(mass) * (1 - eps), mass * eps
+    if flat.uniform is not None:
+        spread = spread + flat.uniform * keep
+    weights = keep.unsqueeze(-1) if flat.weights is None else flat.weights * keep.unsqueeze(-1)
+    source = flat.source and flat.source._replace(weights=flat.source.weights * keep.unsqueeze(-1))
+    return flat._replace(weights=weights, uniform=spread, source=source)
 
 
-def _kernels(rows: Tensor, target: SparseTarget, linear: Linear | None, call: Call, kind: str) -> Tensor:
-    if torch.compiler.is_compiling() and call.options.label_smoothing:
-        num_classes = rows.shape[-1] if linear is None else linear.num_classes
-        target, call = _fold_label_smoothing(target, num_classes, call)
-    similarity = ([], []) if target.rows is None else target.rows.mixture().pack()
-    entries = (target.indices, target.weights, target.uniform, *similarity)
-    if linear is None:
-        return apply(SparseCrossEntropy, rows, *entries, call.options, call.reduction, call.inplace, kind)
-    layer = (rows, linear.weight, linear.bias)
-    wanted = wanted_gradients(*layer)
-    # Without gradients there is nothing to make in the forward but the loss.
-    recompute = call.reduction == "none" or linear.memory == "low" or not any(wanted)
-    function = LinearSparseCrossEntropyRecompute if recompute else LinearSparseCrossEntropy
-    return apply(function, *layer, *entries, call.options, call.reduction, linear.chunk_bytes, wanted, kind)
+def _weighted(target: Target, class_weight: Tensor, eps: float) -> tuple[Target, Tensor]:
+    """Return the target with class weights and label smoothing in it, and the weighted mass of each position."""
+    flat = target._entries()
+    if flat.source is not None or flat.weights is None:
+        raise ValueError("weight: got class weights for a table with an exact tail, expected another tail")
+    num_classes, dtype = class_weight.shape[0], torch.promote_types(flat.weights.dtype, class_weight.dtype)
+    if dtype not in (torch.float32, torch.float64):
+        dtype = torch.float32
+    class_weight, uniform = class_weight.to(dtype), flat.uniform
+    filled = (flat.indices >= 0) & (flat.indices < num_classes)
+    own = flat.weights.to(dtype) * class_weight[flat.indices.where(filled, 0).long()]
+    own = own.where(filled, 0.0)
+    sum_of_weights, total = class_weight.sum(), own.sum(-1)
+    spread = eps * flat.mass(num_classes, dtype)
+    if uniform is not None:
+        spread, total = spread + (1 - eps) * uniform, total + uniform * sum_of_weights / num_classes
+    source = None
+    if eps or uniform is not None:  # spread over the classes as their weights are
+        row = (class_weight / sum_of_weights.clamp(min=torch.finfo(dtype).tiny)).unsqueeze(0)
+        share = (spread * sum_of_weights / num_classes).unsqueeze(-1)
+        source = DenseRows(row, torch.zeros_like(share, dtype=torch.int32), share)
+    weighted = FlatTarget(flat.indices, (1 - eps) * own, None, None, source)
+    return Target(target.shape, weighted, target._given, target.num_classes, target.counted), total
+
+
+def _reduced_constant(target: Target, options: Options, reduction: str, num_classes: int) -> Tensor:
+    """Return what turns cross-entropy into KL, reduced alike."""
+    constant = -target.entropy(num_classes, label_smoothing=options.row.label_smoothing)
+    if reduction == "none":
+        return constant.reshape(-1)
+    if reduction == "sum":
+        return constant.sum()
+    return constant.sum() / (target.mass() != 0).sum()
+
+
+def _check_fits(input: Tensor, target: Target, num_classes: int) -> None:
+    if tuple(target.shape) != tuple(input.shape[:-1]):
+        raise _misfit(input, target)
+    if target.device != input.device:
+        name = target._given[0].name if target._given else "target"
+        raise ValueError(f"{name}: got a tensor on {target.device}, expected {input.device}, where input is")
+    if target.num_classes is not None and target.num_classes != num_classes:
+        raise ValueError(f"table: got a table of {target.num_classes} tokens, expected {num_classes}, the V of input")
+
+
+def _misfit(input: Tensor, target: Target) -> ValueError:
+    got, expected = tuple(target.shape), tuple(input.shape[:-1])
+    name = target._given[0].name if target._given else "target"
+    if name == "indices":
+        slots = target.indices.shape[-1]
+        wanted = ", ".join(map(str, (*expected, "S")))
+        return ValueError(f"indices: got shape {(*got, slots)}, expected ({wanted}) beside input")
+    return ValueError(f"{name}: got shape {got}, expected {expected} (beside input {tuple(input.shape)})")
 
 
 def _rows(tensor: Tensor) -> Tensor:
     """Flatten all dimensions but the last."""
-    return tensor if tensor.dim() == 2 else tensor.reshape(tensor.shape[:-1].numel(), tensor.shape[-1])
-
-
-def _reference_logits(rows: Tensor, linear: Linear | None) -> Tensor:
-    """Return logits as they are, or those of hidden states, in the accumulator dtype like the kernels'."""
-    if linear is None:
-        return rows
-    dtype = reference.accumulator_dtype(rows.dtype)
-    bias = None if linear.bias is None else linear.bias.to(dtype)
-    with torch.autocast(rows.device.type, enabled=False):
-        return torch.nn.functional.linear(rows.to(dtype), linear.weight.to(dtype), bias)
+    if tensor.dim() == 1:
+        return tensor.unsqueeze(0)
+    return tensor if tensor.dim() == 2 else tensor.flatten(0, -2)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+import numbers
+import operator
+import sys
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -21,9 +25,25 @@ def check_tensor(value: object, name: str, *, floating: bool | None = None) -> T
     return value
 
 
+def check_local(value: Tensor, name: str) -> None:
+    """Raise TypeError for a DTensor, whose parts lie on several devices."""
+    module = sys.modules.get("torch.distributed.tensor")
+    if module is not None and isinstance(value, module.DTensor):
+        raise TypeError(f"{name}: got a DTensor, expected a torch.Tensor: pass {name}.full_tensor()")
+
+
+def check_constant(value: Tensor, name: str) -> None:
+    """Raise ValueError for a tensor that requires grad where there is no gradient."""
+    if value.requires_grad:
+        raise ValueError(
+            f"{name}: got a tensor that requires grad, expected a constant: detach it, or build the loss from"
+            " logsumexp_and_select, which is differentiable in what it selects"
+        )
+
+
 def check_shape(value: Tensor, name: str, expected: tuple[int, ...], meaning: str) -> None:
     """Raise ValueError unless `value` has the shape `expected`, which the message explains by `meaning`."""
-    if value.shape != torch.Size(expected):
+    if tuple(value.shape) != tuple(expected):
         raise ValueError(f"{name}: got shape {tuple(value.shape)}, expected {tuple(expected)} ({meaning})")
 
 
@@ -34,10 +54,13 @@ def check_device(value: Tensor, name: str, other: Tensor, other_name: str) -> No
 
 
 def check_number(
-    value: float, name: str, low: float = -math.inf, high: float = math.inf, *, open_low: bool = False
+    value: Any, name: str, low: float = -math.inf, high: float = math.inf, *, open_low: bool = False
 ) -> float:
-    """Return `value` as a float when it is a finite number in [low, high], or (low, high] with `open_low`."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    """Return `value` as a float when it is a finite number in [low, high], or (low, high] with `open_low`.
+
+    NumPy's numbers are numbers like others.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float, numbers.Real)):
         raise TypeError(f"{name}: got {type(value).__name__}, expected a number")
     inside = (value > low if open_low else value >= low) and value <= high
     # Comparisons, not math.isinf: torch.compile follows them with numbers that vary from call to call.
@@ -47,7 +70,27 @@ def check_number(
     return float(value)
 
 
-def check_reduction(reduction: str) -> None:
-    """Raise ValueError unless `reduction` is "none", "mean" or "sum"."""
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction: got {reduction!r}, expected one of {', '.join(map(repr, REDUCTIONS))}")
+def check_integer(value: SupportsIndex, name: str, low: int | None = None) -> int:
+    """Return `value` as an int when it is an integer, of NumPy too, and not below `low`."""
+    try:
+        number = operator.index(value) if not isinstance(value, (bool, Tensor)) else None
+    except TypeError:
+        number = None
+    if number is None:
+        raise TypeError(f"{name}: got {type(value).__name__}, expected an integer")
+    if low is not None and number < low:
+        raise ValueError(f"{name}: got {number}, expected at least {low}")
+    return number
+
+
+def check_choice(value: object, name: str, choices: tuple[str, ...]) -> None:
+    """Raise ValueError unless `value` is one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{name}: got {value!r}, expected one of {', '.join(map(repr, choices))}")
+
+
+def check_flag(value: object, name: str) -> bool:
+    """Return `value` when it is True or False, of NumPy too, else raise TypeError."""
+    if not isinstance(value, bool) and type(value).__name__ not in ("bool_", "bool"):
+        raise TypeError(f"{name}: got {type(value).__name__}, expected True or False")
+    return bool(value)

@@ -4,21 +4,14 @@ Every loss is the cross-entropy of ``p = softmax(z)`` against a sparse soft targ
 logits ``(..., V)`` or, as ``linear_*``, on hidden states ``(..., D)`` without the logits ever existing as a whole.
 The class dimension is the last one.
 
-Options that all of them share (keyword-only):
+What each position is to predict is a target (see `smoothloss.targets`): `cross_entropy` and `linear_cross_entropy` take
+any. The other functions are short names of what the paper calls a loss: a target and one of these two calls.
 
-* ``label_smoothing`` eps: the share of each target's mass that is spread evenly over all V classes (torch's meaning).
-* ``entropy`` gamma: subtracts ``gamma * H(p)``, the entropy over all V classes (Pereyra et al. 2017).
-* ``z_loss``: adds ``z_loss * logsumexp(z) ** 2``.
-* ``logit_scale``, ``softcap``: ``z = softcap * tanh(logit_scale * input / softcap)``.
-* ``kl``: subtracts the target's own entropy, so that the value is ``KL(q || p)``; the gradient stays.
-* ``reduction``: "mean" (over the positions whose target has mass; nan when there is none), "sum", "none".
-* ``inplace``: the backward may write the gradient over `input`, which must not be used afterwards. A permission, not
-  a command: it has no effect under ``torch.compile``, on the reference, or where `input` is not contiguous in memory.
-* ``impl``: "reference", "native" (C++, or CUDA C++) or "triton"; a RuntimeError says why where that cannot run. "auto"
-  takes the first that can: C++ on the CPU, CUDA C++ and then Triton on NVIDIA GPUs, else the reference.
+The options, which all of them share, are described in `smoothloss.options`.
 
 float16 and bfloat16 inputs are computed and accumulated in float32, and their loss is float32. The kernels are
-differentiable once, in `input` and the classifier; ``impl="reference"`` any number of times.
+differentiable once, in `input` and the classifier; ``impl="reference"`` any number of times. Memory layout is of no
+account: strided, expanded, transposed and overlapping logits give the same numbers.
 
 Source: Elbayad, Besacier, Verbeek, "Token-level and Sequence-level Loss Smoothing for RNN Language Models", ACL 2018.
 """
@@ -27,11 +20,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from smoothloss import _arguments as arguments
-from smoothloss._arguments import Memory, SequenceSmoothing
-from smoothloss._evaluate import evaluate, evaluate_pair, evaluate_sequence
-from smoothloss.ops.dispatch import Implementation
+from smoothloss import options, targets
+from smoothloss._evaluate import check_linear, check_logits, evaluate, evaluate_pair, evaluate_weighted
+from smoothloss.backends import Implementation
+from smoothloss.options import Memory
 from smoothloss.similarity import SimilarityTable
+from smoothloss.targets import Target
 
 __all__ = [
     "cross_entropy",
@@ -77,7 +71,7 @@ def sparse_cross_entropy(
         weights: ``(..., S)``, floating, constant for the gradient. A position whose total mass
             ``weights.sum(-1) + uniform`` is 0 is ignored: its loss is 0, its gradient exactly 0, its logits anything.
         uniform: ``(...)`` mass spread evenly over all V classes.
-        label_smoothing, entropy, z_loss, logit_scale, softcap, kl, reduction, inplace, impl: see the module.
+        label_smoothing, entropy, z_loss, logit_scale, softcap, kl, reduction, inplace, impl: see `smoothloss.options`.
 
     Returns:
         The loss: a scalar, or ``(...)`` for ``reduction="none"``.
@@ -90,10 +84,9 @@ def sparse_cross_entropy(
 
     Source: the primitive behind Eq. 4-19 of the paper; also offline top-k knowledge distillation.
     """
-    num_classes = arguments.logits(input)
-    target = arguments.explicit_target(input, num_classes, indices, weights, uniform)
-    call = arguments.call(label_smoothing, entropy, z_loss, logit_scale, softcap, kl, reduction, inplace, impl)
-    return evaluate(input, target, None, call)
+    call = options.check(label_smoothing, entropy, z_loss, logit_scale, softcap, kl, reduction, impl, inplace)
+    check_logits(input)
+    return evaluate(input, targets.entries(indices, weights, uniform), call)
 
 
 def linear_sparse_cross_entropy(
@@ -134,10 +127,11 @@ def linear_sparse_cross_entropy(
 
     Returns, raises: as `sparse_cross_entropy`.
     """
-    input, linear = arguments.linear(input, linear_weight, linear_bias, chunk_bytes, memory)
-    target = arguments.explicit_target(input, linear.num_classes, indices, weights, uniform)
-    call = arguments.call(label_smoothing, entropy, z_loss, logit_scale, softcap, kl, reduction, False, impl)
-    return evaluate(input, target, linear, call)
+    call = options.check(
+        label_smoothing, entropy, z_loss, logit_scale, softcap, kl, reduction, impl, False, chunk_bytes, memory
+    )
+    input, linear = check_linear(input, linear_weight, linear_bias, call)
+    return evaluate(input, targets.entries(indices, weights, uniform), call, linear)
 
 
 def logsumexp_and_select(input: Tensor, indices: Tensor, *, impl: Implementation = "auto") -> tuple[Tensor, Tensor]:
@@ -148,14 +142,14 @@ def logsumexp_and_select(input: Tensor, indices: Tensor, *, impl: Implementation
     Args:
         input: logits ``(..., V)``.
         indices: ``(..., S)`` int32 or int64; a negative index selects 0.
-        impl: see the module.
+        impl: see `smoothloss.options`.
 
     Returns:
         ``lse (...)`` and ``selected (..., S)``, float32 (float64 for float64 logits).
 
     Raises: as `sparse_cross_entropy`.
     """
-    arguments.indices(input, arguments.logits(input), indices)
+    check_logits(input)
     return evaluate_pair(input, indices, None, impl)
 
 
@@ -176,21 +170,22 @@ def linear_logsumexp_and_select(
         indices: ``(..., S)``.
         linear_bias: ``(V,)``.
         chunk_bytes: as in `linear_sparse_cross_entropy`.
-        impl: see the module.
+        impl: see `smoothloss.options`.
 
     Returns, raises: as `logsumexp_and_select`.
     """
-    input, linear = arguments.linear(input, linear_weight, linear_bias, chunk_bytes)
-    arguments.indices(input, linear.num_classes, indices)
+    call = options.check(0.0, 0.0, 0.0, 1.0, None, False, "none", impl, False, chunk_bytes)
+    input, linear = check_linear(input, linear_weight, linear_bias, call)
     return evaluate_pair(input, indices, linear, impl)
 
 
 def cross_entropy(
     input: Tensor,
-    target: Tensor,
+    target: Tensor | Target,
     *,
     table: SimilarityTable | None = None,
     alpha: float = 0.0,
+    weight: Tensor | None = None,
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
     entropy: float = 0.0,
@@ -202,7 +197,7 @@ def cross_entropy(
     inplace: bool = False,
     impl: Implementation = "auto",
 ) -> Tensor:
-    """Cross-entropy on class numbers (MLE), smoothed over similar tokens with a table (Tok).
+    """Cross-entropy against class numbers (MLE), smoothed over similar tokens with a table (Tok), or any target.
 
     ::
 
@@ -215,31 +210,34 @@ def cross_entropy(
 
     Args:
         input: logits ``(..., V)``.
-        target: ``(...)`` int64 or int32 class numbers.
-        table: similarity rows of V tokens.
+        target: ``(...)`` int64 or int32 class numbers, or a `Target` of positions ``(...)``.
+        table: similarity rows of V tokens; with class numbers alone.
         alpha: share of the similarity row, in [0, 1].
-        ignore_index: positions with this target are ignored.
-        label_smoothing, entropy, z_loss, logit_scale, softcap, kl, reduction, inplace, impl: see the module.
+        weight: ``(V,)`` weights of the classes, as torch has them: each class's share of the target, smoothed labels
+            included, is multiplied by its weight, and "mean" divides by the sum of the targets' weights.
+        ignore_index: positions with this class number are ignored.
+        label_smoothing, entropy, z_loss, logit_scale, softcap, kl, reduction, inplace, impl: see `smoothloss.options`.
 
     Raises: as `sparse_cross_entropy`; ValueError for a table of another vocabulary's size, IndexError for a target
         outside [0, V) other than `ignore_index` (on CUDA only under `smoothloss.debug()`).
 
     Source: Eq. 4-7 (MLE), Eq. 13 and 16 (Tok).
     """
-    num_classes = arguments.logits(input)
-    call = arguments.call(label_smoothing, entropy, z_loss, logit_scale, softcap, kl, reduction, inplace, impl)
-    soft = arguments.token_target(input, target, num_classes, table, alpha, ignore_index, impl)
-    return evaluate(input, soft, None, call)
+    call = options.check(label_smoothing, entropy, z_loss, logit_scale, softcap, kl, reduction, impl, inplace)
+    check_logits(input)
+    soft = _token_target(target, table, alpha, ignore_index, impl)
+    return evaluate(input, soft, call) if weight is None else evaluate_weighted(input, soft, weight, call)
 
 
 def linear_cross_entropy(
     input: Tensor,
     linear_weight: Tensor,
-    target: Tensor,
+    target: Tensor | Target,
     *,
     linear_bias: Tensor | None = None,
     table: SimilarityTable | None = None,
     alpha: float = 0.0,
+    weight: Tensor | None = None,
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
     entropy: float = 0.0,
@@ -256,10 +254,48 @@ def linear_cross_entropy(
 
     Args: as `cross_entropy`, with the classifier of `linear_sparse_cross_entropy`.
     """
-    input, linear = arguments.linear(input, linear_weight, linear_bias, chunk_bytes, memory)
-    call = arguments.call(label_smoothing, entropy, z_loss, logit_scale, softcap, kl, reduction, False, impl)
-    soft = arguments.token_target(input, target, linear.num_classes, table, alpha, ignore_index, impl)
-    return evaluate(input, soft, linear, call)
+    call = options.check(
+        label_smoothing, entropy, z_loss, logit_scale, softcap, kl, reduction, impl, False, chunk_bytes, memory
+    )
+    input, linear = check_linear(input, linear_weight, linear_bias, call)
+    soft = _token_target(target, table, alpha, ignore_index, impl)
+    if weight is not None:
+        return evaluate_weighted(input, soft, weight, call, linear)
+    return evaluate(input, soft, call, linear)
+
+
+def _token_target(
+    target: Tensor | Target, table: SimilarityTable | None, alpha: float, ignore_index: int, impl: Implementation
+) -> Target:
+    if not isinstance(target, Target):
+        if table is None and not alpha:
+            return targets.labels(target, ignore_index=ignore_index)
+        return targets.token(target, table, alpha, ignore_index=ignore_index, impl=impl)
+    if table is not None or alpha:
+        raise ValueError("table, alpha: got them beside a Target, expected class numbers; see targets.token")
+    return target
+
+
+def _check_lazy(input: Tensor, samples: Tensor) -> None:
+    """Check that samples can be scored on the states of the ground truth."""
+    if input.dim() != 3:
+        raise ValueError(f"input: got shape {tuple(input.shape)}, expected (B, T, V), or (B, T, D) for a linear loss")
+    if isinstance(samples, Tensor) and samples.dim() == 3 and samples.shape[-1] != input.shape[-2]:
+        raise ValueError(
+            f"samples: got shape {tuple(samples.shape)}, expected {(samples.shape[0], *input.shape[:2])}: a lazy loss"
+            " scores them on the ground truth's states, position by position; an EditSampler's need an exact loss"
+        )
+
+
+def _check_exact(input: Tensor, samples: Tensor) -> None:
+    """Check that there is a forward for the ground truth and for each sample."""
+    if input.dim() != 4:
+        raise ValueError(f"input: got shape {tuple(input.shape)}, expected (L + 1, B, T, V), or D for a linear loss")
+    if isinstance(samples, Tensor) and samples.dim() == 3 and samples.shape[0] + 1 != input.shape[0]:
+        raise ValueError(
+            f"input: got shape {tuple(input.shape)}, expected {(samples.shape[0] + 1, *input.shape[1:])}"
+            " (L + 1 forwards for L samples)"
+        )
 
 
 def lazy_sequence_cross_entropy(
@@ -300,17 +336,20 @@ def lazy_sequence_cross_entropy(
         table: similarity rows of V tokens.
         token_alpha: share of the similarity rows, in [0, 1].
         ignore_index: positions of `target` with this value are ignored, in the samples too.
-        label_smoothing, entropy, z_loss, logit_scale, softcap, kl, reduction, inplace, impl: see the module.
+        label_smoothing, entropy, z_loss, logit_scale, softcap, kl, reduction, inplace, impl: see `smoothloss.options`.
 
     Raises: as `cross_entropy`.
 
     Source: Eq. 19; with a table Eq. 17 and 19.
     """
-    num_classes = arguments.logits(input)
-    call = arguments.call(label_smoothing, entropy, z_loss, logit_scale, softcap, kl, reduction, inplace, impl)
-    smoothing = SequenceSmoothing(alpha, table, token_alpha, ignore_index, impl)
-    soft = arguments.lazy_target(input, target, samples, sample_weights, num_classes, smoothing)
-    return evaluate(input, soft, None, call)
+    call = options.check(label_smoothing, entropy, z_loss, logit_scale, softcap, kl, reduction, impl, inplace)
+    check_logits(input)
+    _check_lazy(input, samples)
+    soft = targets.lazy_sequence(
+        target, samples, sample_weights, alpha=alpha, table=table, token_alpha=token_alpha, ignore_index=ignore_index,
+        impl=impl,
+    )  # fmt: skip
+    return evaluate(input, soft, call)
 
 
 def linear_lazy_sequence_cross_entropy(
@@ -341,11 +380,16 @@ def linear_lazy_sequence_cross_entropy(
     Args: as `lazy_sequence_cross_entropy`, with hidden states ``(B, T, D)`` and the classifier of
         `linear_sparse_cross_entropy`.
     """
-    input, linear = arguments.linear(input, linear_weight, linear_bias, chunk_bytes, memory)
-    call = arguments.call(label_smoothing, entropy, z_loss, logit_scale, softcap, kl, reduction, False, impl)
-    smoothing = SequenceSmoothing(alpha, table, token_alpha, ignore_index, impl)
-    soft = arguments.lazy_target(input, target, samples, sample_weights, linear.num_classes, smoothing)
-    return evaluate(input, soft, linear, call)
+    call = options.check(
+        label_smoothing, entropy, z_loss, logit_scale, softcap, kl, reduction, impl, False, chunk_bytes, memory
+    )
+    input, linear = check_linear(input, linear_weight, linear_bias, call)
+    _check_lazy(input, samples)
+    soft = targets.lazy_sequence(
+        target, samples, sample_weights, alpha=alpha, table=table, token_alpha=token_alpha, ignore_index=ignore_index,
+        impl=impl,
+    )  # fmt: skip
+    return evaluate(input, soft, call, linear)
 
 
 def sequence_cross_entropy(
@@ -383,7 +427,7 @@ def sequence_cross_entropy(
         samples: ``(L, B, T)``; shorter and longer samples are padded with `ignore_index` to a common T.
         sample_weights: ``(L, B)``, constant for the gradient; None for 1/L.
         alpha, table, token_alpha, ignore_index: as in `lazy_sequence_cross_entropy`.
-        label_smoothing, entropy, z_loss, logit_scale, softcap, kl, inplace, impl: see the module.
+        label_smoothing, entropy, z_loss, logit_scale, softcap, kl, inplace, impl: see `smoothloss.options`.
         reduction: "mean" divides the sum by the number of positions of `target` that are not ignored, so that it
             compares with MLE and the lazy loss; "none" gives ``(L + 1, B, T)``.
 
@@ -391,11 +435,14 @@ def sequence_cross_entropy(
 
     Source: Eq. 9-12 and 15; with a table Eq. 17.
     """
-    num_classes = arguments.logits(input)
-    call = arguments.call(label_smoothing, entropy, z_loss, logit_scale, softcap, kl, reduction, inplace, impl)
-    smoothing = SequenceSmoothing(alpha, table, token_alpha, ignore_index, impl)
-    soft = arguments.exact_target(input, target, samples, sample_weights, num_classes, smoothing)
-    return evaluate_sequence(input, soft, target != ignore_index, None, call)
+    call = options.check(label_smoothing, entropy, z_loss, logit_scale, softcap, kl, reduction, impl, inplace)
+    check_logits(input)
+    _check_exact(input, samples)
+    soft = targets.sequence(
+        target, samples, sample_weights, alpha=alpha, table=table, token_alpha=token_alpha, ignore_index=ignore_index,
+        impl=impl,
+    )  # fmt: skip
+    return evaluate(input, soft, call)
 
 
 def linear_sequence_cross_entropy(
@@ -426,8 +473,13 @@ def linear_sequence_cross_entropy(
     Args: as `sequence_cross_entropy`, with hidden states ``(L + 1, B, T, D)`` and the classifier of
         `linear_sparse_cross_entropy`.
     """
-    input, linear = arguments.linear(input, linear_weight, linear_bias, chunk_bytes, memory)
-    call = arguments.call(label_smoothing, entropy, z_loss, logit_scale, softcap, kl, reduction, False, impl)
-    smoothing = SequenceSmoothing(alpha, table, token_alpha, ignore_index, impl)
-    soft = arguments.exact_target(input, target, samples, sample_weights, linear.num_classes, smoothing)
-    return evaluate_sequence(input, soft, target != ignore_index, linear, call)
+    call = options.check(
+        label_smoothing, entropy, z_loss, logit_scale, softcap, kl, reduction, impl, False, chunk_bytes, memory
+    )
+    input, linear = check_linear(input, linear_weight, linear_bias, call)
+    _check_exact(input, samples)
+    soft = targets.sequence(
+        target, samples, sample_weights, alpha=alpha, table=table, token_alpha=token_alpha, ignore_index=ignore_index,
+        impl=impl,
+    )  # fmt: skip
+    return evaluate(input, soft, call, linear)

@@ -1,6 +1,7 @@
-"""The losses of `smoothloss.functional` as modules: options at construction, tensors at the call.
+"""The losses of `smoothloss.functional` as modules: options at construction, which checks them, tensors at the call.
 
-A module with a similarity table takes the table along in ``module.to(device)``.
+A module with a similarity table takes the table along in ``module.to(device)``. The options that all of them share are
+described in `smoothloss.options`.
 """
 
 from __future__ import annotations
@@ -12,9 +13,12 @@ import torch
 from torch import Tensor
 
 from smoothloss import functional as F
-from smoothloss._arguments import Memory, call
-from smoothloss.ops.dispatch import Implementation
+from smoothloss import options as call_options
+from smoothloss._validation import check_integer, check_number
+from smoothloss.backends import Implementation
+from smoothloss.options import Memory
 from smoothloss.similarity import SimilarityTable
+from smoothloss.targets import Target, check_table
 
 __all__ = [
     "CrossEntropyLoss",
@@ -29,9 +33,47 @@ __all__ = [
 
 
 class _Loss(torch.nn.Module):
-    """What all losses have in common: the options, checked when they are given."""
+    """What all losses have in common: named options, checked when they are given, and a table that moves along."""
 
-    table: SimilarityTable | None = None
+    def __init__(self, options: dict[str, Any], smoothing: dict[str, Any] | None = None) -> None:
+        super().__init__()
+        call_options.check(**options)
+        self.options = dict(options)
+        smoothing = smoothing or {}
+        self.table: SimilarityTable | None = smoothing.pop("table", None)
+        for name in ("alpha", "token_alpha"):
+            if name in smoothing:
+                smoothing[name] = check_number(smoothing[name], name, 0.0, 1.0)
+        if smoothing:
+            over_table = "token_alpha" if "token_alpha" in smoothing else "alpha"
+            check_table(self.table, smoothing[over_table], over_table)
+            smoothing["ignore_index"] = check_integer(smoothing["ignore_index"], "ignore_index")
+        self.smoothing = smoothing
+
+    def _smoothing(self) -> dict[str, Any]:
+        return {"table": self.table, **self.smoothing, **self.options}
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _Loss:
+        if self.table is not None:
+            self.table = self.table.to(fn(self.table.weights).device)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def extra_repr(self) -> str:
+        """Name the options that differ from "do nothing", and the table."""
+        given = {**self.smoothing, **self.options}
+        shown = {name: value for name, value in given.items() if value not in (0.0, None, False)}
+        if self.table is not None:
+            shown["table"] = self.table
+        return ", ".join(f"{name}={value!r}" for name, value in shown.items())
+
+
+class SparseCrossEntropyLoss(_Loss):
+    """`functional.sparse_cross_entropy` as a module.
+
+    Args:
+        label_smoothing, entropy, z_loss, logit_scale, softcap, kl, reduction, inplace, impl: see `smoothloss.options`.
+    """
 
     def __init__(
         self,
@@ -43,45 +85,22 @@ class _Loss(torch.nn.Module):
         softcap: float | None = None,
         kl: bool = False,
         reduction: str = "mean",
+        inplace: bool = False,
         impl: Implementation = "auto",
-        **more: Any,
     ) -> None:
-        """Store the options of the function of the same name."""
-        super().__init__()
-        call(label_smoothing, entropy, z_loss, logit_scale, softcap, kl, reduction, False, impl)
-        options: dict[str, Any] = {"label_smoothing": label_smoothing, "entropy": entropy, "z_loss": z_loss, "kl": kl}
-        options |= {"logit_scale": logit_scale, "softcap": softcap, "reduction": reduction, "impl": impl}
-        self.options: dict[str, Any] = options | more
-        self.table = self.options.pop("table", None)
-
-    def _smoothing(self) -> dict[str, Any]:
-        return {"table": self.table, **self.options}
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _Loss:
-        if self.table is not None:
-            self.table = self.table.to(fn(self.table.weights).device)
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        return self
-
-    def extra_repr(self) -> str:
-        """Name the options that differ from "do nothing", and the table."""
-        shown = {name: value for name, value in self.options.items() if value not in (0.0, None, False)}
-        if self.table is not None:
-            shown["table"] = self.table
-        return ", ".join(f"{name}={value!r}" for name, value in shown.items())
-
-
-class SparseCrossEntropyLoss(_Loss):
-    """`functional.sparse_cross_entropy` as a module.
-
-    Args:
-        inplace: whether the backward may write the gradient over `input`.
-        options: label_smoothing, entropy, z_loss, logit_scale, softcap, kl, reduction, impl.
-    """
-
-    def __init__(self, *, inplace: bool = False, **options: Any) -> None:
-        """Store the options."""
-        super().__init__(inplace=inplace, **options)
+        super().__init__(
+            {
+                "label_smoothing": label_smoothing,
+                "entropy": entropy,
+                "z_loss": z_loss,
+                "logit_scale": logit_scale,
+                "softcap": softcap,
+                "kl": kl,
+                "reduction": reduction,
+                "impl": impl,
+                "inplace": inplace,
+            }
+        )
 
     def forward(self, input: Tensor, indices: Tensor, weights: Tensor, uniform: Tensor | None = None) -> Tensor:
         """Return the loss of logits ``(..., V)`` against entries ``(..., S)`` and uniform mass ``(...)``."""
@@ -92,14 +111,38 @@ class LinearSparseCrossEntropyLoss(_Loss):
     """`functional.linear_sparse_cross_entropy` as a module.
 
     Args:
-        chunk_bytes: bytes of scratch for the logits, or None for the default.
-        memory: "fast" or "low".
-        options: label_smoothing, entropy, z_loss, logit_scale, softcap, kl, reduction, impl.
+        label_smoothing, entropy, z_loss, logit_scale, softcap, kl, reduction, chunk_bytes, memory, impl: see
+            `smoothloss.options`.
     """
 
-    def __init__(self, *, chunk_bytes: int | None = None, memory: Memory = "fast", **options: Any) -> None:
-        """Store the options."""
-        super().__init__(chunk_bytes=chunk_bytes, memory=memory, **options)
+    def __init__(
+        self,
+        *,
+        label_smoothing: float = 0.0,
+        entropy: float = 0.0,
+        z_loss: float = 0.0,
+        logit_scale: float = 1.0,
+        softcap: float | None = None,
+        kl: bool = False,
+        reduction: str = "mean",
+        chunk_bytes: int | None = None,
+        memory: Memory = "fast",
+        impl: Implementation = "auto",
+    ) -> None:
+        super().__init__(
+            {
+                "label_smoothing": label_smoothing,
+                "entropy": entropy,
+                "z_loss": z_loss,
+                "logit_scale": logit_scale,
+                "softcap": softcap,
+                "kl": kl,
+                "reduction": reduction,
+                "impl": impl,
+                "chunk_bytes": chunk_bytes,
+                "memory": memory,
+            }
+        )
 
     def forward(
         self, input: Tensor, linear_weight: Tensor, indices: Tensor, weights: Tensor,
@@ -112,99 +155,260 @@ class LinearSparseCrossEntropyLoss(_Loss):
 
 
 class CrossEntropyLoss(_Loss):
-    """`functional.cross_entropy` as a module: MLE, or Tok with a table.
+    """`functional.cross_entropy` as a module: MLE, Tok with a table, or any target.
 
     Args:
         table: similarity rows, or None.
         alpha: share of the similarity row.
-        ignore_index: positions with this target are ignored.
-        inplace: whether the backward may write the gradient over `input`.
-        options: label_smoothing, entropy, z_loss, logit_scale, softcap, kl, reduction, impl.
+        weight: ``(V,)`` weights of the classes, or None.
+        ignore_index: positions with this class number are ignored.
+        label_smoothing, entropy, z_loss, logit_scale, softcap, kl, reduction, inplace, impl: see `smoothloss.options`.
     """
 
-    def __init__(
-        self, table: SimilarityTable | None = None, *, alpha: float = 0.0, ignore_index: int = -100,
-        inplace: bool = False, **options: Any,
-    ) -> None:  # fmt: skip
-        """Store the options."""
-        super().__init__(table=table, alpha=alpha, ignore_index=ignore_index, inplace=inplace, **options)
+    weight: Tensor | None
 
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """Return the loss of logits ``(..., V)`` against class numbers ``(...)``."""
-        return F.cross_entropy(input, target, **self._smoothing())
+    def __init__(
+        self,
+        table: SimilarityTable | None = None,
+        *,
+        alpha: float = 0.0,
+        weight: Tensor | None = None,
+        ignore_index: int = -100,
+        label_smoothing: float = 0.0,
+        entropy: float = 0.0,
+        z_loss: float = 0.0,
+        logit_scale: float = 1.0,
+        softcap: float | None = None,
+        kl: bool = False,
+        reduction: str = "mean",
+        inplace: bool = False,
+        impl: Implementation = "auto",
+    ) -> None:
+        super().__init__(
+            {
+                "label_smoothing": label_smoothing,
+                "entropy": entropy,
+                "z_loss": z_loss,
+                "logit_scale": logit_scale,
+                "softcap": softcap,
+                "kl": kl,
+                "reduction": reduction,
+                "impl": impl,
+                "inplace": inplace,
+            },
+            {"table": table, "alpha": alpha, "ignore_index": ignore_index},
+        )
+        self.register_buffer("weight", weight)
+
+    def forward(self, input: Tensor, target: Tensor | Target) -> Tensor:
+        """Return the loss of logits ``(..., V)`` against class numbers ``(...)``, or a target."""
+        return F.cross_entropy(input, target, weight=self.weight, **self._smoothing())
 
 
 class LinearCrossEntropyLoss(_Loss):
-    """`functional.linear_cross_entropy` as a module: MLE, or Tok with a table, without the logits.
+    """`functional.linear_cross_entropy` as a module: MLE, Tok with a table, or any target, without the logits.
 
     Args:
         table: similarity rows, or None.
         alpha: share of the similarity row.
-        ignore_index: positions with this target are ignored.
-        chunk_bytes: bytes of scratch for the logits, or None for the default.
-        memory: "fast" or "low".
-        options: label_smoothing, entropy, z_loss, logit_scale, softcap, kl, reduction, impl.
+        weight: ``(V,)`` weights of the classes, or None.
+        ignore_index: positions with this class number are ignored.
+        label_smoothing, entropy, z_loss, logit_scale, softcap, kl, reduction, chunk_bytes, memory, impl: see
+            `smoothloss.options`.
     """
 
+    weight: Tensor | None
+
     def __init__(
-        self, table: SimilarityTable | None = None, *, alpha: float = 0.0, ignore_index: int = -100,
-        chunk_bytes: int | None = None, memory: Memory = "fast", **options: Any,
-    ) -> None:  # fmt: skip
-        """Store the options."""
+        self,
+        table: SimilarityTable | None = None,
+        *,
+        alpha: float = 0.0,
+        weight: Tensor | None = None,
+        ignore_index: int = -100,
+        label_smoothing: float = 0.0,
+        entropy: float = 0.0,
+        z_loss: float = 0.0,
+        logit_scale: float = 1.0,
+        softcap: float | None = None,
+        kl: bool = False,
+        reduction: str = "mean",
+        chunk_bytes: int | None = None,
+        memory: Memory = "fast",
+        impl: Implementation = "auto",
+    ) -> None:
         super().__init__(
-            table=table, alpha=alpha, ignore_index=ignore_index, chunk_bytes=chunk_bytes, memory=memory, **options
+            {
+                "label_smoothing": label_smoothing,
+                "entropy": entropy,
+                "z_loss": z_loss,
+                "logit_scale": logit_scale,
+                "softcap": softcap,
+                "kl": kl,
+                "reduction": reduction,
+                "impl": impl,
+                "chunk_bytes": chunk_bytes,
+                "memory": memory,
+            },
+            {"table": table, "alpha": alpha, "ignore_index": ignore_index},
         )
+        self.register_buffer("weight", weight)
 
     def forward(
-        self, input: Tensor, linear_weight: Tensor, target: Tensor, linear_bias: Tensor | None = None
+        self, input: Tensor, linear_weight: Tensor, target: Tensor | Target, linear_bias: Tensor | None = None
     ) -> Tensor:
         """Return the loss of hidden states ``(..., D)`` and a classifier ``(V, D)``, ``(V,)``."""
-        return F.linear_cross_entropy(input, linear_weight, target, linear_bias=linear_bias, **self._smoothing())
+        return F.linear_cross_entropy(
+            input, linear_weight, target, linear_bias=linear_bias, weight=self.weight, **self._smoothing()
+        )
 
 
-class _SequenceLoss(_Loss):
-    """What the sequence losses have in common."""
-
-    def __init__(
-        self, *, alpha: float, table: SimilarityTable | None = None, token_alpha: float = 0.0,
-        ignore_index: int = -100, **options: Any,
-    ) -> None:  # fmt: skip
-        """Store the options."""
-        super().__init__(table=table, alpha=alpha, token_alpha=token_alpha, ignore_index=ignore_index, **options)
-
-
-class LazySequenceCrossEntropyLoss(_SequenceLoss):
+class LazySequenceCrossEntropyLoss(_Loss):
     """`functional.lazy_sequence_cross_entropy` as a module: lazy Seq, or lazy Tok-Seq with a table.
 
     Args:
         alpha: share of the samples.
         table: similarity rows, or None.
         token_alpha: share of the similarity rows.
-        ignore_index: positions with this target are ignored.
-        options: inplace, label_smoothing, entropy, z_loss, logit_scale, softcap, kl, reduction, impl.
+        ignore_index: positions with this class number are ignored.
+        label_smoothing, entropy, z_loss, logit_scale, softcap, kl, reduction, inplace, impl: see
+            `smoothloss.options`.
     """
+
+    def __init__(
+        self,
+        *,
+        alpha: float,
+        table: SimilarityTable | None = None,
+        token_alpha: float = 0.0,
+        ignore_index: int = -100,
+        label_smoothing: float = 0.0,
+        entropy: float = 0.0,
+        z_loss: float = 0.0,
+        logit_scale: float = 1.0,
+        softcap: float | None = None,
+        kl: bool = False,
+        reduction: str = "mean",
+        inplace: bool = False,
+        impl: Implementation = "auto",
+    ) -> None:
+        smoothing = {"table": table, "alpha": alpha, "token_alpha": token_alpha, "ignore_index": ignore_index}
+        super().__init__(
+            {
+                "label_smoothing": label_smoothing,
+                "entropy": entropy,
+                "z_loss": z_loss,
+                "logit_scale": logit_scale,
+                "softcap": softcap,
+                "kl": kl,
+                "reduction": reduction,
+                "impl": impl,
+                "inplace": inplace,
+            },
+            smoothing,
+        )
 
     def forward(self, input: Tensor, target: Tensor, samples: Tensor, sample_weights: Tensor | None = None) -> Tensor:
         """Return the loss of logits ``(B, T, V)`` against ``(B, T)`` and samples ``(L, B, T)`` weighted ``(L, B)``."""
         return F.lazy_sequence_cross_entropy(input, target, samples, sample_weights, **self._smoothing())
 
 
-class SequenceCrossEntropyLoss(_SequenceLoss):
+class SequenceCrossEntropyLoss(_Loss):
     """`functional.sequence_cross_entropy` as a module: Seq, or Tok-Seq with a table; RAML with ``alpha=1``.
 
-    Args: as `LazySequenceCrossEntropyLoss`.
+    Args:
+        alpha: share of the samples.
+        table: similarity rows, or None.
+        token_alpha: share of the similarity rows.
+        ignore_index: positions with this class number are ignored.
+        label_smoothing, entropy, z_loss, logit_scale, softcap, kl, reduction, inplace, impl: see
+            `smoothloss.options`.
     """
+
+    def __init__(
+        self,
+        *,
+        alpha: float,
+        table: SimilarityTable | None = None,
+        token_alpha: float = 0.0,
+        ignore_index: int = -100,
+        label_smoothing: float = 0.0,
+        entropy: float = 0.0,
+        z_loss: float = 0.0,
+        logit_scale: float = 1.0,
+        softcap: float | None = None,
+        kl: bool = False,
+        reduction: str = "mean",
+        inplace: bool = False,
+        impl: Implementation = "auto",
+    ) -> None:
+        smoothing = {"table": table, "alpha": alpha, "token_alpha": token_alpha, "ignore_index": ignore_index}
+        super().__init__(
+            {
+                "label_smoothing": label_smoothing,
+                "entropy": entropy,
+                "z_loss": z_loss,
+                "logit_scale": logit_scale,
+                "softcap": softcap,
+                "kl": kl,
+                "reduction": reduction,
+                "impl": impl,
+                "inplace": inplace,
+            },
+            smoothing,
+        )
 
     def forward(self, input: Tensor, target: Tensor, samples: Tensor, sample_weights: Tensor | None = None) -> Tensor:
         """Return the loss of logits ``(L + 1, B, T, V)`` against ``(B, T)`` and samples ``(L, B, T)``."""
         return F.sequence_cross_entropy(input, target, samples, sample_weights, **self._smoothing())
 
 
-class LinearLazySequenceCrossEntropyLoss(_SequenceLoss):
-    """`functional.linear_lazy_sequence_cross_entropy` as a module.
+class LinearLazySequenceCrossEntropyLoss(_Loss):
+    """`functional.linear_lazy_sequence_cross_entropy` as a module: the lazy losses without the logits.
 
-    Args: as `LazySequenceCrossEntropyLoss`, with chunk_bytes and memory in the place of inplace.
+    Args:
+        alpha: share of the samples.
+        table: similarity rows, or None.
+        token_alpha: share of the similarity rows.
+        ignore_index: positions with this class number are ignored.
+        label_smoothing, entropy, z_loss, logit_scale, softcap, kl, reduction, chunk_bytes, memory, impl: see
+            `smoothloss.options`.
     """
+
+    def __init__(
+        self,
+        *,
+        alpha: float,
+        table: SimilarityTable | None = None,
+        token_alpha: float = 0.0,
+        ignore_index: int = -100,
+        label_smoothing: float = 0.0,
+        entropy: float = 0.0,
+        z_loss: float = 0.0,
+        logit_scale: float = 1.0,
+        softcap: float | None = None,
+        kl: bool = False,
+        reduction: str = "mean",
+        chunk_bytes: int | None = None,
+        memory: Memory = "fast",
+        impl: Implementation = "auto",
+    ) -> None:
+        smoothing = {"table": table, "alpha": alpha, "token_alpha": token_alpha, "ignore_index": ignore_index}
+        super().__init__(
+            {
+                "label_smoothing": label_smoothing,
+                "entropy": entropy,
+                "z_loss": z_loss,
+                "logit_scale": logit_scale,
+                "softcap": softcap,
+                "kl": kl,
+                "reduction": reduction,
+                "impl": impl,
+                "chunk_bytes": chunk_bytes,
+                "memory": memory,
+            },
+            smoothing,
+        )
 
     def forward(
         self, input: Tensor, linear_weight: Tensor, target: Tensor, samples: Tensor,
@@ -216,11 +420,52 @@ class LinearLazySequenceCrossEntropyLoss(_SequenceLoss):
         )
 
 
-class LinearSequenceCrossEntropyLoss(_SequenceLoss):
-    """`functional.linear_sequence_cross_entropy` as a module.
+class LinearSequenceCrossEntropyLoss(_Loss):
+    """`functional.linear_sequence_cross_entropy` as a module: the exact losses without the logits.
 
-    Args: as `LazySequenceCrossEntropyLoss`, with chunk_bytes and memory in the place of inplace.
+    Args:
+        alpha: share of the samples.
+        table: similarity rows, or None.
+        token_alpha: share of the similarity rows.
+        ignore_index: positions with this class number are ignored.
+        label_smoothing, entropy, z_loss, logit_scale, softcap, kl, reduction, chunk_bytes, memory, impl: see
+            `smoothloss.options`.
     """
+
+    def __init__(
+        self,
+        *,
+        alpha: float,
+        table: SimilarityTable | None = None,
+        token_alpha: float = 0.0,
+        ignore_index: int = -100,
+        label_smoothing: float = 0.0,
+        entropy: float = 0.0,
+        z_loss: float = 0.0,
+        logit_scale: float = 1.0,
+        softcap: float | None = None,
+        kl: bool = False,
+        reduction: str = "mean",
+        chunk_bytes: int | None = None,
+        memory: Memory = "fast",
+        impl: Implementation = "auto",
+    ) -> None:
+        smoothing = {"table": table, "alpha": alpha, "token_alpha": token_alpha, "ignore_index": ignore_index}
+        super().__init__(
+            {
+                "label_smoothing": label_smoothing,
+                "entropy": entropy,
+                "z_loss": z_loss,
+                "logit_scale": logit_scale,
+                "softcap": softcap,
+                "kl": kl,
+                "reduction": reduction,
+                "impl": impl,
+                "chunk_bytes": chunk_bytes,
+                "memory": memory,
+            },
+            smoothing,
+        )
 
     def forward(
         self, input: Tensor, linear_weight: Tensor, target: Tensor, samples: Tensor,

@@ -15,6 +15,7 @@ import torch
 from smoothloss import _similarity_file
 from smoothloss._numbers import as_integer, as_real, as_token_ids
 from smoothloss.ops.similarity_rows import SimilarityScorer
+from smoothloss.ops.transforms import is_eager
 
 TailMode = Literal["uniform", "renormalize", "exact"]
 # Float32 cosines err by about 1e-7, which a temperature magnifies: below this one rows are computed in float64.
@@ -250,7 +251,7 @@ class SimilarityTable:
 
     def __repr__(self) -> str:
         settings = f"tau={self.tau:g}, beta={self.beta:g}, tail_mode={self.tail_mode!r}, device={str(self.device)!r}"
-        if self.device.type != "meta" and type(self.indices) is torch.Tensor:
+        if is_eager(self.has_neighbours):  # otherwise there is nothing to count
             dirac = self.num_tokens - int(self.has_neighbours.sum())
             settings += f", without_neighbours={dirac}, total_kept_mass={self.total_kept_mass:.4f}"
         return f"SimilarityTable(num_tokens={self.num_tokens}, num_neighbours={self.num_neighbours}, {settings})"

@@ -12,8 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from smoothloss.ops.options import RowOptions
-from smoothloss.ops.rows import DenseRows
+from smoothloss.backends.common import DenseRows, RowOptions, RowTarget
 from smoothloss.similarity import SimilarityTable, TailMode
 
 
@@ -69,6 +68,11 @@ def make_inputs(
     if mass is not None:
         mass = mass.masked_fill(dead, 0.0).to(accumulator).to(device)
     return Inputs(logits.to(device), indices.to(torch.int32).to(device), weights.to(accumulator).to(device), mass)
+
+
+def row_target(inputs: Inputs, dense: DenseRows | None = None) -> RowTarget:
+    """Return the target of a problem as the implementations take it."""
+    return RowTarget(inputs.indices, inputs.weights, inputs.uniform, dense)
 
 
 def make_dense_rows(inputs: Inputs, num_values: int, num_mixed: int, *, seed: int = 11) -> DenseRows:

@@ -16,7 +16,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from smoothloss.ops.dispatch import unavailable
+from smoothloss.backends import native, unavailable
 
 _SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 if "SMOOTHLOSS_DATA" not in os.environ and _SHARED.is_dir():
@@ -52,13 +52,13 @@ def poison() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def emulated_cuda(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
-    """Return ``_C_cuda`` compiled for the host, see `ops/cuda_emulation`."""
+    """Return ``_C_cuda`` compiled for the host, see `backends/cuda_emulation`."""
     compiler = shutil.which(os.environ.get("CXX", "c++"))
     if compiler is None:
         pytest.skip("there is no C++ compiler here")
     folder = tmp_path_factory.mktemp("cuda_emulation")
     csrc = Path(__file__).resolve().parents[1] / "csrc"
-    emulation = Path(__file__).parent / "ops" / "cuda_emulation"
+    emulation = Path(__file__).parent / "backends" / "cuda_emulation"
     includes = (emulation, csrc, sysconfig.get_paths()["include"], Path(torch.__file__).parent / "include")
     flags = ["-std=c++17", "-O1", "-fPIC", "-pthread", "-ffp-contract=off", "-fvisibility=hidden", "-w"]
     if "SMOOTHLOSS_SANITIZED" in os.environ:
@@ -84,6 +84,27 @@ def emulated_cuda(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def native_on_emulated_cuda(emulated_cuda: ModuleType, monkeypatch: pytest.MonkeyPatch) -> EmulatedCuda:
+    """Let the native implementation take CPU tensors for CUDA tensors, and the emulation for ``_C_cuda``."""
+    emulated = EmulatedCuda(emulated_cuda)
+    monkeypatch.setattr(native, "_is_cpu", lambda tensor: False)
+    monkeypatch.setattr(native, "_launch", emulated.launch)
+    return emulated
+
+
+class EmulatedCuda:
+    """Runs kernels in the emulation, as one of its `device`s, and remembers which."""
+
+    def __init__(self, module: ModuleType) -> None:
+        self.module, self.device, self.launched = module, 0, []
+
+    def launch(self, name: str, like: torch.Tensor, *arguments: object) -> None:
+        del like
+        self.launched.append(name)
+        getattr(self.module, name)(*arguments, self.device, 0)
 
 
 @pytest.fixture(params=["forward", "reverse", "shuffled"])

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import smoothloss.functional as F
 from smoothloss import SimilarityTable
-from smoothloss.ops.dispatch import unavailable
+from smoothloss.backends import unavailable
 from smoothloss.testing import make_sequences, make_table, table_rows
 
 B, T, V, L, D = 3, 5, 60, 4, 12

@@ -11,7 +11,7 @@ import torch
 
 import smoothloss
 from smoothloss import _diagnostics
-from smoothloss.ops import native
+from smoothloss.backends import native
 
 
 def test_the_compiled_module_is_there() -> None:

@@ -1,29 +1,40 @@
-"""Targets: their mass, their entries, and that merging changes neither."""
+"""Targets as values: what each constructor stands for, that they mix, and what can be asked of them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
-from smoothloss.targets import (
-    SparseTarget,
-    lazy_sequence_target,
-    merge_equal,
-    negative_entropy,
-    sequence_target,
-    token_target,
-)
+import smoothloss.functional as F
+from smoothloss import targets
+from smoothloss.backends.common import merge_equal
+from smoothloss.targets import Target
 from smoothloss.testing import dense_target, make_sequences, make_table, table_rows
 
 B, T, V, L = 3, 5, 60, 4
+TAILS = [None, "uniform", "renormalize", "exact"]
 
 
-def densify(target: SparseTarget) -> torch.Tensor:
-    uniform = None if target.uniform is None else target.uniform.flatten()
-    slots = target.indices.shape[-1]
-    return dense_target(target.indices.reshape(-1, slots), target.weights.reshape(-1, slots), uniform, V)
+def one_hot(y: Tensor) -> Tensor:
+    return torch.nn.functional.one_hot(y.clamp(min=0), V).double() * (y >= 0)[..., None]
+
+
+def smoothed(y: Tensor, tail: str | None, alpha: float) -> Tensor:
+    if tail is None:
+        return one_hot(y)
+    rows = table_rows(make_table(V, tail=tail))[y.clamp(min=0)] * (y >= 0)[..., None]
+    return (1 - alpha) * one_hot(y) + alpha * rows
+
+
+def top_k_of(teacher: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    log_probs, indices = teacher.log_softmax(-1).topk(k, -1)
+    return indices, log_probs
 
 
 @given(rows=st.integers(0, 4), slots=st.integers(0, 70), classes=st.integers(1, 12), seed=st.integers(0, 1000))
@@ -42,50 +53,198 @@ def test_merging_keeps_the_target_and_leaves_no_repeats(rows: int, slots: int, c
         assert all(value == 0 for index, value in zip(row, weight, strict=True) if index < 0)
 
 
-@pytest.mark.parametrize("tail", [None, "uniform", "exact"])
+@pytest.mark.parametrize("tail", TAILS)
 @pytest.mark.parametrize("alpha", [0.0, 0.4, 1.0])
-def test_every_counted_position_has_mass_one(tail: str | None, alpha: float) -> None:
-    target, samples, omega = make_sequences(B, T, V, L)
+def test_constructors_equal_their_dense_definitions(tail: str | None, alpha: float) -> None:
+    y, samples, omega = make_sequences(B, T, V, L)
     table = None if tail is None else make_table(V, tail=tail)
-    counted = (target != -100).float()
-    torch.testing.assert_close(token_target(target, table, alpha if table else 0.0).mass(V), counted)
-    lazy = lazy_sequence_target(target, samples, omega, alpha=alpha, table=table, token_alpha=0.3)
-    torch.testing.assert_close(lazy.mass(V), counted)
-    exact = sequence_target(target, samples.where(target != -100, -100), omega, alpha=alpha, table=table)
-    torch.testing.assert_close(exact.mass(V).sum(0), counted)
+    token_alpha = 0.3 if table else 0.0
+    rows = [smoothed(sample, tail, token_alpha) for sample in samples]
+    weights = [weight.double()[:, None, None] for weight in omega]
+    counted = (y != -100)[..., None]
+    lazy = (1 - alpha) * smoothed(y, tail, token_alpha) + alpha * sum(w * r for w, r in zip(weights, rows, strict=True))
+    exact = torch.stack(
+        [(1 - alpha) * smoothed(y, tail, token_alpha), *(alpha * w * r for w, r in zip(weights, rows, strict=True))]
+    )
+    options = {"alpha": alpha, "table": table, "token_alpha": token_alpha}
+    for made, expected in (
+        (targets.labels(y), one_hot(y)),
+        (targets.token(y, table, alpha if table else 0.0), smoothed(y, tail, alpha)),
+        (targets.lazy_sequence(y, samples, omega, **options), lazy * counted),
+        (targets.sequence(y, samples, omega, **options), exact),
+    ):
+        assert made.shape == expected.shape[:-1]
+        torch.testing.assert_close(made.dense(V).double(), expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(made.mass().double(), expected.sum(-1), rtol=1e-5, atol=1e-6)
+        for eps in (0.0, 0.2):
+            q = (1 - eps) * expected + eps * expected.sum(-1, keepdim=True) / V
+            entropy = made.entropy(V, label_smoothing=eps).double()
+            torch.testing.assert_close(entropy, -torch.xlogy(q, q).sum(-1), rtol=1e-5, atol=1e-4)
 
 
-def test_exact_rows_are_those_of_the_table() -> None:
-    target, _, _ = make_sequences(B, T, V, L)
-    table = make_table(V, tail="exact")
-    soft = token_target(target, table, 0.4)
-    assert soft.rows is not None
-    expected = 0.4 * table_rows(table)[target.clamp(min=0)] * (target != -100)[..., None]
-    torch.testing.assert_close(soft.rows.dense(torch.float64), expected, rtol=1e-5, atol=1e-8)
+def test_entries_and_their_uniform_mass() -> None:
+    indices = torch.tensor([[[3, 3, -1], [0, 5, 9]]])
+    weights, uniform = torch.rand(1, 2, 3), torch.rand(1, 2)
+    made = targets.entries(indices, weights, uniform)
+    expected = dense_target(indices.flatten(0, 1), weights.flatten(0, 1), uniform.flatten(), 10)
+    torch.testing.assert_close(made.dense(10).double().flatten(0, 1), expected)
+    assert torch.equal(made.indices, indices)
+    assert torch.equal(made.weights, weights)
+    assert made.uniform is not None and torch.equal(made.uniform, uniform)
+
+
+@pytest.mark.parametrize("missing", ["uniform", "renormalize", "drop"])
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_top_k(dtype: torch.dtype, temperature: float, missing: str) -> None:
+    teacher = torch.randn(4, V, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 3
+    indices, log_probs = top_k_of(teacher, 7)
+    log_probs = log_probs.to(dtype)
+    indices[1, 4:], log_probs[1, 4:] = -1, torch.nan  # ragged
+    indices[2], log_probs[2] = -1, 0.0  # a position without a teacher
+    made = targets.top_k(indices, log_probs, temperature=temperature, missing=missing)
+    for row in range(4):
+        known = indices[row] >= 0
+        p = log_probs[row][known].double()
+        kept = p.exp().sum() if known.any() else torch.tensor(0.0).double()
+        q = (p / temperature).softmax(-1) * (1 if missing == "renormalize" else kept)
+        rest = (1 - kept) if missing == "uniform" and known.any() else 0.0
+        expected = torch.zeros(V).double().index_add(0, indices[row][known], q) + rest / V
+        torch.testing.assert_close(made.dense(V)[row].double(), expected, rtol=1e-5, atol=1e-6)
+    if missing != "drop":
+        torch.testing.assert_close(made.mass().double(), torch.tensor([1.0, 1.0, 0.0, 1.0]).double())
+
+
+def test_a_teachers_whole_distribution_gives_a_kl_of_zero_at_the_teacher() -> None:
+    teacher = torch.randn(5, 12, dtype=torch.float64)
+    made = targets.top_k(*top_k_of(teacher, 12))
+    loss = F.cross_entropy(teacher, made, kl=True, reduction="none")
+    torch.testing.assert_close(loss, torch.zeros(5).double(), atol=1e-12, rtol=0)
+
+
+PARTS: dict[str, Callable[[Tensor], Target]] = {
+    "labels": targets.labels,
+    "token": lambda y: targets.token(y, make_table(V), 0.4),
+    "exact": lambda y: targets.token(y, EXACT, 0.4),
+    "top_k": lambda y: targets.top_k(
+        *top_k_of(torch.randn(*y.shape, V, generator=torch.Generator().manual_seed(1)), 6)
+    ),
+    "entries": lambda y: targets.entries(y.clamp(min=0)[..., None].int(), torch.full((*y.shape, 1), 2.0).double()),
+}
+EXACT = make_table(V, tail="exact")
+
+
+@pytest.mark.parametrize("a", PARTS)
+@pytest.mark.parametrize("b", PARTS)
+def test_targets_mix(a: str, b: str, impl: str) -> None:
+    y, _, _ = make_sequences(B, T, V, L)
+    one, other = PARTS[a](y), PARTS[b](y)
+    mixed = 0.25 * one + other * np.float32(0.75)
+    expected = 0.25 * one.dense(V).double() + 0.75 * other.dense(V).double()
+    torch.testing.assert_close(mixed.dense(V).double(), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(mixed.mass().double(), expected.sum(-1), rtol=1e-5, atol=1e-6)
+    logits = torch.randn(B, T, V, dtype=torch.float64, requires_grad=True)
+    loss = F.cross_entropy(logits, mixed, reduction="none", impl=impl)
+    dense = -(expected * logits.log_softmax(-1)).sum(-1)
+    torch.testing.assert_close(loss, dense, rtol=1e-5, atol=1e-5)
+    grads = [torch.autograd.grad(value.sum(), logits)[0] for value in (loss, dense)]
+    torch.testing.assert_close(*grads, rtol=1e-5, atol=1e-5)
+
+
+def test_a_target_serves_every_loss_alike(impl: str) -> None:
+    y, samples, omega = make_sequences(B, T, V, L)
+    table, options = make_table(V), {"alpha": 0.6, "token_alpha": 0.3}
+    hidden, weight = torch.randn(B, T, 8), torch.randn(V, 8)
+    logits = hidden @ weight.t()
+    lazy = targets.lazy_sequence(y, samples, omega, table=table, **options)
+    expected = F.lazy_sequence_cross_entropy(logits, y, samples, omega, table=table, impl=impl, **options)
+    torch.testing.assert_close(F.cross_entropy(logits, lazy, impl=impl), expected)
+    torch.testing.assert_close(F.linear_cross_entropy(hidden, weight, lazy, impl=impl), expected)
+    samples = samples.where(y != -100, -100)
+    exact = targets.sequence(y, samples, omega, table=table, **options)
+    many = torch.randn(L + 1, B, T, V)
+    expected = F.sequence_cross_entropy(many, y, samples, omega, table=table, impl=impl, **options)
+    torch.testing.assert_close(F.cross_entropy(many, exact, impl=impl), expected)
 
 
 def test_equal_samples_share_one_slot() -> None:
-    target = torch.tensor([[4, 5]])
+    y = torch.tensor([[4, 5]])
     samples = torch.tensor([[[4, 6]], [[4, 6]], [[7, 5]]])
-    soft = lazy_sequence_target(target, samples, alpha=0.6)
-    assert soft.indices.tolist() == [[[4, -1, -1, 7], [5, 6, -1, -1]]]
-    torch.testing.assert_close(soft.weights, torch.tensor([[[0.8, 0.0, 0.0, 0.2], [0.6, 0.4, 0.0, 0.0]]]))
+    made = targets.lazy_sequence(y, samples, alpha=0.6)
+    assert made.indices.tolist() == [[[4, -1, -1, 7], [5, 6, -1, -1]]]
+    torch.testing.assert_close(made.weights, torch.tensor([[[0.8, 0.0, 0.0, 0.2], [0.6, 0.4, 0.0, 0.0]]]))
 
 
-@pytest.mark.parametrize("tail", ["uniform", "exact"])
-@pytest.mark.parametrize("label_smoothing", [0.0, 0.2])
-def test_negative_entropy_is_that_of_the_dense_target(tail: str, label_smoothing: float) -> None:
-    target, samples, omega = make_sequences(B, T, V, L)
-    soft = lazy_sequence_target(target, samples, omega, alpha=0.5, table=make_table(V, tail=tail), token_alpha=0.3)
-    q = densify(soft)
-    if soft.rows is not None:
-        q = q + soft.rows.dense(torch.float64).flatten(0, -2)
-    q = (1 - label_smoothing) * q + label_smoothing * q.sum(-1, keepdim=True) / V
-    actual = negative_entropy(soft, V, label_smoothing)
-    torch.testing.assert_close(actual.flatten().double(), torch.xlogy(q, q).sum(-1), rtol=1e-5, atol=1e-5)
+def test_no_samples_leave_the_ground_truths_share() -> None:
+    y, samples, _ = make_sequences(B, T, V, L)
+    made = targets.lazy_sequence(y, samples[:0], alpha=0.4)
+    torch.testing.assert_close(made.dense(V).double(), 0.6 * one_hot(y))
 
 
-def test_samples_weigh_alike_by_default() -> None:
-    target, samples, _ = make_sequences(B, T, V, L)
-    given = lazy_sequence_target(target, samples, torch.full((L, target.shape[0]), 1 / L), alpha=0.5)
-    torch.testing.assert_close(densify(lazy_sequence_target(target, samples, alpha=0.5)), densify(given))
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_the_default_dtype_is_of_no_account(dtype: torch.dtype) -> None:
+    y, samples, _ = make_sequences(B, T, V, L)
+    made = [targets.lazy_sequence(y, samples, alpha=0.6), targets.sequence(y, samples, alpha=0.6)]
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        again = [targets.lazy_sequence(y, samples, alpha=0.6), targets.sequence(y, samples, alpha=0.6)]
+        mixed = 0.5 * targets.labels(y) + 0.5 * again[0]
+        dense, entropy = mixed.dense(V), mixed.entropy(V)
+        loss = F.cross_entropy(torch.zeros(B, T, V, dtype=torch.float32), mixed, label_smoothing=0.1, kl=True)
+    finally:
+        torch.set_default_dtype(before)
+    for one, other in zip(made, again, strict=True):
+        assert torch.equal(one.weights, other.weights)
+    assert dense.dtype == entropy.dtype == loss.dtype == torch.float32
+
+
+def test_to_another_device_and_repr() -> None:
+    y, samples, omega = make_sequences(B, T, V, L)
+    for made in (targets.labels(y), targets.lazy_sequence(y, samples, omega, alpha=0.5, table=EXACT, token_alpha=0.3)):
+        moved = made.to("meta")
+        assert moved.device.type == "meta"
+        assert moved.shape == made.shape
+        assert moved.dense(V).shape == (B, T, V)
+        assert "meta" in repr(moved) and "(3, 5)" in repr(made)
+
+
+Y, SAMPLES = torch.zeros(B, T, dtype=torch.long), torch.zeros(L, B, T, dtype=torch.long)
+WRONG: dict[str, tuple[type[Exception], str, Callable[[], object]]] = {
+    "labels": (TypeError, "target: got list, expected a torch.Tensor", lambda: targets.labels([1, 2])),
+    "ignore_index": (TypeError, "ignore_index: got NoneType", lambda: targets.labels(Y, ignore_index=None)),
+    "alpha": (ValueError, "alpha: got 2", lambda: targets.token(Y, make_table(V), 2)),
+    "no table": (ValueError, "alpha: got 0.5 without a table", lambda: targets.token(Y, None, 0.5)),
+    "samples": (ValueError, r"samples: got shape \(4, 3, 4\), expected \(4, 3, 5\)",
+                lambda: targets.lazy_sequence(Y, SAMPLES[..., 1:], alpha=0.5)),
+    "one sequence": (ValueError, r"target: got shape \(5,\), expected \(B, T\)",
+                     lambda: targets.lazy_sequence(Y[0], SAMPLES, alpha=0.5)),
+    "token_alpha": (ValueError, "token_alpha: got 0.5 without", lambda: targets.sequence(Y, SAMPLES, alpha=1, token_alpha=0.5)),
+    "sample weights": (ValueError, r"sample_weights: got shape \(3, 4\)",
+                       lambda: targets.sequence(Y, SAMPLES, torch.ones(B, L), alpha=1)),
+    "weights": (ValueError, r"weights: got shape \(3, 5\), expected \(4, 3, 5\)",
+                lambda: targets.entries(SAMPLES, torch.ones(B, T))),
+    "grad": (ValueError, "log_probs: got a tensor that requires grad",
+             lambda: targets.top_k(SAMPLES, torch.zeros(L, B, T, requires_grad=True))),
+    "missing": (ValueError, "missing: got 'bucket'", lambda: targets.top_k(SAMPLES, torch.zeros(L, B, T), missing="bucket")),
+    "temperature": (ValueError, "temperature: got 0", lambda: targets.top_k(SAMPLES, torch.zeros(L, B, T), temperature=0)),
+    "sum of shapes": (ValueError, "target: got shapes", lambda: targets.labels(Y) + targets.labels(Y[0])),
+    "sum of tables": (ValueError, "got targets over 60 and 7 classes",
+                      lambda: targets.token(Y, make_table(V), 0.1) + targets.token(Y, make_table(7, k=3), 0.1)),
+    "sum of exact tails": (ValueError, "two tables with exact tails",
+                           lambda: targets.token(Y, EXACT, 0.1) + targets.token(Y, make_table(V, tail="exact"), 0.1)),
+    "factor": (TypeError, "factor: got str", lambda: targets.labels(Y) * "2"),
+    "summand": (TypeError, "unsupported operand", lambda: targets.labels(Y) + 1),
+    "classes": (ValueError, "num_classes: got 7, expected 60", lambda: targets.token(Y, make_table(V), 0.1).dense(7)),
+    "no classes": (ValueError, "num_classes: got 0", lambda: targets.labels(Y).dense(0)),
+    "negative label": (IndexError, r"target\[1, 2\]: got -7",
+                       lambda: targets.labels(Y.index_put((torch.tensor(1), torch.tensor(2)), torch.tensor(-7))).dense(V)),
+    "negative sample": (IndexError, r"samples\[0, 0, 0\]: got -1", lambda: targets.lazy_sequence(Y, SAMPLES - 1, alpha=0.5)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_wrong_is_said_where_it_is_built(name: str) -> None:
+    error, message, build = WRONG[name]
+    with pytest.raises(error, match=message):
+        build()

@@ -28,11 +28,17 @@ struct Logits {
     int64_t stride;  // of a row, in elements
 };
 
+// What becomes of the losses of the rows.
+enum class Reduction : int { none = 0, sum = 1, mean = 2 };
+
 struct Targets {
-    const int32_t* indices;  // (rows, slots); outside 0 .. classes - 1: an empty slot
-    const void* weights;     // (rows, slots), accumulator type; null where only the indices matter
-    const void* uniform;     // (rows,), accumulator type, or null
+    const void* indices;  // (rows, slots); outside 0 .. classes - 1, or the ignored one: an empty slot
+    bool are_int64;
+    const void* weights;  // (rows, slots), accumulator type; null: 1
+    const void* uniform;  // (rows,), accumulator type, or null
     int64_t slots;
+    bool are_labels;       // a negative index is an error, but for `ignore_index`
+    int64_t ignore_index;  // of labels
 };
 
 // Distributions over all classes, of which row n of the logits mixes q_n = sum_j weights[n, j] values[rows[n, j]].
@@ -50,17 +56,19 @@ struct Output {
     int64_t stride;
 };
 
-// Pointers to results of shape (rows,) are of the accumulator type, but for the lse, which is float64 always: its
-// rounding would be a relative error of every probability in the row.
+// What the forward knows of a row and the backward wants: lse = center + log(sum). Apart, because their rounded sum
+// would lose log(sum) where all logits share a large offset.
+constexpr int64_t kStatistics = 3;  // center = max z, sum = sum exp(z - center), entropy (0 unless it is used)
+
+// Pointers to results are of the accumulator type.
 struct ForwardArguments {
     Logits logits;
     Targets targets;
     DenseTargets dense;
     RowOptions options;
-    void* loss;
-    double* lse;
-    void* entropy;  // null unless options.entropy is used
-    void* mass;
+    void* loss;        // (rows,)
+    void* mass;        // (rows,)
+    void* statistics;  // (rows, kStatistics)
 };
 
 struct BackwardArguments {
@@ -70,10 +78,9 @@ struct BackwardArguments {
     RowOptions options;
     const void* grad;  // (rows,) or one element
     bool grad_is_scalar;
-    const void* scale;  // one element that multiplies grad, or null
-    const double* lse;
-    const void* entropy;  // null unless options.entropy is used
-    const void* mass;     // null: the mass of the targets, and rows without any are ignored
+    const void* scale;       // one element that multiplies grad, or null
+    const void* statistics;  // (rows, kStatistics)
+    const void* mass;        // null: the mass of the targets, and rows without any are ignored
     Output out;
 };
 
@@ -89,20 +96,23 @@ struct ForwardBackwardArguments {
 
 struct SelectArguments {
     Logits logits;
-    Targets targets;  // only the indices
-    double* lse;
-    void* selected;  // (rows, slots)
+    Targets targets;   // only the indices
+    void* statistics;  // (rows, kStatistics)
+    void* selected;    // (rows, slots)
 };
 
-// For each of batch x length positions: the candidates' tokens, equal ones merged into the first, each followed by its
-// row of the table. See smoothed_target in ops/reference.py.
+// For each of batch x length positions its candidates, the ground truth and one of each sample: their tokens, equal
+// ones merged into the first, each followed by its row of the table. See smoothed_target in backends/reference.py.
 struct SmoothedTargetArguments {
-    const void* candidates;  // (num_candidates, batch, length)
-    bool candidates_are_int64;
+    const void* target;   // (batch, length)
+    const void* samples;  // (num_candidates - 1, batch, length), or null where there are none
+    bool are_int64;
     int64_t num_candidates;
     int64_t batch;
     int64_t length;
-    const float* weights;          // (num_candidates, batch), or null: all 1
+    const float* target_weights;   // (batch,), or null: 1
+    const float* sample_weights;   // (num_candidates - 1, batch), or null: 1 / (num_candidates - 1)
+    double alpha;                  // factor of the samples' weights; 1 - alpha that of the ground truth's
     const int32_t* table_indices;  // (num_tokens, num_neighbours), or null: no table
     const float* table_weights;    // (num_tokens, num_neighbours)
     const float* table_tail;       // (num_tokens,), or null
@@ -115,11 +125,13 @@ struct SmoothedTargetArguments {
     float* out_uniform;    // (batch * length,), or null where there is no tail
 };
 
-// loss = sum of `losses` / count, scale = 1 / max(count, 1), count the number of masses that are not 0.
-struct MeanArguments {
+// Mean: loss = sum of `losses` / count, scale = 1 / max(count, 1), count the number of masses that are not 0. Sum:
+// scale 1.
+struct ReduceArguments {
     const void* losses;  // (rows,) of the accumulator type
     const void* mass;    // (rows,)
     DataType type;       // float32 or float64
+    Reduction reduction;
     int64_t rows;
     void* loss;   // one element
     void* scale;  // one element

@@ -2,7 +2,7 @@
 //
 //   sum_j w_j ((1 - token_alpha) delta(y_j) + token_alpha R[y_j])
 //
-// See smoothed_target in ops/reference.py.
+// See smoothed_target in backends/reference.py.
 #pragma once
 
 #include "common/arguments.h"
@@ -17,13 +17,16 @@ struct Candidate {
 };
 
 SMOOTHLOSS_HD int64_t candidate_token(const SmoothedTargetArguments& a, int64_t j, int64_t position) {
-    int64_t at = j * a.batch * a.length + position;
-    if (a.candidates_are_int64) return static_cast<const int64_t*>(a.candidates)[at];
-    return static_cast<const int32_t*>(a.candidates)[at];
+    const void* tokens = j == 0 ? a.target : a.samples;
+    int64_t at = j == 0 ? position : (j - 1) * a.batch * a.length + position;
+    if (a.are_int64) return static_cast<const int64_t*>(tokens)[at];
+    return static_cast<const int32_t*>(tokens)[at];
 }
 
 SMOOTHLOSS_HD float candidate_weight(const SmoothedTargetArguments& a, int64_t j, int64_t sequence) {
-    return a.weights ? a.weights[j * a.batch + sequence] : 1.0f;
+    if (j == 0) return static_cast<float>(1 - a.alpha) * (a.target_weights ? a.target_weights[sequence] : 1.0f);
+    float even = 1.0f / static_cast<float>(a.num_candidates - 1);
+    return static_cast<float>(a.alpha) * (a.sample_weights ? a.sample_weights[(j - 1) * a.batch + sequence] : even);
 }
 
 // Candidate j with the weights of all that equal it, in their order; none where an earlier one equals it. `sequence` is

@@ -1,4 +1,5 @@
-// The part of a row's loss that a dense target q has, sum_v q_v (lse - z_v), summed along with the softmax.
+// The part of a row's loss that a dense target q has, sum_v q_v (lse - z_v), summed along with the softmax. Mass that
+// lies evenly on all classes is a dense target too.
 //
 // Relative to the largest logit so far, every term is at least 0: nothing cancels.
 #pragma once
@@ -25,7 +26,8 @@ SMOOTHLOSS_HD void accumulate(DenseState<T>& state, T q, T z, T center) {
 // The same state relative to another center.
 template <class T>
 SMOOTHLOSS_HD DenseState<T> rebase(DenseState<T> state, T from, T to) {
-    return {state.distance + (to - from) * state.mass, state.mass};
+    // An empty state stays empty, however far the other center is.
+    return {state.mass == 0 ? state.distance : state.distance + (to - from) * state.mass, state.mass};
 }
 
 // sum_v q_v (lse - z_v), the state being relative to the softmax's center.
@@ -50,6 +52,15 @@ template <class T>
 SMOOTHLOSS_HD RowState<T> rebase(const RowState<T>& state, T max) {
     DenseState<T> dense = rebase(state.dense, center_of(state.softmax.max), center_of(max));
     return {rebase(state.softmax, max), dense};
+}
+
+template <class T>
+SMOOTHLOSS_HD RowState<T> merge(RowState<T> a, RowState<T> b) {
+    T max = a.softmax.max > b.softmax.max ? a.softmax.max : b.softmax.max;
+    a = rebase(a, max);
+    b = rebase(b, max);
+    return {{max, a.softmax.sum + b.softmax.sum, a.softmax.dot + b.softmax.dot},
+            {a.dense.distance + b.dense.distance, a.dense.mass + b.dense.mass}};
 }
 
 }  // namespace SMOOTHLOSS_ISA

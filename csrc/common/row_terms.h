@@ -3,7 +3,7 @@
 //   loss = sum_s w_s (lse - z_{i_s}) + u (lse - mean z) + z_loss lse^2 - gamma H(p)
 //   dloss/dz_v = (m + 2 z_loss lse) p_v - u/V - q_v + gamma p_v (log p_v + H)
 //
-// with label smoothing folded into the target: w <- (1 - eps) w, u <- (1 - eps) u + eps m. See ops/reference.py.
+// with label smoothing folded into the target: w <- (1 - eps) w, u <- (1 - eps) u + eps m. See backends/reference.py.
 #pragma once
 
 #include <cmath>
@@ -56,18 +56,17 @@ SMOOTHLOSS_HD double exponential(double x) {
     return ::exp(x);
 }
 
-// What an online softmax knows of the logits seen so far. `dot` serves the entropy, `total` the uniform mass.
+// What an online softmax knows of the logits seen so far. `dot` serves the entropy.
 template <class T>
 struct SoftmaxState {
-    T max;    // max z
-    T sum;    // sum exp(z - max)
-    T dot;    // sum exp(z - max) (z - max)
-    T total;  // sum z
+    T max;  // max z
+    T sum;  // sum exp(z - max)
+    T dot;  // sum exp(z - max) (z - max)
 };
 
 template <class T>
 SMOOTHLOSS_HD SoftmaxState<T> empty_softmax_state() {
-    return {-static_cast<T>(INFINITY), 0, 0, 0};
+    return {-static_cast<T>(INFINITY), 0, 0};
 }
 
 // The point that exponents are taken relative to: 0 as long as only -inf was seen, where -inf - -inf would be NaN.
@@ -79,20 +78,12 @@ SMOOTHLOSS_HD T center_of(T max) {
 // The same state, expressed relative to a maximum that is at least as large.
 template <class T>
 SMOOTHLOSS_HD SoftmaxState<T> rebase(SoftmaxState<T> state, T max) {
-    if (state.sum == 0 || state.max == max) return {max, state.sum, state.dot, state.total};
+    if (state.sum == 0 || state.max == max) return {max, state.sum, state.dot};
     T shift = center_of(state.max) - center_of(max);
     T factor = exponential(shift);
     // exp(shift) = 0 times shift = -inf would be NaN.
     T dot = factor == 0 ? T(0) : factor * (state.dot + shift * state.sum);
-    return {max, factor * state.sum, dot, state.total};
-}
-
-template <class T>
-SMOOTHLOSS_HD SoftmaxState<T> merge(SoftmaxState<T> a, SoftmaxState<T> b) {
-    T max = a.max > b.max ? a.max : b.max;
-    a = rebase(a, max);
-    b = rebase(b, max);
-    return {max, a.sum + b.sum, a.dot + b.dot, a.total + b.total};
+    return {max, factor * state.sum, dot};
 }
 
 // lse = center + log_sum, kept apart because their sum rounds.
@@ -101,27 +92,14 @@ struct RowSoftmax {
     T center;
     T log_sum;
     T entropy;
-    T mean;
 
     SMOOTHLOSS_HD T lse() const { return center + log_sum; }
 };
 
 template <class T>
-SMOOTHLOSS_HD RowSoftmax<T> finish(SoftmaxState<T> state, T classes) {
+SMOOTHLOSS_HD RowSoftmax<T> finish(SoftmaxState<T> state) {
     T log_sum = log(state.sum);
-    return {center_of(state.max), log_sum, log_sum - state.dot / state.sum, state.total / classes};
-}
-
-template <class T>
-SMOOTHLOSS_HD double lse_of(const SoftmaxState<T>& state) {
-    return static_cast<double>(center_of(state.max)) + log(static_cast<double>(state.sum));
-}
-
-// The softmax that a saved lse belongs to.
-template <class T>
-SMOOTHLOSS_HD RowSoftmax<T> softmax_of(double lse, T entropy) {
-    T center = static_cast<T>(lse);
-    return {center, static_cast<T>(lse - static_cast<double>(center)), entropy, 0};
+    return {center_of(state.max), log_sum, log_sum - state.dot / state.sum};
 }
 
 // w (lse - z) without the cancellation of m lse - w z; a weight of zero has no influence, whatever the logit.
@@ -130,11 +108,10 @@ SMOOTHLOSS_HD T entry_loss(T weight, T z, const RowSoftmax<T>& softmax) {
     return weight == 0 ? T(0) : weight * ((softmax.center - z) + softmax.log_sum);
 }
 
-// Everything in the loss of a row but its entries and its dense target.
+// What the options add to the loss of a row.
 template <class T>
-SMOOTHLOSS_HD T dense_loss(const RowTarget<T>& target, const RowSoftmax<T>& softmax, T z_loss, T entropy_weight) {
-    T lse = softmax.lse();
-    T loss = entry_loss(target.uniform, softmax.mean, softmax);
+SMOOTHLOSS_HD T options_loss(const RowSoftmax<T>& softmax, T z_loss, T entropy_weight) {
+    T lse = softmax.lse(), loss = 0;
     if (z_loss != 0) loss += z_loss * lse * lse;
     if (entropy_weight != 0) loss -= entropy_weight * softmax.entropy;
     return loss;
@@ -162,12 +139,12 @@ struct GradientInputs {
     T classes;
 };
 
-// `inverse_sum` = exp(-log_sum), for those who know it better than through the rounded logarithm.
+// `sum` = exp(log_sum), which is better known than through the rounded logarithm.
 template <class T>
 SMOOTHLOSS_HD GradientTerms<T> make_gradient_terms(const GradientInputs<T>& in, const RowTarget<T>& target,
-                                                   const RowSoftmax<T>& softmax, T inverse_sum) {
+                                                   const RowSoftmax<T>& softmax, T sum) {
     T scale = in.grad * in.logit_scale;
-    T p_scale = scale * inverse_sum;
+    T p_scale = scale / sum;
     T lse_term = in.z_loss != 0 ? 2 * in.z_loss * softmax.lse() : T(0);
     return {softmax.center,
             p_scale * (in.mass + lse_term),
@@ -175,12 +152,6 @@ SMOOTHLOSS_HD GradientTerms<T> make_gradient_terms(const GradientInputs<T>& in, 
             softmax.entropy - softmax.log_sum,
             scale * target.uniform / in.classes,
             scale * target.keep};
-}
-
-template <class T>
-SMOOTHLOSS_HD GradientTerms<T> make_gradient_terms(const GradientInputs<T>& in, const RowTarget<T>& target,
-                                                   const RowSoftmax<T>& softmax) {
-    return make_gradient_terms(in, target, softmax, static_cast<T>(exp(-softmax.log_sum)));
 }
 
 // `Value` is T or a vector of T: exponential = exp(distance), distance = z - center (clamped where the former is 0).

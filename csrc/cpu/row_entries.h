@@ -18,11 +18,17 @@ struct RowEntries {
     SMOOTHLOSS_HD bool filled(int64_t s) const { return indices[s] >= 0 && indices[s] < classes; }
 };
 
+// The weight of a label.
+template <class T>
+constexpr T kOne = 1;
+
+// The indices are int32 here; where there are no weights there is one slot, or only the indices matter.
 template <class T>
 SMOOTHLOSS_HD RowEntries<T> row_entries(const Targets& targets, int64_t classes, int64_t n) {
     const T* weights = static_cast<const T*>(targets.weights);
     int64_t offset = n * targets.slots;
-    return {targets.indices + offset, weights ? weights + offset : nullptr, targets.slots, classes};
+    return {static_cast<const int32_t*>(targets.indices) + offset, weights ? weights + offset : &kOne<T>, targets.slots,
+            classes};
 }
 
 // The passes over a row of logits push the entries of the next one out of the cache, or let nobody fetch them in time:
@@ -31,7 +37,8 @@ template <class T>
 SMOOTHLOSS_HD void prefetch_entries(const Targets& targets, int64_t n, int64_t end) {
     if (n >= end) return;
     constexpr int64_t kLine = 64;
-    const char* indices = reinterpret_cast<const char*>(targets.indices + n * targets.slots);
+    if (!targets.weights) return;  // one label each: the next is there already
+    const char* indices = static_cast<const char*>(targets.indices) + n * targets.slots * int64_t{sizeof(int32_t)};
     const char* weights = reinterpret_cast<const char*>(static_cast<const T*>(targets.weights) + n * targets.slots);
     for (int64_t i = 0; i < targets.slots * int64_t{sizeof(int32_t)}; i += kLine) __builtin_prefetch(indices + i);
     for (int64_t i = 0; i < targets.slots * int64_t{sizeof(T)}; i += kLine) __builtin_prefetch(weights + i);
@@ -86,7 +93,7 @@ SMOOTHLOSS_HD double transform_one(double x, const TransformTerms<T>& terms) {
 template <Transform TRANSFORM, class T, class Storage>
 SMOOTHLOSS_HD double row_loss(const Storage* row, const RowEntries<T>& entries, const DenseMixture<T>& mixture,
                               const RowTarget<double>& target, const RowSoftmax<double>& softmax,
-                              const RowOptions& options) {
+                              const DenseState<double>& even, const RowOptions& options) {
     TransformTerms<T> terms = transform_terms<T>(options);
     Sum sum;
 #pragma GCC unroll 4
@@ -100,7 +107,8 @@ SMOOTHLOSS_HD double row_loss(const Storage* row, const RowEntries<T>& entries, 
         DenseState<double> state = dense_state<TRANSFORM, T>(row, mixture, static_cast<T>(softmax.center), terms);
         loss += target.keep * dense_rows_loss(state, softmax);
     }
-    return loss + dense_loss(target, softmax, options.z_loss, options.entropy);
+    if (target.uniform != 0) loss += target.uniform * dense_rows_loss(even, softmax);
+    return loss + options_loss(softmax, options.z_loss, options.entropy);
 }
 
 template <class A, class B>

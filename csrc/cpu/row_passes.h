@@ -46,60 +46,44 @@ SMOOTHLOSS_HD void prefetch(const Storage* p, int count) {
     for (int i = 0; pays && i < count; i += line) __builtin_prefetch(p + i);
 }
 
-template <class T>
-struct BlockScan {
-    T max;
-    double total;  // of the inputs as they are; 0 where not asked for
-};
-
-// The sum costs nothing here, where the loads are what takes the time.
-template <bool HAS_TOTAL, class T, class Storage>
-SMOOTHLOSS_HD BlockScan<T> scan_block(const Storage* row, int count) {
+template <class T, class Storage>
+SMOOTHLOSS_HD T block_max(const Storage* row, int count) {
     constexpr int width = Lanes<T>::width;
     Vector<T> lowest = broadcast<T>(-static_cast<T>(__builtin_inff()));
     Vector<T> max[4] = {lowest, lowest, lowest, lowest};
-    Vector<T> total[4] = {};
     int i = 0;
     for (; i + 4 * width <= count; i += 4 * width) {
 #pragma GCC unroll 4
-        for (int j = 0; j < 4; ++j) {
-            Vector<T> x = load(row + i + j * width);
-            max[j] = larger<T>(x, max[j]);
-            if (HAS_TOTAL) total[j] += x;
-        }
+        for (int j = 0; j < 4; ++j) max[j] = larger<T>(load(row + i + j * width), max[j]);
     }
-    for (; i + width <= count; i += width) {
-        Vector<T> x = load(row + i);
-        max[0] = larger<T>(x, max[0]);
-        if (HAS_TOTAL) total[0] += x;
-    }
+    for (; i + width <= count; i += width) max[0] = larger<T>(load(row + i), max[0]);
     if (i < count) {
-        Vector<T> rest = load_some<T>(row + i, count - i);  // 0 beyond the row
-        if (HAS_TOTAL) total[1] += rest;
+        Vector<T> rest = load_some<T>(row + i, count - i);
         max[1] = larger<T>(lanes_below<T>(count - i) ? rest : lowest, max[1]);
     }
-    T largest = max_of_lanes<T>(larger<T>(larger<T>(max[0], max[1]), larger<T>(max[2], max[3])));
-    return {largest, HAS_TOTAL ? sum_of_lanes<T>((total[0] + total[1]) + (total[2] + total[3])) : 0};
+    return max_of_lanes<T>(larger<T>(larger<T>(max[0], max[1]), larger<T>(max[2], max[3])));
 }
 
 template <class T>
 struct LaneSums {
     Vector<T> sum;
     Vector<T> dot;
-    Vector<T> total;
+    Vector<T> even;  // of (center - z) / classes
 };
 
-template <bool HAS_ENTROPY, bool HAS_TOTAL, class T>
-SMOOTHLOSS_HD void accumulate(LaneSums<T>& sums, Vector<T> z, Vector<T> center) {
+template <bool HAS_ENTROPY, bool HAS_EVEN, class T>
+SMOOTHLOSS_HD void accumulate(LaneSums<T>& sums, Vector<T> z, Vector<T> center, T share) {
     Vector<T> distance = z - center;
     Vector<T> e = vector_exp<T>(distance);
     sums.sum += e;
     if (HAS_ENTROPY) sums.dot += e * clamp_exponent<T>(distance);
-    if (HAS_TOTAL) sums.total += z;
+    if (HAS_EVEN) sums.even -= distance * share;  // each small enough, so that no sum of them overflows
 }
 
-template <Transform TRANSFORM, bool HAS_ENTROPY, bool HAS_TOTAL, class T, class Storage>
-SMOOTHLOSS_HD SoftmaxState<double> block_sums(const Storage* row, int count, T max, const TransformTerms<T>& terms) {
+// `share` is 1 / classes: of mass that lies evenly on all of them.
+template <Transform TRANSFORM, bool HAS_ENTROPY, bool HAS_EVEN, class T, class Storage>
+SMOOTHLOSS_HD RowState<double> block_state(const Storage* row, int count, T max, T share,
+                                           const TransformTerms<T>& terms) {
     constexpr int width = Lanes<T>::width;
     Vector<T> center = broadcast<T>(center_of(max));
     LaneSums<T> sums[4] = {};
@@ -109,45 +93,40 @@ SMOOTHLOSS_HD SoftmaxState<double> block_sums(const Storage* row, int count, T m
 #pragma GCC unroll 4
         for (int j = 0; j < 4; ++j) {
             Vector<T> z = transform<TRANSFORM, T>(load(row + i + j * width), terms).z;
-            accumulate<HAS_ENTROPY, HAS_TOTAL, T>(sums[j], z, center);
+            accumulate<HAS_ENTROPY, HAS_EVEN, T>(sums[j], z, center, share);
         }
     }
     for (; i + width <= count; i += width) {
         Vector<T> z = transform<TRANSFORM, T>(load(row + i), terms).z;
-        accumulate<HAS_ENTROPY, HAS_TOTAL, T>(sums[0], z, center);
+        accumulate<HAS_ENTROPY, HAS_EVEN, T>(sums[0], z, center, share);
     }
     if (i < count) {
         typename Lanes<T>::Mask valid = lanes_below<T>(count - i);
         Vector<T> z = transform<TRANSFORM, T>(load_some<T>(row + i, count - i), terms).z;
         LaneSums<T> rest{};
-        accumulate<HAS_ENTROPY, HAS_TOTAL, T>(rest, z, center);
+        accumulate<HAS_ENTROPY, HAS_EVEN, T>(rest, z, center, share);
         sums[1].sum += valid ? rest.sum : Vector<T>{};
         sums[1].dot += valid ? rest.dot : Vector<T>{};
-        sums[1].total += valid ? rest.total : Vector<T>{};
+        sums[1].even += valid ? rest.even : Vector<T>{};
     }
-    SoftmaxState<double> state{max, 0, 0, 0};
-    state.sum = sum_of_lanes<T>((sums[0].sum + sums[1].sum) + (sums[2].sum + sums[3].sum));
-    if (HAS_ENTROPY) state.dot = sum_of_lanes<T>((sums[0].dot + sums[1].dot) + (sums[2].dot + sums[3].dot));
-    if (HAS_TOTAL) state.total = sum_of_lanes<T>((sums[0].total + sums[1].total) + (sums[2].total + sums[3].total));
+    RowState<double> state{{max, 0, 0}, {0, HAS_EVEN ? count * static_cast<double>(share) : 0}};
+    state.softmax.sum = sum_of_lanes<T>((sums[0].sum + sums[1].sum) + (sums[2].sum + sums[3].sum));
+    if (HAS_ENTROPY) state.softmax.dot = sum_of_lanes<T>((sums[0].dot + sums[1].dot) + (sums[2].dot + sums[3].dot));
+    if (HAS_EVEN) state.dense.distance = sum_of_lanes<T>((sums[0].even + sums[1].even) + (sums[2].even + sums[3].even));
     return state;
 }
 
-template <Transform TRANSFORM, bool HAS_ENTROPY, bool HAS_TOTAL, class T, class Storage>
-SMOOTHLOSS_NOINLINE SoftmaxState<double> softmax_state(const Storage* row, int64_t classes,
-                                                       const TransformTerms<T>& terms) {
-    // A scale multiplies the sum of the inputs; a softcap's sum is that of the transformed.
-    constexpr bool scans_total = HAS_TOTAL && TRANSFORM != Transform::softcap;
-    SoftmaxState<double> state = empty_softmax_state<double>();
+// The softmax of a row, and the loss of a unit of mass that lies evenly on all classes.
+template <Transform TRANSFORM, bool HAS_ENTROPY, bool HAS_EVEN, class T, class Storage>
+SMOOTHLOSS_NOINLINE RowState<double> row_state(const Storage* row, int64_t classes, const TransformTerms<T>& terms) {
+    RowState<double> state = empty_row_state<double>();
+    T share = static_cast<T>(1.0 / static_cast<double>(classes));
     for (int64_t begin = 0; begin < classes; begin += kBlock) {
         int count = static_cast<int>(classes - begin < kBlock ? classes - begin : kBlock);
-        BlockScan<T> scan = scan_block<scans_total, T>(row + begin, count);
         // The transform is increasing, so the largest input is the largest z.
-        T max = transform<TRANSFORM, T>(broadcast<T>(scan.max), terms).z[0];
-        max = max > static_cast<T>(state.max) ? max : static_cast<T>(state.max);
-        SoftmaxState<double> block = block_sums < TRANSFORM, HAS_ENTROPY, HAS_TOTAL && !scans_total,
-                             T > (row + begin, count, max, terms);
-        block.total += scan.total * (TRANSFORM == Transform::scale ? static_cast<double>(terms.scale) : 1);
-        state = merge(state, block);
+        T max = transform<TRANSFORM, T>(broadcast<T>(block_max<T>(row + begin, count)), terms).z[0];
+        max = max > static_cast<T>(state.softmax.max) ? max : static_cast<T>(state.softmax.max);
+        state = merge(state, block_state<TRANSFORM, HAS_ENTROPY, HAS_EVEN, T>(row + begin, count, max, share, terms));
     }
     return state;
 }

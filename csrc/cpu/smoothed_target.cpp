@@ -57,7 +57,32 @@ void build_position(const SmoothedTargetArguments& a, int64_t n, int64_t sequenc
     if (a.out_uniform) a.out_uniform[n] = tail;
 }
 
+template <class Token>
+bool any_wrong(const Token* tokens, const Token* target, int64_t positions, int64_t ignore_index) {
+    bool wrong = false;
+    for (int64_t i = 0; i < positions; ++i) {
+        wrong |= (tokens[i] < 0) & (tokens[i] != ignore_index) & (target[i] != ignore_index);
+    }
+    return wrong;
+}
+
+template <class Token>
+bool any_wrong(const SmoothedTargetArguments& a) {
+    const Token* target = static_cast<const Token*>(a.target);
+    const Token* samples = static_cast<const Token*>(a.samples);
+    int64_t positions = a.batch * a.length;
+    if (any_wrong(target, target, positions, a.ignore_index)) return true;
+    for (int64_t j = 0; j + 1 < a.num_candidates; ++j) {
+        if (any_wrong(samples + j * positions, target, positions, a.ignore_index)) return true;
+    }
+    return false;
+}
+
 }  // namespace
+
+bool has_wrong_candidate(const SmoothedTargetArguments& a) {
+    return a.are_int64 ? any_wrong<int64_t>(a) : any_wrong<int32_t>(a);
+}
 
 void smoothed_target(const SmoothedTargetArguments& a, int threads) {
     int64_t positions = a.batch * a.length;

@@ -5,6 +5,8 @@
 
 namespace smoothloss {
 
+// Whether there is a negative candidate that is not the ignored one, at a position that is not ignored.
+bool has_wrong_candidate(const SmoothedTargetArguments& arguments);
 void smoothed_target(const SmoothedTargetArguments& arguments, int threads);
 
 }  // namespace smoothloss

@@ -117,22 +117,34 @@ void logsumexp_and_select_forward(const SelectArguments& a, const Execution& exe
 namespace {
 
 template <class T>
-void mean_of(const MeanArguments& a) {
+void reduce_as(const ReduceArguments& a) {
     double sum = 0;
     int64_t count = 0;
     for (int64_t n = 0; n < a.rows; ++n) {
         sum += static_cast<double>(static_cast<const T*>(a.losses)[n]);
         count += static_cast<const T*>(a.mass)[n] != 0;
     }
-    *static_cast<T*>(a.loss) = static_cast<T>(sum / static_cast<double>(count));
-    *static_cast<T*>(a.scale) = static_cast<T>(1.0 / static_cast<double>(std::max<int64_t>(count, 1)));
+    bool is_mean = a.reduction == Reduction::mean;
+    *static_cast<T*>(a.loss) = static_cast<T>(is_mean ? sum / static_cast<double>(count) : sum);
+    double divisor = is_mean ? static_cast<double>(std::max<int64_t>(count, 1)) : 1.0;
+    *static_cast<T*>(a.scale) = static_cast<T>(1.0 / divisor);
+}
+
+template <class T>
+int64_t count_zeros_of(const void* values, int64_t rows) {
+    const T* begin = static_cast<const T*>(values);
+    return std::count(begin, begin + rows, T(0));
 }
 
 }  // namespace
 
-void mean(const MeanArguments& a) {
-    if (accumulates_in_double(a.type)) return mean_of<double>(a);
-    mean_of<float>(a);
+int64_t count_zeros(DataType type, const void* values, int64_t rows) {
+    return accumulates_in_double(type) ? count_zeros_of<double>(values, rows) : count_zeros_of<float>(values, rows);
+}
+
+void reduce(const ReduceArguments& a) {
+    if (accumulates_in_double(a.type)) return reduce_as<double>(a);
+    reduce_as<float>(a);
 }
 
 }  // namespace smoothloss

@@ -1,5 +1,7 @@
 // Sparse soft-target cross-entropy on the CPU: rows shared out among `threads` OpenMP threads.
 // Every row is computed by one thread in one order, so results do not depend on the number of threads.
+//
+// The targets are what TargetIndices makes of them.
 #pragma once
 
 #include <string>
@@ -18,6 +20,9 @@ void sparse_cross_entropy_forward(const ForwardArguments& arguments, const Execu
 void sparse_cross_entropy_backward(const BackwardArguments& arguments, const Execution& execution);
 void sparse_cross_entropy_forward_backward(const ForwardBackwardArguments& arguments, const Execution& execution);
 void logsumexp_and_select_forward(const SelectArguments& arguments, const Execution& execution);
-void mean(const MeanArguments& arguments);
+void reduce(const ReduceArguments& arguments);
+
+// How many of `rows` numbers of the accumulator type of `type` are 0.
+int64_t count_zeros(DataType type, const void* values, int64_t rows);
 
 }  // namespace smoothloss

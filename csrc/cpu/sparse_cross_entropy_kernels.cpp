@@ -8,16 +8,17 @@ namespace smoothloss {
 namespace SMOOTHLOSS_ISA {
 namespace {
 
-template <Transform TRANSFORM, bool HAS_ENTROPY, bool HAS_TOTAL, class T, class Storage>
-SMOOTHLOSS_HD RowSoftmax<double> row_softmax(const Storage* row, int64_t classes, const RowOptions& options) {
-    SoftmaxState<double> state =
-        softmax_state<TRANSFORM, HAS_ENTROPY, HAS_TOTAL, T>(row, classes, transform_terms<T>(options));
-    return finish<double>(state, static_cast<double>(classes));
-}
-
 template <class T>
 SMOOTHLOSS_HD void put(void* results, int64_t n, double value) {
-    if (results) static_cast<T*>(results)[n] = static_cast<T>(value);
+    static_cast<T*>(results)[n] = static_cast<T>(value);
+}
+
+// Of a row that is ignored: a sum of 1, whose logarithm is 0.
+template <class T>
+SMOOTHLOSS_HD void put_statistics(void* statistics, int64_t n, const RowState<double>& state, double entropy) {
+    put<T>(statistics, n * kStatistics, center_of(state.softmax.max));
+    put<T>(statistics, n * kStatistics + 1, state.softmax.sum);
+    put<T>(statistics, n * kStatistics + 2, entropy);
 }
 
 template <class T>
@@ -25,7 +26,7 @@ SMOOTHLOSS_HD double get(const void* values, int64_t n) {
     return static_cast<double>(static_cast<const T*>(values)[n]);
 }
 
-template <Transform TRANSFORM, bool HAS_ENTROPY, bool HAS_TOTAL, class T, class Storage>
+template <Transform TRANSFORM, bool HAS_ENTROPY, bool HAS_EVEN, class T, class Storage>
 void forward_rows(const ForwardArguments& a, int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n) {
         const Storage* row = static_cast<const Storage*>(a.logits.data) + n * a.logits.stride;
@@ -33,16 +34,18 @@ void forward_rows(const ForwardArguments& a, int64_t begin, int64_t end) {
         prefetch_entries<T>(a.targets, n + 1, end);
         DenseMixture<T> mixture = row_mixture<T>(a.dense, a.logits.classes, n);
         RowTarget<double> target = row_target(entries, mixture, a.targets, a.options, n);
+        RowState<double> state{{0, 1, 0}, {0, 0}};
         RowSoftmax<double> softmax{};
         double loss = 0;
         if (target.mass != 0) {
-            softmax = row_softmax<TRANSFORM, HAS_ENTROPY, HAS_TOTAL, T>(row, a.logits.classes, a.options);
-            loss = row_loss<TRANSFORM>(row, entries, mixture, target, softmax, a.options);
+            state =
+                row_state<TRANSFORM, HAS_ENTROPY, HAS_EVEN, T>(row, a.logits.classes, transform_terms<T>(a.options));
+            softmax = finish(state.softmax);
+            loss = row_loss<TRANSFORM>(row, entries, mixture, target, softmax, state.dense, a.options);
         }
         put<T>(a.loss, n, loss);
-        a.lse[n] = softmax.lse();
-        put<T>(a.entropy, n, softmax.entropy);
         put<T>(a.mass, n, target.mass);
+        put_statistics<T>(a.statistics, n, state, HAS_ENTROPY ? softmax.entropy : 0);
     }
 }
 
@@ -63,12 +66,12 @@ void backward_rows(const BackwardArguments& a, int64_t begin, int64_t end, const
             continue;
         }
         double grad = scale * get<T>(a.grad, a.grad_is_scalar ? 0 : n);
-        // The center is subtracted in T, so it must be a T; the rest of the lse is the log_sum.
-        double center = static_cast<T>(a.lse[n]);
-        RowSoftmax<double> softmax{center, a.lse[n] - center, HAS_ENTROPY ? get<T>(a.entropy, n) : 0, 0};
+        double sum = get<T>(a.statistics, n * kStatistics + 1);
+        RowSoftmax<double> softmax{get<T>(a.statistics, n * kStatistics), log(sum),
+                                   get<T>(a.statistics, n * kStatistics + 2)};
         GradientInputs<double> inputs{grad,     mass,      o.logit_scale,
                                       o.z_loss, o.entropy, static_cast<double>(entries.classes)};
-        GradientTerms<double> terms = make_gradient_terms(inputs, target, softmax);
+        GradientTerms<double> terms = make_gradient_terms(inputs, target, softmax, sum);
         if (mass == 0) {
             row_gradient_without_softmax<T>(out, entries, static_cast<T>(terms.shift),
                                             static_cast<T>(terms.entry_scale), scratch);
@@ -78,7 +81,7 @@ void backward_rows(const BackwardArguments& a, int64_t begin, int64_t end, const
     }
 }
 
-template <Transform TRANSFORM, bool HAS_ENTROPY, bool HAS_TOTAL, class T, class Storage, class OutStorage>
+template <Transform TRANSFORM, bool HAS_ENTROPY, bool HAS_EVEN, class T, class Storage, class OutStorage>
 void forward_backward_rows(const ForwardBackwardArguments& a, int64_t begin, int64_t end, const Scratch& scratch) {
     const RowOptions& o = a.options;
     for (int64_t n = begin; n < end; ++n) {
@@ -94,12 +97,14 @@ void forward_backward_rows(const ForwardBackwardArguments& a, int64_t begin, int
             fill<T>(out, entries.classes, T(0));
             continue;
         }
-        RowSoftmax<double> softmax = row_softmax<TRANSFORM, HAS_ENTROPY, HAS_TOTAL, T>(row, entries.classes, o);
-        put<T>(a.loss, n, row_loss<TRANSFORM>(row, entries, mixture, target, softmax, o));
+        RowState<double> state =
+            row_state<TRANSFORM, HAS_ENTROPY, HAS_EVEN, T>(row, entries.classes, transform_terms<T>(o));
+        RowSoftmax<double> softmax = finish(state.softmax);
+        put<T>(a.loss, n, row_loss<TRANSFORM>(row, entries, mixture, target, softmax, state.dense, o));
         GradientInputs<double> inputs{1,        target.mass, o.logit_scale,
                                       o.z_loss, o.entropy,   static_cast<double>(entries.classes)};
-        row_gradient<TRANSFORM, HAS_ENTROPY, T>(row, out, entries, mixture,
-                                                make_gradient_terms(inputs, target, softmax), o, scratch);
+        row_gradient<TRANSFORM, HAS_ENTROPY, T>(
+            row, out, entries, mixture, make_gradient_terms(inputs, target, softmax, state.softmax.sum), o, scratch);
     }
 }
 
@@ -107,8 +112,9 @@ template <class T, class Storage>
 void select_rows(const SelectArguments& a, int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n) {
         const Storage* row = static_cast<const Storage*>(a.logits.data) + n * a.logits.stride;
-        RowOptions plain{0, 0, 0, 1, 0};
-        a.lse[n] = row_softmax<Transform::none, false, false, T>(row, a.logits.classes, plain).lse();
+        TransformTerms<T> plain{1, 0, 0};
+        put_statistics<T>(a.statistics, n, row_state<Transform::none, false, false, T>(row, a.logits.classes, plain),
+                          0);
         RowEntries<T> entries = row_entries<T>(a.targets, a.logits.classes, n);
         for (int64_t s = 0; s < entries.slots; ++s) {
             put<T>(a.selected, n * entries.slots + s, entries.filled(s) ? read(row + entries.indices[s]) : 0);
@@ -177,7 +183,7 @@ struct Outputs<double> {
     }
 };
 
-SMOOTHLOSS_HD bool needs_total(const Targets& targets, const RowOptions& options) {
+SMOOTHLOSS_HD bool needs_even(const Targets& targets, const RowOptions& options) {
     return targets.uniform || options.label_smoothing != 0;
 }
 
@@ -186,8 +192,8 @@ void forward(const ForwardArguments& a, int64_t begin, int64_t end) {
         using I = decltype(input);
         with_transform(a.options, [&](auto transform) {
             with_flag(a.options.entropy != 0, [&](auto entropy) {
-                with_flag(needs_total(a.targets, a.options), [&](auto total) {
-                    forward_rows<decltype(transform)::value, decltype(entropy)::value, decltype(total)::value,
+                with_flag(needs_even(a.targets, a.options), [&](auto even) {
+                    forward_rows<decltype(transform)::value, decltype(entropy)::value, decltype(even)::value,
                                  typename I::T, typename I::Storage>(a, begin, end);
                 });
             });
@@ -215,9 +221,9 @@ void forward_backward(const ForwardBackwardArguments& a, int64_t begin, int64_t 
         Outputs<typename I::T>::with_output(a.out.type, [&](auto output) {
             with_transform(a.options, [&](auto transform) {
                 with_flag(a.options.entropy != 0, [&](auto entropy) {
-                    with_flag(needs_total(a.targets, a.options), [&](auto total) {
+                    with_flag(needs_even(a.targets, a.options), [&](auto even) {
                         forward_backward_rows<decltype(transform)::value, decltype(entropy)::value,
-                                              decltype(total)::value, typename I::T, typename I::Storage,
+                                              decltype(even)::value, typename I::T, typename I::Storage,
                                               typename decltype(output)::OutStorage>(a, begin, end, scratch);
                     });
                 });

@@ -1,4 +1,4 @@
-// One thread block per row: the gradient, from the saved logsumexp.
+// One thread block per row: the gradient, from the saved statistics.
 #include "cuda/launch.cuh"
 #include "cuda/sparse_cross_entropy.h"
 
@@ -9,11 +9,12 @@ namespace {
 template <Mode MODE, class T>
 __device__ __forceinline__ GradientTerms<T> gradient_terms(const BackwardArguments& a, const RowProblem<T>& problem,
                                                            T mass) {
-    RowSoftmax<T> softmax =
-        softmax_of<T>(a.lse[problem.n], problem.row.has_entropy ? get<T>(a.entropy, problem.n) : T(0));
+    T sum = get<T>(a.statistics, problem.n * kStatistics + 1);
+    RowSoftmax<T> softmax{get<T>(a.statistics, problem.n * kStatistics), T(log(sum)),
+                          get<T>(a.statistics, problem.n * kStatistics + 2)};
     T grad = get<T>(a.grad, a.grad_is_scalar ? 0 : problem.n);
     if (a.scale) grad *= get<T>(a.scale, 0);
-    return make_gradient_terms(gradient_inputs(a.options, grad, mass, problem.classes), problem.target, softmax);
+    return make_gradient_terms(gradient_inputs(a.options, grad, mass, problem.classes), problem.target, softmax, sum);
 }
 
 template <Mode MODE, class Storage, class Out>

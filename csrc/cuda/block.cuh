@@ -45,7 +45,7 @@ __device__ __forceinline__ T warp_max(T value) {
 // Expresses a state relative to a maximum that is at least as large.
 template <Mode MODE, class T>
 __device__ __forceinline__ void raise_max(RowState<T>& state, T max) {
-    if (MODE == Mode::dense) {
+    if (MODE != Mode::plain) {
         state = rebase(state, max);
     } else {
         state.softmax = rebase(state.softmax, max);
@@ -59,9 +59,6 @@ __device__ __forceinline__ RowState<T> warp_merge(RowState<T> state) {
     state.softmax.sum = warp_sum(state.softmax.sum);
     if (MODE != Mode::plain) {
         state.softmax.dot = warp_sum(state.softmax.dot);
-        state.softmax.total = warp_sum(state.softmax.total);
-    }
-    if (MODE == Mode::dense) {
         state.dense.distance = warp_sum(state.dense.distance);
         state.dense.mass = warp_sum(state.dense.mass);
     }

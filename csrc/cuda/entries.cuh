@@ -19,21 +19,45 @@ constexpr int64_t max_shared_entries = kEntryBytes / shared_entry_bytes<T>;
 // The entries of a row in global memory.
 template <class T>
 struct Entries {
-    const int32_t* indices;
-    const T* weights;
+    const void* indices;
+    const T* weights;  // null: 1
     int slots;
     uint32_t classes;
+    bool are_int64;
+    int64_t ignored;  // -1, or the class number that is ignored
 
-    // A negative index is a very large one here.
-    __device__ __forceinline__ bool filled(int s) const { return static_cast<uint32_t>(indices[s]) < classes; }
+    // -1 if there is no such class.
+    __device__ __forceinline__ int32_t index(int s) const {
+        int64_t index = are_int64 ? static_cast<const int64_t*>(indices)[s] : static_cast<const int32_t*>(indices)[s];
+        bool exists = index >= 0 && index < static_cast<int64_t>(classes) && index != ignored;
+        return exists ? static_cast<int32_t>(index) : -1;
+    }
+
+    __device__ __forceinline__ bool filled(int s) const { return index(s) >= 0; }
+
+    __device__ __forceinline__ T weight(int s) const { return weights ? weights[s] : T(1); }
 
     // Of all the entries with this index, in their order.
-    __device__ __forceinline__ T weight_of(int32_t index) const {
+    __device__ __forceinline__ T weight_of(int32_t wanted) const {
         T sum = 0;
-        for (int s = 0; s < slots; ++s) sum += indices[s] == index ? weights[s] : T(0);
+        for (int s = 0; s < slots; ++s) sum += index(s) == wanted ? weight(s) : T(0);
         return sum;
     }
 };
+
+template <class T>
+__device__ __forceinline__ Entries<T> entries_of(const Targets& targets, int64_t n, uint32_t classes) {
+    int64_t first = n * targets.slots;
+    const auto* wide = static_cast<const int64_t*>(targets.indices) + first;
+    const auto* narrow = static_cast<const int32_t*>(targets.indices) + first;
+    const auto* weights = static_cast<const T*>(targets.weights);
+    return {targets.are_int64 ? static_cast<const void*>(wide) : static_cast<const void*>(narrow),
+            weights ? weights + first : nullptr,
+            static_cast<int>(targets.slots),
+            classes,
+            targets.are_int64,
+            targets.are_labels ? targets.ignore_index : -1};
+}
 
 // A row and its target, as all kernels see it.
 template <class T>
@@ -50,7 +74,7 @@ template <Mode MODE, class T>
 __device__ __forceinline__ T weight_sum(const Entries<T>& entries, const Mixture<T>& mixture) {
     T sum = 0;
 #pragma unroll 1
-    for (int s = lane_id(); s < entries.slots; s += 32) sum += entries.filled(s) ? entries.weights[s] : T(0);
+    for (int s = lane_id(); s < entries.slots; s += 32) sum += entries.filled(s) ? entries.weight(s) : T(0);
     if (MODE == Mode::dense) {
 #pragma unroll 1
         for (int j = lane_id(); j < mixture.slots; j += 32) {
@@ -64,13 +88,14 @@ template <Mode MODE, class T, class Arguments>
 __device__ __forceinline__ RowProblem<T> row_problem(const Arguments& a, int64_t n) {
     const Targets& targets = a.targets;
     uint32_t classes = static_cast<uint32_t>(a.logits.classes);
-    Entries<T> entries{targets.indices + n * targets.slots, static_cast<const T*>(targets.weights) + n * targets.slots,
-                       static_cast<int>(targets.slots), classes};
+    Entries<T> entries = entries_of<T>(targets, n, classes);
     Mixture<T> mixture = mixture_of<MODE, T>(a.dense, n, classes);
     T sum = weight_sum<MODE>(entries, mixture);
     T uniform = targets.uniform ? static_cast<const T*>(targets.uniform)[n] : T(0);
     RowTarget<T> target = make_row_target<T>(sum, uniform, static_cast<T>(a.options.label_smoothing));
-    return {n, classes, {transform_terms<T>(a.options), a.options.entropy != 0, mixture}, entries, target};
+    RowContext<T> row{transform_terms<T>(a.options), a.options.entropy != 0, mixture, target.keep,
+                      target.uniform / static_cast<T>(classes)};
+    return {n, classes, row, entries, target};
 }
 
 // ---- the loss
@@ -84,11 +109,11 @@ __device__ __forceinline__ T warp_loss(const RowProblem<T>& problem, const RowSo
     for (int s = lane_id(); s < problem.entries.slots; s += 32) {
         if (!problem.entries.filled(s)) continue;
         T z = transform<MODE>(logit(s), problem.row.transform).z;
-        loss += entry_loss(problem.target.keep * problem.entries.weights[s], z, softmax);
+        loss += entry_loss(problem.target.keep * problem.entries.weight(s), z, softmax);
     }
     loss = warp_sum(loss);
-    if (MODE == Mode::dense) loss += problem.target.keep * dense_rows_loss(dense, softmax);
-    return loss + dense_loss(problem.target, softmax, static_cast<T>(options.z_loss), static_cast<T>(options.entropy));
+    if (MODE != Mode::plain) loss += dense_rows_loss(dense, softmax);
+    return loss + options_loss(softmax, static_cast<T>(options.z_loss), static_cast<T>(options.entropy));
 }
 
 // ---- the gradient of few entries: kept in shared memory while the row is overwritten
@@ -114,11 +139,10 @@ __device__ __forceinline__ void load_entries(const SharedEntries<T>& shared, con
                                              const Storage* logits) {
 #pragma unroll 1
     for (int s = threadIdx.x; s < shared.slots; s += blockDim.x) {
-        bool filled = entries.filled(s);
-        int32_t index = entries.indices[s];
-        shared.indices[s] = filled ? index : -1;
-        shared.weights[s] = filled ? entries.weights[s] : T(0);
-        shared.logits[s] = filled ? to_accumulator(logits[index]) : T(0);
+        int32_t index = entries.index(s);
+        shared.indices[s] = index;
+        shared.weights[s] = index >= 0 ? entries.weight(s) : T(0);
+        shared.logits[s] = index >= 0 ? to_accumulator(logits[index]) : T(0);
     }
 }
 
@@ -168,7 +192,8 @@ __device__ __forceinline__ void write_gradient_by_tiles(const Storage* logits, O
         __syncthreads();
 #pragma unroll 1
         for (int s = threadIdx.x; s < entries.slots; s += blockDim.x) {
-            int32_t index = entries.indices[s];
+            int32_t index = entries.index(s);
+            if (index < 0) continue;
             uint32_t place = static_cast<uint32_t>(index) - begin;
             if (place < size) tile[place] = dense_at<MODE>(problem.row.mixture, index) + entries.weight_of(index);
         }
@@ -188,7 +213,15 @@ __device__ __forceinline__ void write_gradient_by_tiles(const Storage* logits, O
 
 template <class T>
 __device__ __forceinline__ void put(void* results, int64_t n, T value) {
-    if (results) static_cast<T*>(results)[n] = value;
+    static_cast<T*>(results)[n] = value;
+}
+
+// Of a row that is ignored: a sum of 1, whose logarithm is 0.
+template <class T>
+__device__ __forceinline__ void put_statistics(void* statistics, int64_t n, const SoftmaxState<T>& state, T entropy) {
+    put(statistics, n * kStatistics, center_of(state.max));
+    put(statistics, n * kStatistics + 1, state.sum);
+    put(statistics, n * kStatistics + 2, entropy);
 }
 
 template <class T>

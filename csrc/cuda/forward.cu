@@ -12,24 +12,22 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks<Storage>) forward_kern
     constexpr int count = pack_count<Storage, Storage>;
     RowProblem<T> problem = row_problem<MODE, T>(a, blockIdx.x);
     const Storage* logits = logits_of<Storage>(a.logits, problem.n);
-    RowSoftmax<T> softmax{0, 0, 0, 0};
-    T loss = 0;
-    double lse = 0;
+    SoftmaxState<T> statistics{0, 1, 0};
+    T loss = 0, entropy = 0;
     if (problem.target.mass != 0) {
         RowLayout layout = layout_of<count>(logits, problem.classes);
         RowState<T> state = block_merge<MODE>(thread_state<MODE, false, count>(logits, layout, problem.row, nullptr));
         if (warp_id() != 0) return;
-        softmax = finish(state.softmax, static_cast<T>(problem.classes));
+        statistics = state.softmax;
+        RowSoftmax<T> softmax = finish(state.softmax);
+        if (problem.row.has_entropy) entropy = softmax.entropy;
         loss = warp_loss<MODE>(problem, softmax, state.dense, a.options,
-                               [&](int s) { return to_accumulator(logits[problem.entries.indices[s]]); });
-        // A logarithm in double is slow on small GPUs: one thread's is enough.
-        if (lane_id() == 0) lse = lse_of(state.softmax);
+                               [&](int s) { return to_accumulator(logits[problem.entries.index(s)]); });
     }
     if (threadIdx.x != 0) return;
     put(a.loss, problem.n, loss);
-    put(a.lse, problem.n, lse);
     put(a.mass, problem.n, problem.target.mass);
-    if (MODE != Mode::plain) put(a.entropy, problem.n, softmax.entropy);
+    put_statistics(a.statistics, problem.n, statistics, entropy);
 }
 
 template <class Storage>
@@ -39,14 +37,14 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks<Storage>) select_kerne
     int64_t n = blockIdx.x;
     uint32_t classes = static_cast<uint32_t>(a.logits.classes);
     const Storage* logits = logits_of<Storage>(a.logits, n);
-    RowContext<T> row{{1, 0, 0}, false, {nullptr, nullptr, nullptr, 0, 0, classes}};
+    RowContext<T> row{{1, 0, 0}, false, {nullptr, nullptr, nullptr, 0, 0, classes}, 1, 0};
     RowState<T> state = block_merge<Mode::plain>(
         thread_state<Mode::plain, false, count>(logits, layout_of<count>(logits, classes), row, nullptr));
-    if (threadIdx.x == 0) a.lse[n] = lse_of(state.softmax);
-    for (int64_t s = threadIdx.x; s < a.targets.slots; s += blockDim.x) {
-        int32_t index = a.targets.indices[n * a.targets.slots + s];
-        bool filled = static_cast<uint32_t>(index) < classes;
-        put(a.selected, n * a.targets.slots + s, filled ? to_accumulator(logits[index]) : T(0));
+    if (threadIdx.x == 0) put_statistics(a.statistics, n, state.softmax, T(0));
+    Entries<T> entries = entries_of<T>(a.targets, n, classes);
+    for (int s = threadIdx.x; s < entries.slots; s += blockDim.x) {
+        int32_t index = entries.index(s);
+        put(a.selected, n * a.targets.slots + s, index >= 0 ? to_accumulator(logits[index]) : T(0));
     }
 }
 

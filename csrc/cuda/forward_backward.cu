@@ -26,15 +26,15 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks<Storage>)
     SharedEntries<T> entries = shared_entries<T>(shared_memory<unsigned char>(), many ? 0 : problem.entries.slots);
     load_entries(entries, problem.entries, logits);
     RowState<T> state = block_merge<MODE>(thread_state<MODE, false, count>(logits, layout, problem.row, nullptr));
-    RowSoftmax<T> softmax = finish(state.softmax, static_cast<T>(problem.classes));
+    RowSoftmax<T> softmax = finish(state.softmax);
     if (warp_id() == 0) {
         T loss = warp_loss<MODE>(problem, softmax, state.dense, a.options, [&](int s) {
-            return many ? to_accumulator(logits[problem.entries.indices[s]]) : entries.logits[s];
+            return many ? to_accumulator(logits[problem.entries.index(s)]) : entries.logits[s];
         });
         if (lane_id() == 0) put(a.loss, problem.n, loss);
     }
     GradientTerms<T> terms = make_gradient_terms(gradient_inputs(a.options, T(1), problem.target.mass, problem.classes),
-                                                 problem.target, softmax, T(1) / state.softmax.sum);
+                                                 problem.target, softmax, state.softmax.sum);
     // Its first barrier lies between the loss, which reads the logits of the entries, and what overwrites them.
     if (many) return write_gradient_by_tiles<MODE>(logits, out, problem, terms, true, shared_memory<T>());
     write_gradient<MODE, false, count>(logits, out, layout, terms, problem.row, nullptr);

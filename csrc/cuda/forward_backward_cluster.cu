@@ -30,13 +30,13 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks<Storage>)
     load_entries(entries, problem.entries, logits);
     RowState<T> state = block_merge<MODE>(thread_state<MODE, true, count>(logits, layout, problem.row, kept));
     state = cluster_merge<MODE>(state);  // from here on, no block reads logits that another overwrites
-    RowSoftmax<T> softmax = finish(state.softmax, static_cast<T>(problem.classes));
+    RowSoftmax<T> softmax = finish(state.softmax);
     if (rank == 0 && warp_id() == 0) {
         T loss = warp_loss<MODE>(problem, softmax, state.dense, a.options, [&](int s) { return entries.logits[s]; });
         if (reports) put(a.loss, problem.n, loss);
     }
     GradientTerms<T> terms = make_gradient_terms(gradient_inputs(a.options, T(1), problem.target.mass, problem.classes),
-                                                 problem.target, softmax, T(1) / state.softmax.sum);
+                                                 problem.target, softmax, state.softmax.sum);
     write_gradient<MODE, true, count>(logits, out, layout, terms, problem.row, kept);
     __syncthreads();
     write_entries<MODE>(out, layout, entries, terms, problem.row, true);

@@ -93,6 +93,8 @@ struct RowContext {
     TransformTerms<T> transform;
     bool has_entropy;
     Mixture<T> mixture;
+    T keep;  // the factor of the mixture
+    T even;  // each class's share of the mass that lies evenly on all
 };
 
 // The packs that a thread has in flight at a time: 64 bytes, or 8 logits where each takes long anyway.
@@ -142,9 +144,8 @@ __device__ __forceinline__ void accumulate(RowState<T>& state, const T (&z)[COUN
         state.softmax.sum += e;
         if (MODE != Mode::plain) {
             if (row.has_entropy && e != 0) state.softmax.dot += e * distance;
-            state.softmax.total += z[j];
+            accumulate(state.dense, MODE == Mode::dense ? row.keep * q[j] + row.even : row.even, z[j], center);
         }
-        if (MODE == Mode::dense) accumulate(state.dense, q[j], z[j], center);
     }
 }
 

@@ -13,7 +13,7 @@ int sparse_cross_entropy_backward(const BackwardArguments& arguments, int device
 int sparse_cross_entropy_forward_backward(const ForwardBackwardArguments& arguments, int device, void* stream);
 int logsumexp_and_select_forward(const SelectArguments& arguments, int device, void* stream);
 int smoothed_target(const SmoothedTargetArguments& arguments, int device, void* stream);
-int mean(const MeanArguments& arguments, int device, void* stream);
+int reduce(const ReduceArguments& arguments, int device, void* stream);
 int scaled_copy(const ScaledCopyArguments& arguments, int device, void* stream);
 
 // Whether there is code for this device that its driver can run.

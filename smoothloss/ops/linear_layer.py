@@ -14,8 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from smoothloss.ops import native_linear
-from smoothloss.ops.reference import accumulator_dtype
+from smoothloss.backends.common import accumulator_dtype
+from smoothloss.backends.native import linear as native_linear
 
 # Bytes of scratch: on the CPU a whole batch at the sizes of recurrent models; on CUDA logits of 1,024 rows and
 # gradients of 4,096 at V = 128,256 in 16 bits.
@@ -89,6 +89,7 @@ class LinearLayer:
         self.inputs = inputs.contiguous().to(self.compute)
         self.weight = weight.contiguous().to(self.compute)
         self.bias = None if bias is None else bias.to(self.accumulator)
+        self._given = inputs
         self._wide_weight: Tensor | None = None
 
     @property
@@ -112,18 +113,34 @@ class LinearLayer:
         """Return uninitialised memory ``(rows, classes)``."""
         return native_linear.empty(self.inputs, (rows, classes), dtype)
 
-    def logits(self, rows: slice, scratch: Tensor, classes: slice = slice(None)) -> Tensor:
-        """Return the logits of some rows and classes, in the accumulator dtype, in the scratch."""
-        inputs, weight = self.inputs[rows], self.weight[classes]
-        out = scratch.view(-1)[: inputs.shape[0] * weight.shape[0]].view(inputs.shape[0], weight.shape[0])
+    def ignore(self, mass: Tensor | None, rows: slice | None = None) -> None:
+        """Take inputs of rows without mass for zeros: whatever they hold, 0 times NaN would reach a gradient."""
+        if mass is None:
+            return
+        kept = (mass != 0).unsqueeze(-1)
+        if rows is None:
+            self.inputs = self.inputs.where(kept, 0.0)
+            return
+        if self.inputs is self._given:
+            self.inputs = self.inputs.clone()
+        self.inputs[rows] = self.inputs[rows].where(kept, 0.0)
+
+    def logits(self, rows: slice | None, scratch: Tensor, classes: slice | None = None) -> Tensor:
+        """Return the logits of some rows and classes, None for all, in the accumulator dtype, in the scratch."""
+        inputs = self.inputs if rows is None else self.inputs[rows]
+        weight = self.weight if classes is None else self.weight[classes]
+        out = scratch
+        if scratch.shape != (inputs.shape[0], weight.shape[0]):
+            out = scratch.view(-1)[: inputs.shape[0] * weight.shape[0]].view(inputs.shape[0], weight.shape[0])
         if self.compute == self.accumulator or _can_widen(inputs.device.type):
             matmul(inputs, weight.t(), out)
         elif native_linear.has_widening_matmul(inputs.device.type, self.compute):
             native_linear.widening_matmul(inputs, weight, out)
         else:
-            matmul(inputs.to(self.accumulator), self._widened_weight()[classes].t(), out)
+            wide = self._widened_weight()
+            matmul(inputs.to(self.accumulator), (wide if classes is None else wide[classes]).t(), out)
         if self.bias is not None:
-            out += self.bias[classes]
+            out += self.bias if classes is None else self.bias[classes]
         return out
 
     def _widened_weight(self) -> Tensor:
@@ -150,21 +167,22 @@ class GradientSums:
         self.d_bias = layer.inputs.new_zeros(layer.num_classes, dtype=layer.accumulator) if wanted[2] else None
         self._is_first = True
 
-    def add_part(self, rows: slice, d_logits: Tensor) -> None:
-        """Add what comes of the gradient of some rows' logits, but for the weight's gradient."""
+    def add_part(self, rows: slice | None, d_logits: Tensor) -> None:
+        """Add what comes of the gradient of some rows' logits, None for all, but for the weight's gradient."""
         if self.d_inputs is not None:
-            matmul(d_logits, self.layer.weight, self.d_inputs[rows])
+            matmul(d_logits, self.layer.weight, self.d_inputs if rows is None else self.d_inputs[rows])
         if self.d_bias is not None:
             self.d_bias += d_logits.sum(0, dtype=self.d_bias.dtype)
 
-    def add_chunk(self, rows: slice, d_logits: Tensor) -> None:
+    def add_chunk(self, rows: slice | None, d_logits: Tensor) -> None:
         """Add to the weight's gradient."""
         if self.d_weight is None:
             return
+        inputs = self.layer.inputs if rows is None else self.layer.inputs[rows]
         if self._is_first:
-            matmul(d_logits.t(), self.layer.inputs[rows], self.d_weight)
+            matmul(d_logits.t(), inputs, self.d_weight)
         else:
-            addmm(self.d_weight, d_logits.t(), self.layer.inputs[rows])
+            addmm(self.d_weight, d_logits.t(), inputs)
         self._is_first = False
 
     def results(self) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""The pair that other losses are built from, ``(lse, selected logits)``, differentiable in both, as torch operators."""
+"""The pair that other losses are built from, ``(lse, selected logits)``, differentiable in both."""
 
 from __future__ import annotations
 
@@ -7,66 +7,59 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from smoothloss.ops._autograd import differentiable_once
-from smoothloss.ops._checks import as_int32
-from smoothloss.ops._register import define
-from smoothloss.ops.dispatch import implementation
-from smoothloss.ops.options import RowOptions
-from smoothloss.ops.reference import accumulator_dtype
-from smoothloss.ops.sparse_cross_entropy import backward_op
+from smoothloss import backends
+from smoothloss.backends.common import RowOptions, accumulator_dtype
+from smoothloss.ops.cross_entropy import backward_op
+from smoothloss.ops.register import define
 
 
-def _forward(logits: Tensor, indices: Tensor, impl: str) -> tuple[Tensor, Tensor]:
-    logits = logits if logits.stride(-1) == 1 else logits.contiguous()
-    result: tuple[Tensor, Tensor] = implementation(impl).logsumexp_and_select_forward(
-        logits, as_int32(indices, logits.shape[-1])
-    )
-    return result
+def logsumexp_of(statistics: Tensor) -> Tensor:
+    """Return ``largest + log(sum)`` in float64: in float32 it would lose the logarithm beside a large offset."""
+    return statistics[:, 0].double() + statistics[:, 1].double().log()
 
 
-def _forward_fake(logits: Tensor, indices: Tensor, impl: str) -> tuple[Tensor, Tensor]:
+def logsumexp_and_select(logits: Tensor, indices: Tensor, impl: str) -> tuple[Tensor, Tensor]:
+    """Return ``logits.logsumexp(-1)`` (N,) float64 and ``logits.gather(-1, indices)`` (N, S)."""
+    if impl == "reference":
+        statistics, selected = backends.get(impl).select(logits, indices)
+        return logsumexp_of(statistics), selected
+    lse, selected, _ = select_op(logits, indices, impl)
+    return lse, selected
+
+
+def _select(logits: Tensor, indices: Tensor, impl: str) -> tuple[Tensor, Tensor, Tensor]:
+    rows = logits if logits.stride(-1) == 1 else logits.contiguous()
+    statistics, selected = backends.get(impl).select(rows, indices.contiguous())
+    return logsumexp_of(statistics), selected, statistics
+
+
+def _select_fake(logits: Tensor, indices: Tensor, impl: str) -> tuple[Tensor, Tensor, Tensor]:
     del impl
-    dtype = accumulator_dtype(logits.dtype)
-    return logits.new_empty(logits.shape[0], dtype=torch.float64), logits.new_empty(indices.shape, dtype=dtype)
+    rows, dtype = logits.shape[0], accumulator_dtype(logits.dtype)
+    statistics = logits.new_empty((rows, 3), dtype=dtype)
+    return logits.new_empty(rows, dtype=torch.float64), logits.new_empty(indices.shape, dtype=dtype), statistics
 
 
-forward_op = define(
-    "logsumexp_and_select(Tensor logits, Tensor indices, str impl) -> (Tensor lse, Tensor selected)",
-    _forward,
-    _forward_fake,
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    logits, indices, impl = inputs
+    ctx.save_for_backward(logits, indices, output[2])
+    ctx.impl = impl
+
+
+def _backward(ctx: Any, grad_lse: Tensor, grad_selected: Tensor, unused: Tensor) -> tuple[Tensor, None, None]:
+    """Return ``grad_lse * p + scatter_add(grad_selected)``: the primitive's backward with that mass and target."""
+    del unused
+    logits, indices, statistics = ctx.saved_tensors
+    target = (indices, -grad_selected, None, [], [], None)
+    one = grad_selected.new_ones(1)
+    grad = backward_op(one, None, logits, statistics, *target, grad_lse, *RowOptions(), ctx.impl)
+    return grad, None, None
+
+
+select_op = define(
+    "logsumexp_and_select(Tensor logits, Tensor indices, str impl) -> (Tensor lse, Tensor selected, Tensor statistics)",
+    _select,
+    _select_fake,
+    backward=_backward,
+    setup_context=_setup_context,
 )
-
-
-class LogsumexpAndSelect(torch.autograd.Function):
-    """``(logsumexp(logits), logits.gather(-1, indices))`` of logits ``(N, V)`` and indices ``(N, S)``."""
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, indices: Tensor, impl: str) -> tuple[Tensor, Tensor]:
-        """Compute both in one pass over the logits."""
-        lse, selected = forward_op(logits, indices, impl)
-        ctx.save_for_backward(logits, indices, lse)
-        ctx.impl = impl
-        return lse, selected
-
-    @staticmethod
-    def backward(ctx: Any, grad_lse: Tensor, grad_selected: Tensor) -> tuple[Tensor | None, ...]:
-        """Return ``grad_lse * p + scatter_add(grad_selected)``: the primitive's backward with that mass and target."""
-        logits, indices, lse = ctx.saved_tensors
-        with torch.no_grad():
-            one, nothing = grad_selected.new_ones(1), grad_selected.new_empty(0)
-            grad = backward_op(
-                one,
-                None,
-                logits,
-                lse,
-                nothing,
-                indices,
-                -grad_selected,
-                None,
-                [],
-                [],
-                grad_lse,
-                *RowOptions(),
-                ctx.impl,
-            )
-        return *differentiable_once([grad], logits, grad_lse, grad_selected), None, None

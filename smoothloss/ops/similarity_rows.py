@@ -13,8 +13,9 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from smoothloss.ops import native_linear
-from smoothloss.ops.rows import DenseRows
+from smoothloss.backends.common import DenseRows, without_autocast
+from smoothloss.backends.native import linear as native_linear
+from smoothloss.ops.transforms import is_eager
 
 # One block of scores; several temporaries of this size are alive at a time.
 BLOCK_BYTES = 32 << 20
@@ -73,7 +74,7 @@ class SimilarityScorer:
 
     def __call__(self, tokens: Tensor, out: Tensor | None = None) -> Tensor:
         """``(U,)`` tokens -> ``(U, V)`` scores."""
-        with torch.no_grad(), torch.autocast(tokens.device.type, enabled=False):
+        with torch.no_grad(), without_autocast(tokens.device.type):
             scores = torch.addmm(self.column_bias, self.vectors[tokens], self.vectors.T, alpha=1 / self.tau, out=out)
             # The cosine of a token with itself is 1, not what rounding makes of it.
             scores.scatter_(1, tokens[:, None], (1 / self.tau + self.column_bias[tokens])[:, None])
@@ -138,16 +139,18 @@ class SimilarityMixture(NamedTuple):
         rows = place.to(torch.int32).masked_fill_(tokens < 0, -1)
         return DenseRows(SimilarityScorer(self, dtype).rows(used), rows, weights.to(dtype).contiguous())
 
+    def has_the_factors_of(self, other: SimilarityMixture) -> bool:
+        """Return whether both are mixtures of one table's rows."""
+        return self.unit_vectors is other.unit_vectors and (self.tau, self.beta) == (other.tau, other.beta)
+
     def pack(self) -> tuple[list[Tensor], list[float]]:
         """Return the mixture as an operator takes it: tensors and numbers."""
         tensors = [self.tokens, self.weights, self.unit_vectors, self.log_normalizer, self.has_neighbours]
         return [*tensors, *(() if self.counts is None else (self.counts,))], [self.tau, self.beta]
 
     @classmethod
-    def unpack(cls, tensors: list[Tensor], numbers: list[float]) -> SimilarityMixture | None:
-        """Return what `pack` packed, None for two empty lists."""
-        if not tensors:
-            return None
+    def unpack(cls, tensors: list[Tensor], numbers: list[float]) -> SimilarityMixture:
+        """Return what `pack` packed."""
         counts = tensors[5] if len(tensors) > 5 else None
         tokens, weights, unit_vectors, log_normalizer, has_neighbours = tensors[:5]
         return cls(tokens, weights, unit_vectors, log_normalizer, has_neighbours, counts, *numbers)
@@ -159,9 +162,9 @@ def distinct(tokens: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:
     On an accelerator without asking how many there are, which would wait for it: as many as there can be, the first
     ones used.
     """
-    if tokens.device.type == "cpu":
-        return tokens.unique(return_inverse=True)
     tokens = tokens.long()
+    if tokens.device.type == "cpu" and is_eager(tokens):
+        return tokens.unique(return_inverse=True)
     present = tokens.new_zeros(num_tokens).index_fill_(0, tokens.flatten(), 1)
     rank = present.cumsum(0) - 1
     place = rank[tokens]

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from smoothloss import _compiled as compiled
 from smoothloss._validation import check_device, check_shape, check_tensor
-from smoothloss.ops import compiled
 from smoothloss.rewards.references import References, pack_sentences
 
 Candidates = Tensor | Sequence[Sequence[int]]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from smoothloss import _compiled as compiled
 from smoothloss._numbers import as_real
 from smoothloss._validation import check_number
-from smoothloss.ops import compiled
 from smoothloss.rewards._candidates import Candidates, problem
 from smoothloss.rewards.references import References
 

@@ -7,9 +7,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from smoothloss import _compiled as compiled
 from smoothloss._numbers import as_integer, as_real
 from smoothloss._validation import check_number, check_tensor
-from smoothloss.ops import compiled
 from smoothloss.rewards._candidates import Candidates, Problem, problem
 from smoothloss.rewards.references import References
 

@@ -11,10 +11,10 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from smoothloss import _compiled as compiled
 from smoothloss import _tensor_file
 from smoothloss._numbers import as_real
 from smoothloss._validation import check_number
-from smoothloss.ops import compiled
 from smoothloss.rewards._candidates import Candidates, problem, scoring_device
 from smoothloss.rewards.references import References, Sentences
 

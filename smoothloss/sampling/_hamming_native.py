@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from smoothloss.ops import compiled
+from smoothloss import _compiled as compiled
 from smoothloss.sampling.samples import Samples, Sentences
 
 if TYPE_CHECKING:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from smoothloss.ops import compiled
+from smoothloss import _compiled as compiled
+from smoothloss.ops.transforms import is_eager
 from smoothloss.sampling.philox import Numbers, Purpose
 
 _MODULES = {"cpu": "_C", "cuda": "_C_cuda"}
@@ -21,7 +22,7 @@ def make_numbers(seed: Tensor, purpose: Purpose, shape: tuple[int, int, int]) ->
 
 
 def _has_kernel(seed: Tensor) -> bool:
-    if type(seed) is not Tensor or torch.compiler.is_compiling() or torch.version.hip is not None:
+    if not is_eager(seed) or torch.version.hip is not None:
         return False
     module = _MODULES.get(seed.device.type)
     return module is not None and compiled.load(module)[0] is not None

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from smoothloss.ops.similarity_rows import SimilarityScorer, distinct
+from smoothloss.ops.transforms import is_eager
 from smoothloss.sampling.philox import Numbers
 from smoothloss.sampling.pools import KernelPool, Pool, Substitutes, check_vocabulary, wide_enough
 from smoothloss.sampling.segments import SegmentRows, SegmentSubstitutes
@@ -54,7 +55,7 @@ class SimilarPool(Pool):
         """The neighbours of each token."""
         size = self.table.num_tokens
         target = target.to(torch.int64)  # a comparison with a number that int16 does not hold wraps around
-        if type(target) is Tensor and target.device.type == "cpu":
+        if target.is_cpu and is_eager(target):
             unknown = replaceable & (target >= size)
             if unknown.any():
                 offender = int(target[unknown][0])

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from smoothloss.ops import native, reference
-from smoothloss.ops.rows import SparseRows
+from smoothloss.backends import native, reference
+from smoothloss.backends.common import Candidates, TableRows
 from smoothloss.ops.smoothed_target import smoothed_target
 from smoothloss.testing import make_table
 
@@ -22,13 +24,22 @@ def make_candidates(count: int, batch: int, length: int, num_tokens: int, seed: 
     candidates = torch.randint(num_tokens, (count, batch, length), generator=generator)
     again = torch.rand(candidates.shape, generator=generator) < 0.5
     candidates = torch.where(again, candidates[:1], candidates)
-    for value, share in ((IGNORE, 0.15), (-1, 0.1), (num_tokens, 0.1), (num_tokens + 2**33, 0.05)):
+    for value, share in ((IGNORE, 0.15), (num_tokens, 0.1), (num_tokens + 2**33, 0.05)):
         candidates[torch.rand(candidates.shape, generator=generator) < share] = value
     return candidates, torch.rand(count, batch, generator=generator)
 
 
+def split(candidates: Tensor, weights: Tensor | None) -> Candidates:
+    """Return candidates as the ground truth and samples, each with twice its weight (1 without) times one half."""
+    samples = candidates[1:].contiguous() if candidates.shape[0] > 1 else None
+    if weights is None:
+        weights = torch.ones(candidates.shape[:2])
+    own, others = (2 * weights[0]).contiguous(), (2 * weights[1:]).contiguous()
+    return Candidates(candidates[0].contiguous(), samples, own, None if samples is None else others, 0.5, IGNORE)
+
+
 def by_hand(
-    candidates: Tensor, weights: Tensor, table: SparseRows | None, alpha: float
+    candidates: Tensor, weights: Tensor, table: TableRows | None, alpha: float
 ) -> tuple[list[dict[int, float]], list[float]]:
     """Return each position's entries by class and its tail."""
     count, batch, length = candidates.shape
@@ -55,11 +66,11 @@ def by_hand(
     return entries, tails
 
 
-def rows_of(mode: str | None, num_tokens: int) -> SparseRows | None:
+def rows_of(mode: str | None, num_tokens: int) -> TableRows | None:
     if mode is None:
         return None
     table = make_table(num_tokens, k=5, tail=mode)
-    return SparseRows(table.indices, table.weights, table.tail if mode == "uniform" else None)
+    return TableRows(table.indices, table.weights, table.tail if mode == "uniform" else None)
 
 
 @pytest.mark.parametrize("mode", [None, "uniform", "renormalize"])
@@ -67,7 +78,7 @@ def test_the_reference_equals_loops(mode: str | None) -> None:
     candidates, weights = make_candidates(4, 3, 6, 30, seed=1)
     candidates = candidates.clamp(max=30)
     table = rows_of(mode, 30)
-    indices, entries, uniform = reference.smoothed_target(candidates, weights, table, 0.3, IGNORE)
+    indices, entries, uniform = reference.smoothed_target(split(candidates, weights), table, 0.3)
     expected, tails = by_hand(candidates, weights, table, 0.3)
     assert indices.dtype == torch.int32
     assert (uniform is None) == (mode != "uniform")
@@ -96,11 +107,36 @@ def test_native_equals_the_reference(
         candidates = candidates.clamp(max=31).int()
     table = rows_of(mode, 30)
     given_weights = None if seed % 5 == 0 else weights
-    actual = native.smoothed_target(candidates, given_weights, table, alpha, IGNORE)
-    expected = reference.smoothed_target(candidates.clamp(max=2**31 - 1), given_weights, table, alpha, IGNORE)
+    actual = native.smoothed_target(split(candidates, given_weights), table, alpha)
+    expected = reference.smoothed_target(split(candidates, given_weights), table, alpha)
     assert torch.equal(actual[0], expected[0])
     torch.testing.assert_close(actual[1], expected[1], rtol=1e-6, atol=1e-9)
     torch.testing.assert_close(actual[2], expected[2], rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("implementation", [native, reference])
+def test_without_weights_samples_share_alpha_alike(implementation: ModuleType) -> None:
+    candidates, _ = make_candidates(5, 3, 4, 30, seed=2)
+    target, samples = candidates[0].contiguous(), candidates[1:].contiguous()
+    given = Candidates(target, samples, torch.ones(3), torch.full((4, 3), 0.25), 0.6, IGNORE)
+    for one, other in zip(
+        implementation.smoothed_target(given, None, 0.0),
+        implementation.smoothed_target(Candidates(target, samples, alpha=0.6, ignore_index=IGNORE), None, 0.0),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("impl", ["native", "reference"])
+@pytest.mark.parametrize("where", ["target", "samples"])
+def test_a_negative_candidate_is_an_error(impl: str, where: str) -> None:
+    target, samples = torch.ones(2, 3, dtype=torch.long), torch.ones(4, 2, 3, dtype=torch.long)
+    {"target": target, "samples": samples}[where][..., 1, 2] = -7
+    with pytest.raises(IndexError):
+        smoothed_target(Candidates(target, samples, alpha=0.5), None, 0.0, impl)
+    target[..., 1, 2] = -100  # nobody looks at an ignored position
+    if impl == "native":
+        smoothed_target(Candidates(target, samples, alpha=0.5), None, 0.0, impl)
 
 
 def test_many_threads_write_every_position() -> None:
@@ -109,9 +145,9 @@ def test_many_threads_write_every_position() -> None:
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(3)
-        many = native.smoothed_target(candidates, weights, table, 0.3, IGNORE)
+        many = native.smoothed_target(split(candidates, weights), table, 0.3)
         torch.set_num_threads(1)
-        one = native.smoothed_target(candidates, weights, table, 0.3, IGNORE)
+        one = native.smoothed_target(split(candidates, weights), table, 0.3)
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(a, b) for a, b in zip(many, one, strict=True))
@@ -123,6 +159,6 @@ def test_opcheck_and_unavailable() -> None:
     table = rows_of("uniform", 30)
     assert table is not None
     for impl in ("reference", "native"):
-        torch.library.opcheck(torch.ops.smoothloss.smoothed_target, (candidates, weights, *table, 0.3, IGNORE, impl))
+        torch.library.opcheck(torch.ops.smoothloss.smoothed_target, (*split(candidates, weights), *table, 0.3, impl))
     with pytest.raises(ValueError, match="impl: got 'fast'"):
-        smoothed_target(candidates, weights, table, 0.3, IGNORE, "fast")
+        smoothed_target(split(candidates, weights), table, 0.3, "fast")

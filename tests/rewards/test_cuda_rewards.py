@@ -1,4 +1,4 @@
-"""The CUDA kernels of the rewards, run on the host (see `ops/test_cuda_build.py`), against those of the CPU."""
+"""The CUDA kernels of the rewards, run on the host (see `backends/test_cuda_build.py`), against those of the CPU."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from smoothloss.ops import compiled
+from smoothloss import _compiled as compiled
 from smoothloss.rewards import Cider, References, edit_distance, hamming, rouge_l, sentence_bleu
 from smoothloss.rewards._candidates import Problem
 

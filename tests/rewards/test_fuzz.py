@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from smoothloss.ops import compiled
+from smoothloss import _compiled as compiled
 
 SECONDS = float(os.environ.get("SMOOTHLOSS_FUZZ_SECONDS", "2"))
 

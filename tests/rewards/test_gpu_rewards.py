@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from smoothloss.ops.dispatch import unavailable
+from smoothloss.backends import unavailable
 from smoothloss.rewards import Cider, References, bleu_statistics, edit_distance, hamming, rouge_l, sentence_bleu
 
 pytestmark = [

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from smoothloss import SimilarityTable
-from smoothloss.ops import compiled
+from smoothloss import _compiled as compiled
 from smoothloss.sampling import (
     BatchPool,
     HammingSampler,

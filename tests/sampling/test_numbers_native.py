@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smoothloss.ops import compiled
+from smoothloss import _compiled as compiled
 from smoothloss.sampling import EditSampler, ReferencePool
 from smoothloss.sampling._numbers_native import make_numbers
 from smoothloss.sampling.philox import Numbers, Purpose

@@ -8,12 +8,12 @@ import torch
 
 from smoothloss.rewards import References
 from smoothloss.similarity import SimilarityTable
-from smoothloss.trainer.config import LossConfig, Recipe, RewardConfig
-from smoothloss.trainer.errors import RecipeError
-from smoothloss.trainer.losses import build_loss, decode_samples, encode
-from smoothloss.trainer.rewards import SampleWeights
-from smoothloss.trainer.tasks import Batch, SequenceModel, task_class
-from smoothloss.trainer.vocabulary import PAD, SPECIAL_TOKENS
+from smoothloss_trainer.config import LossConfig, Recipe, RewardConfig
+from smoothloss_trainer.errors import RecipeError
+from smoothloss_trainer.losses import build_loss, decode_samples, encode
+from smoothloss_trainer.rewards import SampleWeights
+from smoothloss_trainer.tasks import Batch, SequenceModel, task_class
+from smoothloss_trainer.vocabulary import PAD, SPECIAL_TOKENS
 
 Make = Callable[..., Recipe]
 NAMES = ["mle", "label_smoothing", "tok", "seq", "seq_lazy", "tok_seq", "tok_seq_lazy", "raml"]

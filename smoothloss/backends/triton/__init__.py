@@ -1,0 +1,316 @@
+"""The primitive on NVIDIA GPUs, in Triton: the launchers of the row kernels, and when they can run.
+
+Triton is imported in this folder alone, and this folder only when it is used. Every function
+works on rows that its caller has checked: logits ``(N, V)`` of stride 1 along V, indices ``(N, S)`` int32 and
+contiguous, weights ``(N, S)`` and everything else per row in the accumulator dtype (float64 for float64 logits, else
+float32). A negative index or one beyond V is an empty slot. Nothing here waits for the device, and the same input gives
+the same bits.
+
+With ``TRITON_INTERPRET=1`` in the environment before the import, the kernels run on CPU tensors, for tests.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import struct
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from smoothloss.backends.common import (
+    Candidates,
+    DenseRows,
+    Forward,
+    RowOptions,
+    RowTarget,
+    TableRows,
+    accumulator_dtype,
+)
+from smoothloss.backends.triton.config import (
+    ENTRY_BLOCKS,
+    LOOP_BLOCK,
+    MEAN_BLOCK,
+    MEAN_WARPS,
+    SCALED_BLOCK,
+    SCALED_WARPS,
+    TARGET_BLOCKS,
+    TARGET_REGISTERS,
+    RowConfig,
+    bytes_between_reads,
+    entry_block,
+    memory,
+    row_config,
+    row_programs,
+    unit,
+)
+from smoothloss.backends.triton.results import _reduce_kernel, _scaled_copy_kernel
+from smoothloss.backends.triton.rows import (
+    _logsumexp_and_select_forward_kernel,
+    _sparse_cross_entropy_backward_kernel,
+    _sparse_cross_entropy_forward_kernel,
+)
+from smoothloss.backends.triton.target import _smoothed_target_kernel
+
+LOGITS_DTYPES: tuple[torch.dtype, ...] = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+_INTERPRETED = not isinstance(_sparse_cross_entropy_forward_kernel, triton.runtime.JITFunction)
+_ACCUMULATORS = {torch.float32: tl.float32, torch.float64: tl.float64}
+
+
+@functools.cache
+def unavailable(device_type: str, dtype: torch.dtype) -> str | None:
+    """Return why the Triton kernels cannot run on logits of this device type and dtype, or None when they can."""
+    if dtype not in LOGITS_DTYPES:
+        return f"the Triton kernels take float16, bfloat16, float32 and float64 logits, not {dtype}"
+    if _INTERPRETED:
+        if device_type != "cpu":
+            return f"TRITON_INTERPRET=1 runs the kernels on CPU tensors, not on {device_type}"
+        if dtype not in _ACCUMULATORS:
+            return f"the Triton interpreter computes in float32 and float64 correctly, not in {dtype}"
+        return None
+    if device_type != "cuda":
+        return f"the Triton kernels need CUDA tensors, not {device_type}"
+    if torch.version.hip is not None:
+        return "the Triton kernels are launched in ways that AMD's compiler does not know"
+    if not torch.cuda.is_available():
+        return "no CUDA device is available"
+    if torch.cuda.get_device_capability() < (8, 0):
+        return "the Triton kernels need a GPU of compute capability 8.0 or higher"
+    return None
+
+
+def forward(logits: Tensor, target: RowTarget, options: RowOptions, reduction: str) -> Forward:
+    """Return the losses of logits ``(N, V)``, see `Backend`; one launch, or two for a reduction.
+
+    A row of mass 0 has loss 0 and statistics (0, 1, 0), and its logits are not read.
+    """
+    rows, dtype = logits.shape[0], accumulator_dtype(logits.dtype)
+    losses, mass = (logits.new_empty(rows, dtype=dtype) for _ in range(2))
+    statistics = logits.new_empty((rows, 3), dtype=dtype)
+    _launch_forward(logits, target, options, losses, mass, statistics, None)
+    if reduction == "none":
+        return Forward(losses, statistics, mass, None)
+    loss, scale = reduce(losses, mass, reduction)
+    return Forward(loss, statistics, None, scale)
+
+
+def backward(
+    grad: Tensor, scale: Tensor | None, logits: Tensor, statistics: Tensor, target: RowTarget,
+    options: RowOptions, out: Tensor, mass: Tensor | None = None,
+) -> None:  # fmt: skip
+    """Write the gradient of every row's loss, times `grad` and `scale`, with respect to the logits as they came in.
+
+    ::
+
+        dz = (m + 2 z_loss lse) p - u / V - q + gamma p (log p + H);   dlogits = logit_scale (1 - (z / c)^2) dz
+
+    See `Kernels`. `grad` and `scale` are read on the device; `out` may be of any floating dtype.
+    """
+    rows, num_entries = logits.shape[0], _num_entries(target)
+    if rows == 0:
+        return
+    indices, weights, ignored = _entries(target, statistics)
+    config, constants = _constants(logits, target, options, out)
+    mix, mix_sizes = _dense_arguments(target.dense, indices, weights)
+    with _on_device(logits):
+        _sparse_cross_entropy_backward_kernel[(rows,)](
+            grad, grad if scale is None else scale, logits, statistics, indices, weights,
+            weights if target.uniform is None else target.uniform, *mix, _selected(weights, constants),
+            weights if mass is None else mass, out, *_widths(constants["UNIT"], logits, out),
+            0 if grad.numel() == 1 else 1, num_entries, *mix_sizes, ignored, *_scalars(options, statistics.dtype),
+            **constants, HAS_UNIFORM=target.uniform is not None, HAS_MASS=mass is not None,
+            HAS_SCALE=scale is not None, num_warps=config.num_warps, maxnreg=config.max_registers,
+        )  # fmt: skip
+
+
+def forward_backward(
+    logits: Tensor, target: RowTarget, options: RowOptions, out: Tensor, reduction: str
+) -> tuple[Forward, bool]:
+    """Return losses and masses, and write the gradient for ``grad = 1`` to `out`, in one launch, see `Kernels`.
+
+    `out` may be the storage of `logits`, or another buffer of another dtype (float32 logits, bfloat16 `out`).
+    """
+    dtype = accumulator_dtype(logits.dtype)
+    losses, mass = (logits.new_empty(logits.shape[0], dtype=dtype) for _ in range(2))
+    _launch_forward(logits, target, options, losses, mass, losses, out)
+    if reduction == "none":
+        return Forward(losses, mass, mass, None), True
+    loss, scale = reduce(losses, mass, reduction)
+    return Forward(loss, mass, mass, scale), True
+
+
+def select(logits: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+    """Return statistics ``(N, 3)`` and ``logits.gather(-1, indices)`` (N, S), 0 in empty slots.
+
+    From the same arithmetic, so that ``lse - selected`` is never below zero.
+    """
+    rows, num_entries = indices.shape
+    accumulator = accumulator_dtype(logits.dtype)
+    statistics = logits.new_empty((rows, 3), dtype=accumulator)
+    selected = logits.new_empty((rows, num_entries), dtype=accumulator)
+    if rows == 0:
+        return statistics, selected
+    config, units = row_config(logits), unit(logits)
+    with _on_device(logits):
+        _logsumexp_and_select_forward_kernel[(rows,)](
+            logits, _as_int32(indices), statistics, selected, logits.shape[1] // units, logits.stride(0) // units,
+            num_entries, UNIT=units, ACCUMULATOR=_ACCUMULATORS[accumulator], BLOCK=config.block,
+            BLOCK_S=entry_block(num_entries), num_warps=config.num_warps, maxnreg=config.max_registers,
+        )  # fmt: skip
+    return statistics, selected
+
+
+def reduce(losses: Tensor, mass: Tensor, reduction: str) -> tuple[Tensor, Tensor]:
+    """Return "sum" or "mean" of losses ``(N,)`` and the factor that it gives the gradient, in one launch."""
+    loss, scale = losses.new_empty(()), losses.new_empty(())
+    with _on_device(losses):
+        _reduce_kernel[(1,)](
+            losses, mass, loss, scale, losses.numel(),
+            BLOCK=MEAN_BLOCK, IS_MEAN=reduction == "mean", num_warps=MEAN_WARPS,
+        )  # fmt: skip
+    return loss, scale
+
+
+def scaled_copy(values: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return ``(values * factor).to(dtype)``, rounded once, see `Kernels`."""
+    out = torch.empty_like(values, dtype=dtype)
+    if out.numel():
+        programs = -(-out.numel() // SCALED_BLOCK)
+        with _on_device(values):
+            _scaled_copy_kernel[(programs,)](
+                values, factor.to(values.dtype), out, out.numel(), BLOCK=SCALED_BLOCK, num_warps=SCALED_WARPS
+            )
+    return out
+
+
+def smoothed_target(
+    candidates: Candidates, table: TableRows | None, token_alpha: float
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return the indices, weights and uniform mass that `reference.smoothed_target` defines, in one launch."""
+    target, samples, target_weights, sample_weights, alpha, ignore_index = candidates
+    (batch, length), count = target.shape, candidates.count
+    rows, neighbours = batch * length, 0 if table is None else table.indices.shape[1]
+    tokens, tail = 0 if table is None else table.indices.shape[0], None if table is None else table.tail
+    indices = target.new_empty((rows, count * (neighbours + 1)), dtype=torch.int32)
+    weights = torch.empty_like(indices, dtype=torch.float32)
+    uniform = None if tail is None else weights.new_empty(rows)
+    if rows == 0:
+        return indices, weights, uniform
+    block, num_warps = next((pair for pair in TARGET_BLOCKS if indices.shape[1] <= pair[0]), TARGET_BLOCKS[-1])
+    with _on_device(target):
+        _smoothed_target_kernel[(rows,)](
+            target, target if samples is None else samples,
+            weights if target_weights is None else target_weights,
+            weights if sample_weights is None else sample_weights,
+            *((indices, weights) if table is None else table[:2]), weights if tail is None else tail,
+            indices, weights, weights if uniform is None else uniform,
+            rows, batch, length, count, neighbours, tokens, ignore_index,
+            alpha, alpha / max(count - 1, 1), 1.0 - token_alpha, token_alpha,
+            BLOCK_S=block, HAS_SAMPLES=samples is not None, HAS_OWN_WEIGHTS=target_weights is not None,
+            HAS_WEIGHTS=sample_weights is not None, HAS_TABLE=table is not None, HAS_TAIL=tail is not None,
+            num_warps=num_warps, maxnreg=TARGET_REGISTERS,
+        )  # fmt: skip
+    return indices, weights, uniform
+
+
+def _launch_forward(
+    logits: Tensor, target: RowTarget, options: RowOptions, losses: Tensor, mass: Tensor, statistics: Tensor,
+    out: Tensor | None,
+) -> None:  # fmt: skip
+    rows, num_entries = logits.shape[0], _num_entries(target)
+    if rows == 0:
+        return
+    dense = target.dense
+    indices, weights, ignored = _entries(target, losses)
+    config, constants = _constants(logits, target, options, logits if out is None else out)
+    constants["HAS_MANY_ENTRIES"] &= out is not None  # the forward alone needs no copy of anything
+    programs = rows
+    if out is not None:  # the only kernel that reads a row twice
+        programs = row_programs(rows, bytes_between_reads(logits, out), config.resident, memory(logits.device))
+        if programs < rows and (constants["HAS_ENTROPY"] or constants["HAS_SOFTCAP"]):
+            constants["BLOCK"] = min(constants["BLOCK"], LOOP_BLOCK)
+    mix, mix_sizes = _dense_arguments(dense, indices, weights)
+    has_uniform = target.uniform is not None
+    with _on_device(logits):
+        _sparse_cross_entropy_forward_kernel[(programs,)](
+            logits, indices, weights, target.uniform if has_uniform else weights, *mix,
+            _selected(weights, constants), losses, mass, statistics, logits if out is None else out,
+            *_widths(constants["UNIT"], logits, logits if out is None else out), rows, num_entries, *mix_sizes,
+            ignored, *_scalars(options, losses.dtype), **constants, HAS_UNIFORM=has_uniform,
+            HAS_SHARES=dense is not None or has_uniform or options.label_smoothing != 0,
+            HAS_GRADIENT=out is not None, HAS_ROW_LOOP=programs < rows,
+            num_warps=config.num_warps, maxnreg=config.max_registers,
+        )  # fmt: skip
+
+
+def _num_entries(target: RowTarget) -> int:
+    return target.indices.shape[1] if target.indices.dim() == 2 else 1
+
+
+def _as_int32(indices: Tensor) -> Tensor:
+    """Return indices as int32, in which several of them are loaded together; what is out of range stays so."""
+    if indices.dtype == torch.int64:
+        indices = indices.clamp(min=-1, max=torch.iinfo(torch.int32).max).to(torch.int32)
+    return indices
+
+
+def _entries(target: RowTarget, like: Tensor) -> tuple[Tensor, Tensor, int]:
+    """Return indices, weights or a stand-in, and the class number to ignore."""
+    if target.weights is None:
+        return target.indices, like, -1 if target.ignore_index is None else target.ignore_index
+    if target.ignore_index is not None:
+        indices = target.indices.masked_fill(target.indices == target.ignore_index, -1)
+        return _as_int32(indices), target.weights, -1
+    return _as_int32(target.indices), target.weights, -1
+
+
+def _constants(logits: Tensor, target: RowTarget, options: RowOptions, out: Tensor) -> tuple[RowConfig, dict[str, Any]]:
+    """Return the configuration, and the compile-time arguments that forward and backward share."""
+    config, num_entries = row_config(logits, target.dense is not None), _num_entries(target)
+    return config, {
+        "UNIT": unit(logits, out),
+        "ACCUMULATOR": tl.float64 if logits.dtype == torch.float64 else tl.float32,
+        "BLOCK": config.block,
+        "BLOCK_S": entry_block(num_entries),
+        "HAS_WEIGHTS": target.weights is not None,
+        "HAS_DENSE": target.dense is not None,
+        "HAS_ENTROPY": options.entropy != 0,
+        "HAS_SOFTCAP": options.softcap != 0,
+        "HAS_MANY_ENTRIES": num_entries > ENTRY_BLOCKS[-1],
+    }
+
+
+def _widths(units: int, logits: Tensor, out: Tensor) -> tuple[int, int, int]:
+    """Return V and the row strides of both, counted in `units`."""
+    return logits.shape[1] // units, logits.stride(0) // units, out.stride(0) // units
+
+
+def _dense_arguments(
+    dense: DenseRows | None, indices: Tensor, weights: Tensor
+) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[int, int]]:
+    """Return the pointers and the sizes of dense rows, or stand-ins."""
+    if dense is None:
+        return (weights, indices, weights), (0, 0)
+    return (dense.values, dense.rows, dense.weights), (dense.values.shape[0], dense.rows.shape[1])
+
+
+def _selected(weights: Tensor, constants: dict[str, Any]) -> Tensor:
+    """Return a scratch (N, S) for the selected logits where the kernel cannot keep them, else a stand-in."""
+    return torch.empty_like(weights) if constants["HAS_MANY_ENTRIES"] else weights
+
+
+def _scalars(options: RowOptions, dtype: torch.dtype) -> list[float]:
+    """Return the options as the kernels take them: five floats, then what float32 cuts off them."""
+    if dtype != torch.float64:
+        return [*options, 0.0, 0.0, 0.0, 0.0, 0.0]
+    rounded = struct.unpack("5f", struct.pack("5f", *options))
+    return [*rounded, *(value - high for value, high in zip(options, rounded, strict=True))]
+
+
+def _on_device(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
+    # Triton launches on the current device, whatever its arguments live on.
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()

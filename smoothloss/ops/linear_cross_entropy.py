@@ -1,0 +1,529 @@
+"""The primitive on hidden states: ``linear`` and loss together, never holding the (N, V) logits.
+
+* Fast: "mean" and "sum" make the gradients in the forward, for an incoming gradient of one, chunk of rows by chunk of
+  rows: one GEMM for the logits, two for the gradients (6 N V D). The backward multiplies by the true one.
+* Low memory: the forward makes the loss alone; the backward computes the logits again, slice of the vocabulary by slice
+  of the vocabulary (8 N V D in all). Each slice of the weight's gradient is written once, so that there is no float32
+  sum of the size of the weight. It is also how "none" is done, whose incoming gradients differ from row to row.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from smoothloss import backends
+from smoothloss.backends.common import Forward, RowOptions, RowTarget, accumulator_dtype, without_autocast
+from smoothloss.ops.cross_entropy import reference_loss
+from smoothloss.ops.linear_layer import (
+    ClassSums,
+    GradientSums,
+    Layout,
+    LinearLayer,
+    default_chunk_bytes,
+    gradient_dtype,
+)
+from smoothloss.ops.logsumexp_and_select import logsumexp_and_select, logsumexp_of
+from smoothloss.ops.register import OPTIONS_SCHEMA, TARGET_SCHEMA, define, no_gradients
+from smoothloss.ops.target import FlatTarget
+from smoothloss.ops.transforms import apply, differentiable_once, is_eager, is_transformed
+
+
+class Linear(NamedTuple):
+    """The classifier: ``weight (V, D)``, ``bias (V,)`` or None, and how it uses memory.
+
+    Attributes:
+        chunk_bytes: size of the scratch, or None for the default of the device.
+        memory: "fast" or "low".
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    chunk_bytes: int | None = None
+    memory: str = "fast"
+
+    def budget(self) -> int:
+        """Return the size of the scratch."""
+        return default_chunk_bytes(self.weight.device) if self.chunk_bytes is None else self.chunk_bytes
+
+
+def linear_cross_entropy(
+    inputs: Tensor, linear: Linear, target: FlatTarget, options: RowOptions, reduction: str, impl: str
+) -> Tensor:
+    """Return the loss of hidden states ``(N, D)``, of each row or reduced, from the implementation `impl`."""
+    weight, bias = linear.weight, linear.bias
+    if impl == "reference":
+        return reference_loss(reference_logits(inputs, linear, target), target, options, reduction)
+    wanted = _wanted_gradients(inputs, weight, bias)
+    # Without gradients there is nothing to make in the forward but the loss.
+    recompute = reduction == "none" or linear.memory == "low" or not any(wanted)
+    problem = (linear.budget(), wanted, impl)
+    if is_eager(inputs, weight, bias, target.indices, target.weights):
+        if not any(wanted):
+            return _losses(inputs, weight, bias, target, options, reduction, *problem[::2]).loss
+        function = _LinearCrossEntropyRecompute if recompute else _LinearCrossEntropy
+        return apply(function, inputs, weight, bias, target, options, reduction, *problem)
+    operator = recompute_op if recompute else fused_op
+    loss: Tensor = operator(inputs, weight, bias, *target.pack(), *options, reduction, *problem)[0]
+    return loss
+
+
+def linear_logsumexp_and_select(inputs: Tensor, linear: Linear, indices: Tensor, impl: str) -> tuple[Tensor, Tensor]:
+    """Return ``(logsumexp, gather)`` of the logits ``inputs @ weight.T + bias``, which never exist as a whole."""
+    if impl == "reference":
+        return logsumexp_and_select(reference_logits(inputs, linear), indices, impl)
+    wanted = _wanted_gradients(inputs, linear.weight, linear.bias)
+    lse, selected, _ = select_op(inputs, linear.weight, linear.bias, indices, linear.budget(), wanted, impl)
+    return lse, selected
+
+
+def reference_logits(inputs: Tensor, linear: Linear, target: FlatTarget | None = None) -> Tensor:
+    """Return the logits in the accumulator dtype like the kernels'; of rows without mass those of zeros."""
+    dtype = accumulator_dtype(inputs.dtype)
+    bias = None if linear.bias is None else linear.bias.to(dtype)
+    inputs = inputs.to(dtype)
+    if target is not None:
+        inputs = inputs.where(target.mass(linear.weight.shape[0], dtype)[:, None] != 0, 0.0)
+    with without_autocast(inputs.device.type):
+        return torch.nn.functional.linear(inputs, linear.weight.to(dtype), bias)
+
+
+def _wanted_gradients(*tensors: Tensor | None) -> list[bool]:
+    """Return for which of (inputs, weight, bias) a gradient is asked for."""
+    enabled = torch.is_grad_enabled()
+    return [enabled and tensor is not None and tensor.requires_grad for tensor in tensors]
+
+
+def _budget(layer: LinearLayer, target: FlatTarget, chunk_bytes: int) -> int:
+    """Return the part of the budget that is left for logits where dense rows want their share."""
+    if not target.row_bytes:
+        return chunk_bytes
+    logits_bytes = layer.num_classes * layer.accumulator.itemsize
+    return chunk_bytes * logits_bytes // (logits_bytes + target.row_bytes)
+
+
+def _is_whole(layout: Layout, layer: LinearLayer) -> bool:
+    return layout.logits_rows >= layer.num_rows
+
+
+def _fused(
+    inputs: Tensor, weight: Tensor, bias: Tensor | None, target: FlatTarget, options: RowOptions, reduction: str,
+    chunk_bytes: int, wanted: list[bool], impl: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Return the reduced loss, the factor of the gradients, and these, unscaled, in one go."""
+    layer = LinearLayer(inputs, weight, bias)
+    layout, kernels = layer.layout(_budget(layer, target, chunk_bytes), with_gradient=True), backends.kernels(impl)
+    sums = GradientSums(layer, wanted, -(-layer.num_rows // layout.grad_rows))
+    scratch = layer.scratch(layout.logits_rows, layer.num_classes, layer.accumulator)
+    narrow = layer.compute != layer.accumulator
+    grad_scratch = layer.scratch(layout.grad_rows, layer.num_classes, layer.compute) if narrow else scratch
+    if _is_whole(layout, layer):
+        logits = layer.logits(None, scratch)
+        d_logits = grad_scratch if grad_scratch.shape == logits.shape else grad_scratch[: layer.num_rows]
+        result, some_ignored = kernels.forward_backward(
+            logits, target.rows(layer.accumulator), options, d_logits, reduction
+        )
+        if some_ignored:
+            layer.ignore(result.mass)
+        sums.add_part(None, d_logits)
+        sums.add_chunk(None, d_logits)
+        assert result.scale is not None
+        return result.loss, result.scale, *sums.results()
+    losses, masses = [], []
+    for chunk in layout.chunks(layer.num_rows):
+        for part, place in chunk.parts:
+            rows = target.rows(layer.accumulator, part)
+            d_logits = grad_scratch[place]
+            result, some_ignored = kernels.forward_backward(
+                layer.logits(part, scratch), rows, options, d_logits, "none"
+            )
+            if some_ignored:
+                layer.ignore(result.mass, part)
+            losses.append(result.loss)
+            masses.append(result.mass)
+            sums.add_part(part, d_logits)
+        sums.add_chunk(chunk.rows, grad_scratch[: chunk.rows.stop - chunk.rows.start])
+    return *kernels.reduce(torch.cat(losses), torch.cat(masses), reduction), *sums.results()
+
+
+def _losses(
+    inputs: Tensor, weight: Tensor, bias: Tensor | None, target: FlatTarget, options: RowOptions, reduction: str,
+    chunk_bytes: int, impl: str,
+) -> Forward:  # fmt: skip
+    """Return only the loss, with what a recomputing backward needs."""
+    layer, kernels = LinearLayer(inputs, weight, bias), backends.kernels(impl)
+    layout = layer.layout(_budget(layer, target, chunk_bytes), with_gradient=False)
+    scratch = layer.scratch(layout.logits_rows, layer.num_classes, layer.accumulator)
+    if _is_whole(layout, layer):
+        return kernels.forward(layer.logits(None, scratch), target.rows(layer.accumulator), options, reduction)
+    results = [
+        kernels.forward(layer.logits(part, scratch), target.rows(layer.accumulator, part), options, "none")
+        for part in layout.parts(layer.num_rows)
+    ]
+    losses, statistics, masses, _ = zip(*results, strict=True)
+    loss, mass = torch.cat(losses), torch.cat(masses)
+    if reduction == "none":
+        return Forward(loss, torch.cat(statistics), mass, None)
+    loss, scale = kernels.reduce(loss, mass, reduction)
+    return Forward(loss, torch.cat(statistics), None, scale)
+
+
+# ---- the backward that computes the logits again
+
+
+def _recomputed(
+    grad: Tensor, scale: Tensor | None, inputs: Tensor, weight: Tensor, bias: Tensor | None, statistics: Tensor,
+    target: FlatTarget, mass: Tensor | None, options: RowOptions, chunk_bytes: int, wanted: list[bool], impl: str,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Return the gradients, for an incoming gradient of every row or of all."""
+    layer = LinearLayer(inputs, weight, bias)
+    upstream = grad.to(layer.accumulator).contiguous()
+    if scale is not None:
+        upstream = upstream * scale
+    saved = _Saved(upstream.expand(layer.num_rows), statistics)
+    total = target.mass(layer.num_classes, layer.accumulator)
+    layer.ignore(total if mass is None else None)
+    if target.source is not None:
+        grads = _backward_by_rows(layer, target, saved, options, chunk_bytes, wanted, impl)
+    else:
+        total = total if mass is None else mass.to(layer.accumulator)
+        grads = _backward_by_classes(layer, target, saved, total.contiguous(), options, chunk_bytes, wanted, impl)
+    return grads[0].to(inputs.dtype), grads[1].to(inputs.dtype), grads[2].to(inputs.dtype)
+
+
+class _Saved(NamedTuple):
+    """What the backward knows of every row: incoming gradient ``(N,)`` and statistics ``(N, 3)``."""
+
+    grad: Tensor
+    statistics: Tensor
+
+
+def _backward_by_classes(
+    layer: LinearLayer, target: FlatTarget, saved: _Saved, mass: Tensor, options: RowOptions,
+    chunk_bytes: int, wanted: list[bool], impl: str,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Slice the vocabulary: each slice of the weight's gradient is written once, in its own dtype.
+
+    A slice knows its own entries alone, so the kernel is given the mass of the whole target, and label smoothing is
+    folded into weights and uniform mass first.
+    """
+    eps, num_classes = options.label_smoothing, layer.num_classes
+    rows = _entries(target, layer.accumulator)
+    assert rows.weights is not None
+    uniform = eps * mass if rows.uniform is None else (1 - eps) * rows.uniform + eps * mass
+    weights = rows.weights * (1 - eps) if eps else rows.weights
+    has_uniform = rows.uniform is not None or eps != 0
+    peak = saved.grad.abs().amax() if layer.compute == torch.float16 and layer.num_rows else None
+    grad = saved.grad
+    if peak is not None:  # in half precision the gradients would underflow
+        grad = grad / peak.clamp(min=torch.finfo(peak.dtype).tiny)
+    grad = grad.contiguous()
+    size = _slice_size(layer, chunk_bytes)
+    scratch = layer.scratch(layer.num_rows, size, layer.accumulator)
+    is_narrow = layer.compute != layer.accumulator
+    grad_scratch = layer.scratch(layer.num_rows, size, layer.compute).view(-1) if is_narrow else None
+    sums = ClassSums(layer, wanted, peak)
+    for start in range(0, num_classes, size):
+        part = slice(start, min(start + size, num_classes))
+        logits = layer.logits(None, scratch, part)
+        d_logits = logits if grad_scratch is None else grad_scratch[: logits.numel()].view_as(logits)
+        share = (part.stop - part.start) / num_classes
+        entries = RowTarget(_in_slice(rows.indices, part), weights, uniform * share if has_uniform else None)
+        unsmoothed = options._replace(label_smoothing=0.0)
+        backends.kernels(impl).backward(grad, None, logits, saved.statistics, entries, unsmoothed, d_logits, mass)
+        sums.add(part, d_logits)
+    return sums.results()
+
+
+def _entries(target: FlatTarget, dtype: torch.dtype) -> RowTarget:
+    """Return the target as entries with weights, int32 indices, -1 in empty slots; class numbers too."""
+    rows = target.rows(dtype)
+    indices = rows.indices if rows.indices.dim() == 2 else rows.indices.unsqueeze(-1)
+    if rows.ignore_index is not None:
+        indices = indices.masked_fill(indices == rows.ignore_index, -1)
+    if indices.dtype == torch.int64:
+        indices = indices.clamp(min=-1, max=torch.iinfo(torch.int32).max).int()
+    weights = torch.ones(indices.shape, dtype=dtype, device=indices.device) if rows.weights is None else rows.weights
+    return RowTarget(indices, weights, rows.uniform)
+
+
+def _in_slice(indices: Tensor, classes: slice) -> Tensor:
+    """Return the indices counted from the start of a slice of the classes, -1 for those beyond."""
+    return (indices - classes.start).masked_fill_(indices >= classes.stop, -1)
+
+
+def _slice_size(layer: LinearLayer, chunk_bytes: int) -> int:
+    narrow = layer.compute.itemsize if layer.compute != layer.accumulator else 0
+    size = chunk_bytes // (max(1, layer.num_rows) * (layer.accumulator.itemsize + narrow))
+    return min(layer.num_classes, max(128, size // 128 * 128))
+
+
+def _backward_by_rows(
+    layer: LinearLayer, target: FlatTarget, saved: _Saved, options: RowOptions,
+    chunk_bytes: int, wanted: list[bool], impl: str,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Cut the batch into chunks of rows, since dense rows are computed whole."""
+    layout = layer.layout(_budget(layer, target, chunk_bytes), with_gradient=False)
+    sums = GradientSums(layer, wanted, -(-layer.num_rows // layout.grad_rows))
+    scratch = layer.scratch(layout.logits_rows, layer.num_classes, layer.accumulator)
+    for part in layout.parts(layer.num_rows):
+        logits, rows = layer.logits(part, scratch), target.rows(layer.accumulator, part)
+        own = saved.grad[part].contiguous(), None, logits, saved.statistics[part]
+        backends.kernels(impl).backward(*own, rows, options, logits)
+        d_logits = logits.to(layer.compute)
+        sums.add_part(part, d_logits)
+        sums.add_chunk(part, d_logits)
+    return sums.results()
+
+
+# ---- the nodes of eager code
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Reduced ("mean", "sum") loss of ``inputs @ weight.T + bias``; the gradients are made in the forward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None, target: FlatTarget, options: RowOptions,
+        reduction: str, chunk_bytes: int, wanted: list[bool], impl: str,
+    ) -> Tensor:  # fmt: skip
+        loss, scale, *grads = _fused(inputs, weight, bias, target, options, reduction, chunk_bytes, wanted, impl)
+        ctx.save_for_backward(scale, inputs, weight, bias, *grads)
+        ctx.wanted, ctx.impl = wanted, impl
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        scale, inputs, weight, bias, *grads = ctx.saved_tensors
+        with torch.no_grad():
+            scaled = _scaled(grad * scale, grads, (inputs, weight, bias), ctx.wanted, ctx.impl)
+        return *differentiable_once(scaled, inputs, weight, bias, grad), *(None,) * 6
+
+
+def _scaled(
+    factor: Tensor, grads: list[Tensor], like: tuple[Tensor | None, ...], wanted: list[bool], impl: str
+) -> list[Tensor | None]:
+    """Scale the saved gradients, in the accumulator dtype, and only then round them."""
+    copy = backends.kernels(impl).scaled_copy
+    is_plain = is_eager(factor)
+    return [
+        (copy(saved, factor, tensor.dtype) if is_plain else (saved * factor).to(tensor.dtype))
+        if use and tensor is not None
+        else None
+        for saved, tensor, use in zip(grads, like, wanted, strict=True)
+    ]
+
+
+class _LinearCrossEntropyRecompute(torch.autograd.Function):
+    """Loss of ``inputs @ weight.T + bias``, of every row or reduced; the backward computes the logits again."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None, target: FlatTarget, options: RowOptions,
+        reduction: str, chunk_bytes: int, wanted: list[bool], impl: str,
+    ) -> Tensor:  # fmt: skip
+        loss, statistics, _, scale = _losses(inputs, weight, bias, target, options, reduction, chunk_bytes, impl)
+        indices, weights, uniform, source, settings, ignore_index = target.pack()
+        ctx.save_for_backward(inputs, weight, bias, statistics, scale, indices, weights, uniform, *source)
+        ctx.settings, ctx.options = (settings, ignore_index), options
+        ctx.chunk_bytes, ctx.wanted, ctx.impl = chunk_bytes, wanted, impl
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        inputs, weight, bias, statistics, scale, indices, weights, uniform, *source = ctx.saved_tensors
+        packed = (indices, weights, uniform, source, *ctx.settings)
+        arguments = (grad, scale, inputs, weight, bias, statistics)
+        rest = (None, *ctx.options, ctx.chunk_bytes, ctx.wanted, ctx.impl)
+        with torch.no_grad():
+            grads = (
+                backward_op(*arguments, *packed, *rest) if is_transformed() else _backward(*arguments, *packed, *rest)
+            )
+        grads = _cast(grads, ctx.wanted)
+        return *differentiable_once(grads, inputs, weight, bias, grad), *(None,) * 6
+
+
+def _cast(grads: tuple[Tensor, ...], wanted: list[bool]) -> list[Tensor | None]:
+    return [grad if use else None for grad, use in zip(grads, wanted, strict=True)]
+
+
+# ---- as torch operators
+
+
+def _fused_impl(
+    inputs: Tensor, weight: Tensor, bias: Tensor | None, indices: Tensor, weights: Tensor | None,
+    uniform: Tensor | None, source: list[Tensor], settings: list[float], ignore_index: int | None,
+    label_smoothing: float, entropy: float, z_loss: float, logit_scale: float, softcap: float,
+    reduction: str, chunk_bytes: int, wanted: list[bool], impl: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    options = RowOptions(label_smoothing, entropy, z_loss, logit_scale, softcap)
+    target = FlatTarget.unpack(indices, weights, uniform, source, settings, ignore_index)
+    return _fused(inputs, weight, bias, target, options, reduction, chunk_bytes, wanted, impl)
+
+
+def _fused_fake(
+    inputs: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    del bias
+    scale = inputs.new_empty((), dtype=accumulator_dtype(inputs.dtype))
+    grads = _fake_gradients(inputs, weight, rest[-2], gradient_dtype(inputs.device.type, inputs.dtype))
+    return scale.new_empty(()), scale, *grads
+
+
+def _fake_gradients(
+    inputs: Tensor, weight: Tensor, wanted: list[bool], dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    shapes = (inputs.shape, weight.shape, weight.shape[:1])
+    grads = [inputs.new_empty(shape if use else (0,), dtype=dtype) for shape, use in zip(shapes, wanted, strict=True)]
+    return grads[0], grads[1], grads[2]
+
+
+def _fused_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    hidden, weight, bias, *_, wanted, impl = inputs
+    _, scale, *grads = output
+    ctx.save_for_backward(scale, hidden, weight, bias, *grads)
+    ctx.wanted, ctx.impl, ctx.sources = wanted, impl, (len(inputs[6]), len(inputs[7]))
+
+
+def _fused_backward(ctx: Any, grad: Tensor, *unused: Any) -> tuple[Any, ...]:
+    del unused
+    scale, inputs, weight, bias, *grads = ctx.saved_tensors
+    factor = grad * scale
+    scaled = _scaled(factor, grads, (inputs, weight, bias), ctx.wanted, ctx.impl)
+    scaled = list(differentiable_once(scaled, inputs, weight, bias, grad)) if is_eager(factor) else scaled
+    return *scaled, *no_gradients(*ctx.sources, 9)
+
+
+def _recompute_impl(
+    inputs: Tensor, weight: Tensor, bias: Tensor | None, indices: Tensor, weights: Tensor | None,
+    uniform: Tensor | None, source: list[Tensor], settings: list[float], ignore_index: int | None,
+    label_smoothing: float, entropy: float, z_loss: float, logit_scale: float, softcap: float,
+    reduction: str, chunk_bytes: int, wanted: list[bool], impl: str,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    del wanted
+    options = RowOptions(label_smoothing, entropy, z_loss, logit_scale, softcap)
+    target = FlatTarget.unpack(indices, weights, uniform, source, settings, ignore_index)
+    loss, statistics, _, scale = _losses(inputs, weight, bias, target, options, reduction, chunk_bytes, impl)
+    assert statistics is not None
+    return loss, statistics, loss.new_empty(0) if scale is None else scale
+
+
+def _recompute_fake(inputs: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    rows, dtype, is_rows = inputs.shape[0], accumulator_dtype(inputs.dtype), rest[-4] == "none"
+    loss = inputs.new_empty(rows if is_rows else (), dtype=dtype)
+    return loss, inputs.new_empty((rows, 3), dtype=dtype), inputs.new_empty(0 if is_rows else (), dtype=dtype)
+
+
+def _recompute_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    hidden, weight, bias, indices, weights, uniform, source, settings, ignore_index, *rest = inputs
+    *options, reduction, chunk_bytes, wanted, impl = rest
+    _, statistics, scale = output
+    saved = (statistics, scale if reduction != "none" else None)
+    ctx.save_for_backward(hidden, weight, bias, *saved, indices, weights, uniform, *source)
+    ctx.settings, ctx.options, ctx.sources = (settings, ignore_index), options, (len(source), len(settings))
+    ctx.chunk_bytes, ctx.wanted, ctx.impl = chunk_bytes, wanted, impl
+
+
+def _recompute_backward(ctx: Any, grad: Tensor, *unused: Any) -> tuple[Any, ...]:
+    del unused
+    inputs, weight, bias, statistics, scale, indices, weights, uniform, *source = ctx.saved_tensors
+    grads = backward_op(
+        grad, scale, inputs, weight, bias, statistics, indices, weights, uniform, source, *ctx.settings,
+        None, *ctx.options, ctx.chunk_bytes, ctx.wanted, ctx.impl,
+    )  # fmt: skip
+    return *_cast(grads, ctx.wanted), *no_gradients(*ctx.sources, 9)
+
+
+def _backward(
+    grad: Tensor, scale: Tensor | None, inputs: Tensor, weight: Tensor, bias: Tensor | None, statistics: Tensor,
+    indices: Tensor, weights: Tensor | None, uniform: Tensor | None, source: list[Tensor], settings: list[float],
+    ignore_index: int | None, mass: Tensor | None,
+    label_smoothing: float, entropy: float, z_loss: float, logit_scale: float, softcap: float,
+    chunk_bytes: int, wanted: list[bool], impl: str,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    options = RowOptions(label_smoothing, entropy, z_loss, logit_scale, softcap)
+    target = FlatTarget.unpack(indices, weights, uniform, source, settings, ignore_index)
+    return _recomputed(grad, scale, inputs, weight, bias, statistics, target, mass, options, chunk_bytes, wanted, impl)
+
+
+def _backward_fake(
+    grad: Tensor, scale: Tensor | None, inputs: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    del grad, scale, bias
+    return _fake_gradients(inputs, weight, rest[-2], inputs.dtype)
+
+
+def _select(
+    inputs: Tensor, weight: Tensor, bias: Tensor | None, indices: Tensor, chunk_bytes: int, wanted: list[bool],
+    impl: str,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    del wanted
+    layer, slots = LinearLayer(inputs, weight, bias), indices.contiguous()
+    layout = layer.layout(chunk_bytes, with_gradient=False)
+    scratch = layer.scratch(layout.logits_rows, layer.num_classes, layer.accumulator)
+    select = backends.get(impl).select
+    results = [select(layer.logits(part, scratch), slots[part]) for part in layout.parts(layer.num_rows)]
+    statistics, selected = map(torch.cat, zip(*results, strict=True))
+    return logsumexp_of(statistics), selected, statistics
+
+
+def _select_fake(
+    inputs: Tensor, weight: Tensor, bias: Tensor | None, indices: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    del weight, bias, rest
+    rows, dtype = inputs.shape[0], accumulator_dtype(inputs.dtype)
+    statistics = inputs.new_empty((rows, 3), dtype=dtype)
+    return inputs.new_empty(rows, dtype=torch.float64), inputs.new_empty(indices.shape, dtype=dtype), statistics
+
+
+def _select_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    hidden, weight, bias, indices, chunk_bytes, wanted, impl = inputs
+    ctx.save_for_backward(hidden, weight, bias, indices, output[2])
+    ctx.chunk_bytes, ctx.wanted, ctx.impl = chunk_bytes, wanted, impl
+
+
+def _select_backward(ctx: Any, grad_lse: Tensor, grad_selected: Tensor, unused: Tensor) -> tuple[Any, ...]:
+    """Return the gradients of ``grad_lse * p + scatter_add(grad_selected)``: a target with that mass."""
+    del unused
+    inputs, weight, bias, indices, statistics = ctx.saved_tensors
+    grads = backward_op(
+        grad_selected.new_ones(1), None, inputs, weight, bias, statistics, indices, -grad_selected, None, [], [], None,
+        grad_lse, *RowOptions(), ctx.chunk_bytes, ctx.wanted, ctx.impl,
+    )  # fmt: skip
+    return *_cast(grads, ctx.wanted), None, None, None, None
+
+
+_LINEAR_SCHEMA = "Tensor inputs, Tensor weight, Tensor? bias"
+_HOW_SCHEMA = "int chunk_bytes, bool[] wanted, str impl"
+fused_op = define(
+    f"linear_cross_entropy_with_gradients({_LINEAR_SCHEMA}, {TARGET_SCHEMA}, {OPTIONS_SCHEMA}, str reduction,"
+    f" {_HOW_SCHEMA}) -> (Tensor loss, Tensor scale, Tensor, Tensor, Tensor)",
+    _fused_impl,
+    _fused_fake,
+    backward=_fused_backward,
+    setup_context=_fused_context,
+)
+recompute_op = define(
+    f"linear_cross_entropy({_LINEAR_SCHEMA}, {TARGET_SCHEMA}, {OPTIONS_SCHEMA}, str reduction, {_HOW_SCHEMA})"
+    " -> (Tensor loss, Tensor statistics, Tensor scale)",
+    _recompute_impl,
+    _recompute_fake,
+    backward=_recompute_backward,
+    setup_context=_recompute_context,
+)
+backward_op = define(
+    f"linear_cross_entropy_backward(Tensor grad, Tensor? scale, {_LINEAR_SCHEMA}, Tensor statistics,"
+    f" {TARGET_SCHEMA}, Tensor? mass, {OPTIONS_SCHEMA}, {_HOW_SCHEMA}) -> (Tensor, Tensor, Tensor)",
+    _backward,
+    _backward_fake,
+)
+select_op = define(
+    f"linear_logsumexp_and_select({_LINEAR_SCHEMA}, Tensor indices, {_HOW_SCHEMA})"
+    " -> (Tensor lse, Tensor selected, Tensor statistics)",
+    _select,
+    _select_fake,
+    backward=_select_backward,
+    setup_context=_select_context,
+)

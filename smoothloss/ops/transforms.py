@@ -1,0 +1,80 @@
+"""Which of torch's ways a call is on: plain eager code, or under a compiler, a tracer or a transform of `torch.func`.
+
+Eager code calls its implementation directly. Everything else goes through the torch operators, which carry fakes, an
+autograd formula and a rule for vmap.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+_TransformType = torch._C._functorch.TransformType
+
+
+def is_eager(*tensors: Tensor | None) -> bool:
+    """Return whether the tensors hold numbers that a kernel may read now."""
+    if torch.compiler.is_compiling() or is_transformed() or torch._C._len_torch_dispatch_stack():
+        return False
+    return all(tensor is None or (type(tensor) in _PLAIN and not tensor.is_meta) for tensor in tensors)
+
+
+def is_transformed() -> bool:
+    """Return whether a transform of `torch.func`, or `is_grads_batched`, is at work."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def needs_the_reference() -> bool:
+    """Return whether a transform is at work that only plain torch code follows well: vmap, forward mode, or several."""
+    if torch.compiler.is_compiling():
+        return bool(_is_transformed_while_compiling())
+    if torch.autograd.forward_ad._current_level >= 0:
+        return True
+    if not is_transformed():
+        return False
+    levels = torch._C._functorch.get_interpreter_stack() or []
+    return len(levels) > 1 or any(level.key() != _TransformType.Grad for level in levels)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _is_transformed_while_compiling() -> bool:
+    return is_transformed()
+
+
+def apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
+    """Return ``function.apply(*arguments)``, which torch leaves untyped."""
+    return function.apply(*arguments)
+
+
+class _DifferentiableOnce(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, *sources: Tensor) -> Tensor:
+        del ctx, sources
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        del ctx, grad
+        raise RuntimeError(DOUBLE_BACKWARD)
+
+
+DOUBLE_BACKWARD = "double backward: smoothloss kernels are differentiable once; use impl='reference'"
+
+
+def differentiable_once(gradients: list[Tensor | None], *sources: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Return gradients that raise when they are differentiated in turn (``create_graph=True``).
+
+    torch's ``once_differentiable`` looks at the incoming gradient alone: with a constant one, the usual case, the
+    gradients would pass for constants, and a gradient penalty would silently be wrong.
+
+    Args:
+        gradients: what a backward is about to return, computed without grad mode.
+        sources: everything that they depend on.
+    """
+    if not torch.is_grad_enabled():
+        return tuple(gradients)
+    present = [source for source in sources if source is not None]
+    return tuple(None if value is None else apply(_DifferentiableOnce, value, *present) for value in gradients)

@@ -1,0 +1,304 @@
+"""The Triton kernels compiled ahead of time for GPUs that need not be here: every configuration that ships, no spills.
+
+The launchers themselves say what they would launch: their kernels are replaced by recorders.
+"""
+# ruff: noqa: E402
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest.mock import patch
+
+import pytest
+import torch
+
+triton = pytest.importorskip("triton", reason="triton is not installed")
+if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 3):
+    pytest.skip("compiles ahead of time with Triton 3.3 or newer", allow_module_level=True)
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("TRITON_INTERPRET=1 interprets the kernels", allow_module_level=True)
+
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from smoothloss.backends import triton as triton_kernels
+from smoothloss.backends.common import DenseRows, RowOptions, SparseRows
+from smoothloss.backends.triton.config import CONFIGS, DENSE_CONFIGS, ENTRY_BLOCKS, TARGET_BLOCKS, UNITS, RowConfig
+
+ARCHITECTURES = (80, 90, 100, 120)
+PLAIN = RowOptions()
+SPREAD = RowOptions(label_smoothing=0.1)
+ALL = RowOptions(label_smoothing=0.1, entropy=0.3, z_loss=0.01, logit_scale=1.7, softcap=30.0)
+KERNELS = (
+    "_sparse_cross_entropy_forward_kernel",
+    "_sparse_cross_entropy_backward_kernel",
+    "_logsumexp_and_select_forward_kernel",
+    "_smoothed_target_kernel",
+    "_mean_kernel",
+    "_scaled_copy_kernel",
+)
+# What the launchers can be asked for, each with the dtypes of the logits and of the gradient.
+F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
+SAME = ((F16, F16), (BF16, BF16), (F32, F32), (F64, F64))
+CALLS = {
+    "forward": SAME,
+    "forward_dense": SAME,
+    "backward": SAME,
+    "backward_dense": SAME,
+    "backward_with_mass": SAME,
+    "backward_with_scale": SAME,
+    "forward_backward": (*SAME, (F32, BF16), (F32, F16)),
+    "forward_backward_dense": (*SAME, (F32, BF16), (F32, F16)),
+    "forward_backward_row_loop": (*SAME, (F32, BF16), (F32, F16)),
+    "forward_backward_dense_row_loop": (*SAME, (F32, BF16), (F32, F16)),
+    "logsumexp_and_select": SAME,
+}
+# The options that each is compiled with, where these are not both: loops over rows where they need the most registers.
+ALL_OPTIONS = {
+    "backward_with_mass": (PLAIN,),
+    "backward_with_scale": (PLAIN,),
+    "forward_backward_row_loop": (SPREAD, ALL),  # in blocks of different sizes
+    "forward_backward_dense_row_loop": (ALL,),
+    "logsumexp_and_select": (PLAIN,),
+}
+# One width for each configuration, in units of 8 and not; numbers of entries for each block, and beyond the largest.
+WIDTHS = {F32: (1000, 1003, 9800, 9801, 128256, 50257), F64: (9800, 9801)}
+ENTRIES = (1, 21, 126, 200)
+POINTERS = {F16: "*fp16", BF16: "*bf16", F32: "*fp32", F64: "*fp64", torch.int32: "*i32", torch.int64: "*i64"}
+
+
+class Launch(NamedTuple):
+    kernel: Any
+    arguments: tuple[Any, ...]
+    keywords: dict[str, Any]
+
+
+class Recorder:
+    def __init__(self, kernel: Any, launches: list[Launch]) -> None:
+        self.kernel, self.launches = kernel, launches
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        assert len(grid) == 1
+        return lambda *arguments, **keywords: self.launches.append(Launch(self.kernel, arguments, keywords))
+
+
+@pytest.fixture
+def launches(monkeypatch: pytest.MonkeyPatch) -> list[Launch]:
+    """Return the list to which the launchers' kernels add what they are asked for."""
+    recorded: list[Launch] = []
+    for name in KERNELS:
+        monkeypatch.setattr(triton_kernels, name, Recorder(getattr(triton_kernels, name), recorded))
+    return recorded
+
+
+def call(
+    name: str, dtype: torch.dtype, out_dtype: torch.dtype, v: int, s: int, options: RowOptions, rows: int = 2
+) -> None:
+    """Call a launcher with the smallest inputs of that kind; the uniform mass comes with the options."""
+    accumulator = F64 if dtype == F64 else F32
+    logits = torch.zeros(rows, v, dtype=dtype)
+    out = logits if out_dtype == dtype else torch.empty(rows, v, dtype=out_dtype)
+    indices = torch.zeros(rows, s, dtype=torch.int32)
+    weights = torch.zeros(rows, s, dtype=accumulator)
+    per_row = torch.zeros(rows, dtype=accumulator)
+    uniform = None if options == PLAIN else per_row
+    dense = DenseRows(weights.new_zeros(1, v), indices[:, :1], weights[:, :1]) if "dense" in name else None
+    target = (indices, weights, uniform, options)
+    if name.startswith("forward_backward"):
+        programs = (lambda *_: 1) if "row_loop" in name else triton_kernels.row_programs
+        with patch.object(triton_kernels, "row_programs", programs):
+            triton_kernels.sparse_cross_entropy_forward_backward(logits, *target, out, dense)
+    elif name.startswith("forward"):
+        triton_kernels.sparse_cross_entropy_forward(logits, *target, dense)
+    elif name == "logsumexp_and_select":
+        triton_kernels.logsumexp_and_select_forward(logits, indices)
+    else:
+        mass, scale = (per_row if what in name else None for what in ("with_mass", "with_scale"))
+        lse = per_row.double()
+        triton_kernels.sparse_cross_entropy_backward(
+            per_row, logits, lse, per_row, *target, out, mass, dense=dense, scale=scale
+        )
+
+
+def source(launch: Launch) -> tuple[ASTSource, dict[str, Any]]:
+    """Return what Triton would compile for a launch, and its options."""
+    names = launch.kernel.arg_names
+    options = {key: value for key, value in launch.keywords.items() if key not in names}
+    constants = {key: value for key, value in launch.keywords.items() if key in names}
+    assert all(name.isupper() for name in constants)
+    arguments = dict(zip(names, launch.arguments, strict=False))
+    types = {torch.Tensor: lambda value: POINTERS[value.dtype], int: lambda _: "i32", float: lambda _: "fp32"}
+    signature = {
+        name: "constexpr" if name in constants else types[type(arguments[name])](arguments[name]) for name in names
+    }
+    aligned = [i for i, name in enumerate(names) if signature[name].startswith("*")]
+    attributes = {(i,): [["tt.divisibility", 16]] for i in aligned}
+    return ASTSource(launch.kernel, signature, constexprs=constants, attrs=attributes), options
+
+
+def resources(cubin: bytes, folder: Path) -> dict[str, int]:
+    """Return registers and bytes of stack of a kernel, as the driver would reserve them."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    path = folder / "kernel.cubin"
+    path.write_bytes(cubin)
+    report = subprocess.run([tool, "--dump-resource-usage", path], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+)", report)
+    assert found, report
+    return {"registers": int(found[1]), "stack": int(found[2])}
+
+
+def resident(launch: Launch) -> int:
+    """Return how many programs the configuration of a launch counts on a multiprocessor."""
+    dtype = F64 if launch.keywords["ACCUMULATOR"] == triton_kernels.tl.float64 else F32
+    configs = (DENSE_CONFIGS if launch.keywords["HAS_DENSE"] else CONFIGS)[dtype]
+    chosen = (launch.keywords["num_warps"], launch.keywords["BLOCK"])
+    # A loop over rows may have taken smaller blocks than its configuration.
+    return max(config.resident for config in configs if config.num_warps == chosen[0] and config.block >= chosen[1])
+
+
+def compile_all(launches: list[Launch], architecture: int, folder: Path) -> None:
+    """Compile each launch and assert that none needs stack, nor more registers than a program may have."""
+    assert launches
+    worst = 0
+    for launch in launches:
+        what, options = source(launch)
+        binary = triton.compile(what, target=GPUTarget("cuda", architecture, 32), options=options)
+        used = resources(binary.asm["cubin"], folder)
+        assert used["stack"] == 0, (launch.kernel.__name__, launch.keywords, used)
+        threads = 32 * options["num_warps"]
+        assert used["registers"] * threads <= 65536
+        if launch.keywords.get("HAS_GRADIENT"):  # the kernel that reads a row twice
+            assert 65536 // (used["registers"] * threads) <= resident(launch), (launch.keywords, used)
+        worst = max(worst, used["registers"])
+    print(f"sm_{architecture}: {len(launches)} cubins, no stack, at most {worst} registers a thread")
+
+
+# A loop over rows adds little to what the same kernel is without: one architecture stands for the others.
+QUICK = [(arch, name) for arch in ARCHITECTURES for name in CALLS if arch == 90 or "row_loop" not in name]
+
+
+@pytest.mark.parametrize(("architecture", "name"), QUICK)
+def test_compiles_without_stack(architecture: int, name: str, launches: list[Launch], tmp_path: Path) -> None:
+    # All options need the most registers, and the most time to compile: one architecture stands for the others.
+    options, entries = (ALL, 126) if architecture == 90 and "_with_" not in name else (PLAIN, 21)
+    for dtype, out_dtype in CALLS[name]:
+        call(name, dtype, out_dtype, 9800, entries, options)
+    compile_all(launches, architecture, tmp_path)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_targets_and_mean_compile_without_stack(architecture: int, launches: list[Launch], tmp_path: Path) -> None:
+    for dtype in (torch.int32, torch.int64):
+        for k in (1, 20, 200):  # one for each number of slots that a program fills at a time
+            candidates, weights = torch.zeros(5, 2, 3, dtype=dtype), torch.zeros(5, 2)
+            indices, similar, tail = torch.zeros(9, k, dtype=torch.int32), torch.zeros(9, k), torch.zeros(9)
+            triton_kernels.smoothed_target(candidates, weights, SparseRows(indices, similar, tail), 0.1, -100)
+            triton_kernels.smoothed_target(candidates, None, SparseRows(indices, similar, None), 0.1, -100)
+            triton_kernels.smoothed_target(candidates[..., :1], weights, None, 0.1, -100)
+    assert {launch.keywords["BLOCK_S"] for launch in launches} == {block for block, _ in TARGET_BLOCKS}
+    for accumulator in (F32, F64):
+        triton_kernels.mean(torch.zeros(3, dtype=accumulator), torch.zeros(3, dtype=accumulator))
+        for out_dtype in (F32, BF16, F16) if accumulator == F32 else (F64,):
+            triton_kernels.scaled_copy(torch.zeros(3, dtype=accumulator), torch.ones((), dtype=accumulator), out_dtype)
+    compile_all(launches, architecture, tmp_path)
+
+
+@pytest.fixture
+def throwaway_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Keep a gigabyte of kernels that nobody will run out of the user's cache."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
+    yield
+    for path in sorted((tmp_path / "cache").rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    "SMOOTHLOSS_AOT_ALL" not in os.environ, reason="half an hour of compilation: SMOOTHLOSS_AOT_ALL=1 runs it"
+)
+@pytest.mark.usefixtures("throwaway_cache")
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_everything_that_ships_compiles_without_stack(
+    architecture: int, name: str, launches: list[Launch], tmp_path: Path
+) -> None:
+    for dtype, out_dtype in CALLS[name]:
+        for v in WIDTHS[F64 if dtype == F64 else F32]:
+            for s in ENTRIES:
+                for options in ALL_OPTIONS.get(name, (PLAIN, ALL)):
+                    call(name, dtype, out_dtype, v, s, options)
+    unique = {repr((source(launch)[0].hash(), launch.keywords["num_warps"])): launch for launch in launches}
+    compile_all(list(unique.values()), architecture, tmp_path)
+
+
+@pytest.mark.parametrize(("name", "configs"), [("backward", CONFIGS), ("backward_dense", DENSE_CONFIGS)])
+def test_the_widths_and_entries_tested_reach_every_configuration(
+    name: str, configs: dict[torch.dtype, tuple[RowConfig, ...]], launches: list[Launch]
+) -> None:
+    for dtype in (F32, F64):
+        for v in WIDTHS[dtype]:
+            for s in ENTRIES:
+                call(name, dtype, dtype, v, s, PLAIN)
+    keywords = [launch.keywords for launch in launches]
+    reached = {(str(k["ACCUMULATOR"]), k["BLOCK"], k["num_warps"], k["UNIT"], k["BLOCK_S"]) for k in keywords}
+    shipped = {
+        (str(triton_kernels._ACCUMULATORS[dtype]), config.block, config.num_warps, unit, block)
+        for dtype, widths in configs.items()
+        for config in widths
+        for unit in UNITS
+        for block in ENTRY_BLOCKS
+    }
+    assert reached == shipped
+    assert {k["HAS_MANY_ENTRIES"] for k in keywords} == {False, True}
+
+
+def free_arguments(kernel: Any) -> set[str]:
+    return {parameter.name for parameter in kernel.params if parameter.do_not_specialize}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_numbers_that_vary_are_no_reason_to_compile_again(name: str, launches: list[Launch]) -> None:
+    other = RowOptions(label_smoothing=0.2, entropy=0.7, z_loss=0.0, logit_scale=1.0, softcap=50.0)
+    call(name, F32, F32, 9800, 21, ALL)
+    call(name, F32, F32, 9808, 22, other, rows=16)
+    call(name, F32, F32, 16384, 32, other, rows=2 if "row_loop" in name else 1)
+    first, *rest = launches
+    free = free_arguments(first.kernel)
+    for launch in rest:
+        assert launch.keywords == first.keywords
+        for parameter, one, two in zip(first.kernel.params, first.arguments, launch.arguments, strict=False):
+            assert type(one) is type(two)
+            assert isinstance(one, torch.Tensor) or parameter.name in free, "specialised on its value"
+
+
+def test_sizes_of_targets_are_no_reason_to_compile_again(launches: list[Launch]) -> None:
+    for j, k, b, t, alpha in ((3, 16, 16, 1, 0.5), (2, 20, 1, 5, 0.1)):
+        table = SparseRows(torch.zeros(16, k, dtype=torch.int32), torch.zeros(16, k), torch.zeros(16))
+        triton_kernels.smoothed_target(torch.zeros(j, b, t).long(), torch.zeros(j, b), table, alpha, -100)
+    triton_kernels.mean(torch.zeros(16), torch.zeros(16))
+    assert launches[0].keywords == launches[1].keywords
+    for launch in launches:
+        numbers = {
+            name for name, value in zip(launch.kernel.arg_names, launch.arguments, strict=False)
+            if not isinstance(value, torch.Tensor)
+        }  # fmt: skip
+        assert numbers
+        assert numbers <= free_arguments(launch.kernel)
+
+
+def test_rows_that_are_no_multiple_of_16_are_read_by_16_bytes(launches: list[Launch]) -> None:
+    call("forward_backward", BF16, BF16, 9800, 21, PLAIN)
+    what, options = source(launches[0])
+    ptx = triton.compile(what, target=GPUTarget("cuda", 90, 32), options=options).asm["ptx"]
+    assert "ld.global.v4.b32" in ptx
+    assert "st.global.v4.b32" in ptx
+
+
+def test_explains_why_it_cannot_run_here() -> None:
+    assert "CUDA" in str(triton_kernels.unavailable("cpu", F32))
+    assert "int64" in str(triton_kernels.unavailable("cuda", torch.int64))
