@@ -17,10 +17,18 @@ void draw(const SentencesTuple& sentences, const ExcludedTuple& excluded, const 
     draw_hamming(a, kernels, threads);
 }
 
+void words(const WordsTuple& arguments, int threads, const std::string&) {
+    require(threads >= 1, "threads: got " + std::to_string(threads) + ", expected at least 1");
+    WordArguments a = make_words(arguments);
+    py::gil_scoped_release release;
+    philox_words(a, threads);
+}
+
 }  // namespace
 
 void bind_sampling(py::module_& m) {
     m.def("draw_hamming", &draw);
+    m.def("philox_words", &words);
 }
 
 }  // namespace smoothloss

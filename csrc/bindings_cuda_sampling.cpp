@@ -18,10 +18,17 @@ void draw(const SentencesTuple& sentences, const ExcludedTuple& excluded, const 
     check(cuda::draw_hamming(a, static_cast<int64_t*>(pointer(scratch)), device, pointer(stream)), "draw_hamming");
 }
 
+void words(const WordsTuple& arguments, int device, uintptr_t stream) {
+    WordArguments a = make_words(arguments);
+    py::gil_scoped_release release;
+    check(cuda::philox_words(a, device, pointer(stream)), "philox_words");
+}
+
 }  // namespace
 
 void bind_cuda_sampling(py::module_& m) {
     m.def("draw_hamming", &draw);
+    m.def("philox_words", &words);
 }
 
 }  // namespace smoothloss

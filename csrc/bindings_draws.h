@@ -85,4 +85,17 @@ inline DrawArguments make_draw(const SentencesTuple& sentences, const ExcludedTu
             inverse_tau};
 }
 
+// (seed_ptr, purpose, samples, batch, width, words_ptr)
+using WordsTuple = std::tuple<uintptr_t, uint32_t, int64_t, int64_t, int64_t, uintptr_t>;
+
+inline WordArguments make_words(const WordsTuple& t) {
+    auto [seed, purpose, samples, batch, width, words] = t;
+    require(
+        samples >= 0 && batch >= 0 && width >= 0 && samples <= INT32_MAX && batch <= INT32_MAX && width <= INT32_MAX,
+        "words: got a size that is negative or beyond 2^31 - 1");
+    require(seed != 0 && (samples * batch * width == 0 || words != 0), "words: got a null pointer");
+    return {static_cast<const int64_t*>(pointer(seed)), purpose, samples, batch, width,
+            static_cast<int64_t*>(pointer(words))};
+}
+
 }  // namespace smoothloss

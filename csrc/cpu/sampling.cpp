@@ -265,4 +265,14 @@ void draw_hamming(const DrawArguments& a, const DrawKernels& kernels, int thread
     (void)workers;
 }
 
+void philox_words(const WordArguments& a, int threads) {
+    int64_t count = a.samples * a.batch * a.width;
+    int workers = static_cast<int>(std::clamp<int64_t>(count / kMinDrawsPerThread, 1, threads));
+#ifdef _OPENMP
+#pragma omp parallel for num_threads(workers) schedule(static)
+#endif
+    for (int64_t i = 0; i < count; ++i) write_words(a, i);
+    (void)workers;
+}
+
 }  // namespace smoothloss

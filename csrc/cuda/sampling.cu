@@ -209,6 +209,11 @@ __global__ void __launch_bounds__(32 * kDrawWarps) draw_hamming_kernel(SetArgume
     d.log_prob[sequence] = log_prob_of(d, distance, ratio, log_normalizer);
 }
 
+__global__ void __launch_bounds__(kMaxThreads) philox_words_kernel(WordArguments a) {
+    int64_t i = static_cast<int64_t>(blockIdx.x) * kMaxThreads + threadIdx.x;
+    if (i < a.samples * a.batch * a.width) write_words(a, i);
+}
+
 }  // namespace
 
 int64_t scratch_words(const DrawArguments& a) {
@@ -229,6 +234,13 @@ int draw_hamming(const DrawArguments& a, int64_t* scratch, int device, void* str
     }
     int64_t blocks = (a.samples * a.batch + kDrawWarps - 1) / kDrawWarps;
     return launch(draw_hamming_kernel, sets, {blocks, 32 * kDrawWarps, 0, 0}, stream);
+}
+
+int philox_words(const WordArguments& a, int device, void* stream) {
+    int error = cudaSetDevice(device);
+    if (error != cudaSuccess) return error;
+    int64_t blocks = (a.samples * a.batch * a.width + kMaxThreads - 1) / kMaxThreads;
+    return launch(philox_words_kernel, a, {blocks, kMaxThreads, 0, 0}, stream);
 }
 
 }  // namespace cuda

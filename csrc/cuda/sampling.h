@@ -11,5 +11,7 @@ int64_t scratch_words(const DrawArguments& arguments);
 
 int draw_hamming(const DrawArguments& arguments, int64_t* scratch, int device, void* stream);
 
+int philox_words(const WordArguments& arguments, int device, void* stream);
+
 }  // namespace cuda
 }  // namespace smoothloss

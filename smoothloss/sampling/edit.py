@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from smoothloss._numbers import as_integer
+from smoothloss.sampling._numbers_native import make_numbers
 from smoothloss.sampling.edit_likelihood import Edits, log_weight
 from smoothloss.sampling.philox import Numbers, Purpose
 from smoothloss.sampling.pools import UniformPool, UniformSubstitutes, wide_enough
@@ -100,7 +101,9 @@ class _Numbers:
             Purpose.EDIT_GAP: max_insertions,
             Purpose.EDIT_INSERTED: length + max_insertions,
         }
-        self._of = {purpose: Numbers(seed, purpose, (num_samples, batch, width)) for purpose, width in widths.items()}
+        self._of = {
+            purpose: make_numbers(seed, purpose, (num_samples, batch, width)) for purpose, width in widths.items()
+        }
 
     def __getitem__(self, purpose: Purpose) -> Numbers:
         return self._of[purpose]
@@ -232,7 +235,7 @@ def _apply(script: _Script, sentences: Sentences, inside: Tensor, pad: int) -> t
     # Beyond the words the ground truth's own tail, then padding.
     positions = torch.arange(dropped, device=target.device)
     source = (positions - (lengths - sentences.lengths)[..., None]).clamp(0, target.shape[1])
-    padded = torch.nn.functional.pad(target, (0, 1), value=pad).expand(*source.shape[:2], -1)
+    padded = torch.cat([target, target.new_full((target.shape[0], 1), pad)], dim=1).expand(*source.shape[:2], -1)
     tokens = torch.where(positions < lengths[..., None], tokens, padded.gather(-1, source))
     return tokens, from_pool, lengths
 

@@ -68,10 +68,18 @@ class Numbers:
         seed: The draw's seed, ``(1,)`` int64.
         purpose: What they are for.
         shape: L, B and X.
+        words: The words, where a kernel has written them.
     """
 
-    def __init__(self, seed: Tensor, purpose: Purpose, shape: tuple[int, int, int]) -> None:
+    words: tuple[Tensor, ...]
+
+    def __init__(
+        self, seed: Tensor, purpose: Purpose, shape: tuple[int, int, int], words: tuple[Tensor, ...] | None = None
+    ) -> None:
         self.seed, self.shape = seed, shape
+        if words is not None:
+            self.words = words
+            return
         sample, sentence, position = (torch.arange(size, device=seed.device) for size in shape)
         counter = (position, sentence[:, None], sample[:, None, None], torch.full_like(seed, int(purpose)))
         self.words = philox(seed, counter)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from smoothloss._numbers import as_integer, as_positive
 from smoothloss.ops import checks
+from smoothloss.ops.transforms import is_eager
 from smoothloss.sampling.philox import LARGEST_COUNT, draw_seed
 from smoothloss.sampling.pools import Pool
 
@@ -70,14 +71,12 @@ class Sentences:
 
     def has_values(self) -> bool:
         """Whether there is memory behind the tensors that a kernel could read: no fake tensors, nor others' own."""
-        return type(self.target) is Tensor and not torch.compiler.is_compiling()
+        return is_eager(self.target)
 
     def check_lengths(self) -> None:
         """Raise ValueError on a length out of range: on the CPU, elsewhere within ``smoothloss.debug()``."""
         lengths, width = self.given_lengths, self.target.shape[1]
-        if lengths is None or not self.has_values():
-            return
-        if lengths.device.type != "cpu" and not (checks.is_debugging() and lengths.device.type != "meta"):
+        if lengths is None or not self.has_values() or not (lengths.is_cpu or checks.is_debugging()):
             return
         wrong = (lengths < 0) | (lengths > width)
         if wrong.any():

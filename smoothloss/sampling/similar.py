@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from smoothloss.ops.similarity_rows import SimilarityScorer, distinct
+from smoothloss.ops.transforms import is_eager
 from smoothloss.sampling.philox import Numbers
 from smoothloss.sampling.pools import KernelPool, Pool, Substitutes, check_vocabulary, wide_enough
 from smoothloss.sampling.segments import SegmentRows, SegmentSubstitutes
@@ -53,13 +54,14 @@ class SimilarPool(Pool):
     def substitutes(self, target: Tensor, replaceable: Tensor, references: Tensor | None) -> Substitutes:
         """The neighbours of each token."""
         size = self.table.num_tokens
-        if type(target) is Tensor and target.device.type == "cpu":
+        target = target.to(torch.int64)  # a comparison with a number that int16 does not hold wraps around
+        if target.is_cpu and is_eager(target):
             unknown = replaceable & (target >= size)
             if unknown.any():
                 offender = int(target[unknown][0])
                 raise IndexError(f"target: got token {offender}, expected token < {size}, the size of the table")
         rows = self._rows_on(target.device)
-        known, tokens = target < size, target.to(torch.int64).clamp(0, size - 1)
+        known, tokens = target < size, target.clamp(0, size - 1)
         if isinstance(rows, _DenseRows):
             return _DenseSubstitutes(rows, tokens, known)
         return SegmentSubstitutes(rows, tokens, known)
