@@ -11,7 +11,7 @@ EXTRAS ?= train,translate,tensorboard,caption,features,bench,dev
 # compiled modules and never the source folder of that name.
 BIN := $(abspath $(VENV))/bin
 STAMP := $(VENV)/.installed
-PACKAGE := $(shell find smoothloss csrc cmake -type f -not -name '*.so' -not -path '*/__pycache__/*') \
+PACKAGE := $(shell find smoothloss smoothloss_trainer csrc cmake -type f -not -name '*.so' -not -path '*/__pycache__/*') \
            pyproject.toml setup.py CMakeLists.txt constraints.txt README.md
 
 .PHONY: install test lint demo bench plots sanitize clean
@@ -31,7 +31,8 @@ $(STAMP): $(BIN)/python $(PACKAGE)
 # Triton's interpreter is chosen by the environment when triton is imported, so its tests have a process of their own.
 test: $(STAMP)
 	cd tests && $(BIN)/python -m pytest $(TESTS) $(PYTEST_ARGS)
-	cd tests && TRITON_INTERPRET=1 $(BIN)/python -m pytest backends/test_triton_interpreter.py backends/test_triton_targets.py $(PYTEST_ARGS)
+	cd tests && TRITON_INTERPRET=1 $(BIN)/python -m pytest backends/test_triton_interpreter.py \
+	    backends/test_triton_targets.py sampling/test_hamming_implementations.py $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -60,7 +61,7 @@ plots: $(STAMP)
 SANITIZE := $(CURDIR)/build/sanitize
 sanitize: $(STAMP)
 	$(BIN)/python -m pip install --quiet cmake ninja pybind11
-	mkdir -p $(SANITIZE)/path && cp -r smoothloss $(SANITIZE)/path/ && rm -f $(SANITIZE)/path/smoothloss/*.so
+	mkdir -p $(SANITIZE)/path && cp -r smoothloss smoothloss_trainer $(SANITIZE)/path/ && rm -f $(SANITIZE)/path/smoothloss/*.so
 	PATH=$(BIN):$$PATH cmake -S . -B $(SANITIZE)/build -G Ninja -DCMAKE_BUILD_TYPE=Release -DSMOOTHLOSS_SANITIZE=ON \
 	    -DPython_EXECUTABLE=$(BIN)/python -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir) \
 	    -DCMAKE_INSTALL_PREFIX=$(SANITIZE)/path/smoothloss
@@ -69,7 +70,7 @@ sanitize: $(STAMP)
 	    UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc OMP_NUM_THREADS=2 \
 	    LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	    $(BIN)/python -m pytest backends/test_native.py backends/test_dense_rows.py ops/test_smoothed_target.py rewards \
-	    sampling/test_segments.py sampling/test_similar.py $(PYTEST_ARGS)
+	    sampling/test_hamming_implementations.py sampling/test_similar.py $(PYTEST_ARGS)
 
 clean:
 	rm -rf build $(VENV) *.egg-info

@@ -115,7 +115,7 @@ sanitize() {
 
 # Trains and decodes on the card, through the public command.
 demo() {
-    "$python" -m smoothloss.trainer.cli demo --out "$out/demo" && mv "$out/demo/report.html" "$out/demo.html"
+    "$python" -m smoothloss_trainer demo --out "$out/demo" && mv "$out/demo/report.html" "$out/demo.html"
     local status=$?
     cp "$out"/demo/*.log "$logs" 2>/dev/null
     rm -rf "$out/demo"

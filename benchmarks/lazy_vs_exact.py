@@ -3,7 +3,7 @@
 Both score the same samples, lazy on the states of the ground truth, exact on each sample's own. Beside their difference
 stands the noise of sampling: how far the exact gradient of other samples of the same batch is.
 
-    smoothloss train recipes/translation/mle.yaml --out runs/mle --training.max_minutes 6
+    smoothloss train multi30k/mle --out runs/mle --training.max_minutes 6
     python -m benchmarks.lazy_vs_exact runs/mle --out benchmarks/results/lazy_vs_exact_multi30k.json
 """
 
@@ -20,13 +20,13 @@ import torch
 from torch import Tensor
 
 from benchmarks.measure import Row, markdown, write_json
-from smoothloss.trainer.checkpoint import load_checkpoint
-from smoothloss.trainer.config import LossConfig, LossName, RewardConfig
-from smoothloss.trainer.losses import TrainingLoss, build_loss
-from smoothloss.trainer.models import open_checkpoints
-from smoothloss.trainer.rewards import SampleWeights
-from smoothloss.trainer.run import RunDirectory
-from smoothloss.trainer.tasks import Batch, SequenceModel, Task
+from smoothloss_trainer.checkpoint import load_checkpoint
+from smoothloss_trainer.config import LossConfig, LossName, RewardConfig
+from smoothloss_trainer.losses import TrainingLoss, build_loss
+from smoothloss_trainer.models import open_checkpoints
+from smoothloss_trainer.rewards import SampleWeights
+from smoothloss_trainer.run import RunDirectory
+from smoothloss_trainer.tasks import Batch, SequenceModel, Task
 
 REWARDS = {
     "none": RewardConfig(),

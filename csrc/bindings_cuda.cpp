@@ -2,6 +2,7 @@
 // which also holds the device guard; nothing here waits for the device.
 #include "bindings_cuda_common.h"
 #include "bindings_cuda_rewards.h"
+#include "bindings_cuda_sampling.h"
 
 namespace smoothloss {
 namespace {
@@ -127,4 +128,5 @@ PYBIND11_MODULE(_C_cuda, m) {
     m.def("reduce", &s::reduce);
     m.def("scaled_copy", &s::scaled_copy);
     s::bind_cuda_rewards(m);
+    s::bind_cuda_sampling(m);
 }

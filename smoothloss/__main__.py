@@ -2,7 +2,11 @@
 
 import sys
 
-from smoothloss._diagnostics import report
+from smoothloss_trainer.cli.signals import Signals
 
 if __name__ == "__main__":
-    sys.stdout.write(report() + "\n")
+    with Signals(alone=True):
+        from smoothloss._diagnostics import report
+
+        sys.stdout.write(report() + "\n")
+        sys.stdout.flush()

@@ -12,6 +12,8 @@ from smoothloss import _tensor_file
 _FORMAT = "smoothloss.similarity_table.1"
 _SETTINGS = ("tau", "beta", "tail_mode")
 TAIL_MODES = ("uniform", "renormalize", "exact")
+SMALLEST_EXACT_TAU = 1e-4
+LARGEST_BETA = 1000.0
 # V and K are the sizes of `indices`, d the width of `unit_vectors`.
 _TENSORS: dict[str, tuple[torch.dtype, str]] = {
     "indices": (torch.int32, "VK"),
@@ -49,10 +51,22 @@ def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 def _check_settings(settings: dict[str, str]) -> None:
     if sorted(settings) != sorted(_SETTINGS):
         raise ValueError(f"settings {sorted(settings)}, expected {sorted(_SETTINGS)}")
-    if not 0 < float(settings["tau"]) < math.inf or not 0 <= float(settings["beta"]) < math.inf:
-        raise ValueError(f"tau {settings['tau']}, beta {settings['beta']}, expected tau > 0 and beta >= 0")
-    if settings["tail_mode"] not in TAIL_MODES:
-        raise ValueError(f"tail_mode {settings['tail_mode']!r}, expected one of {TAIL_MODES}")
+    check_settings(float(settings["tau"]), float(settings["beta"]), settings["tail_mode"])
+
+
+def check_settings(tau: float, beta: float, tail: str) -> None:
+    """Raise ValueError on a setting out of its range."""
+    if not 0 < tau < math.inf:
+        raise ValueError(f"tau: got {tau}, expected a finite number > 0")
+    if not 0 <= beta <= LARGEST_BETA:
+        raise ValueError(f"beta: got {beta}, expected 0 to {LARGEST_BETA:g}; beyond, nothing is left of the cosine")
+    if tail not in TAIL_MODES:
+        raise ValueError(f"tail: got {tail!r}, expected one of {', '.join(map(repr, TAIL_MODES))}")
+    if tail == "exact" and tau < SMALLEST_EXACT_TAU:
+        raise ValueError(
+            f"tau: got {tau}, expected at least {SMALLEST_EXACT_TAU:g} with tail='exact', whose rows the losses compute"
+            " in float32"
+        )
 
 
 def _check_tensors(tensors: dict[str, torch.Tensor], needs_counts: bool) -> None:

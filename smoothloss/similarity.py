@@ -13,10 +13,16 @@ import numpy as np
 import torch
 
 from smoothloss import _similarity_file
+from smoothloss._numbers import as_integer, as_real, as_token_ids
 from smoothloss.ops.similarity_rows import SimilarityScorer
 from smoothloss.ops.transforms import is_eager
 
 TailMode = Literal["uniform", "renormalize", "exact"]
+# Float32 cosines err by about 1e-7, which a temperature magnifies: below this one rows are computed in float64.
+_SMALL_TAU = 1e-2
+# Term counts other than 0. Their ratios are float32, with a count of 1e-30 in the place of 0.
+_COUNTS = (1e-20, 1e30)
+_LARGEST = torch.finfo(torch.float64).max
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
@@ -86,10 +92,12 @@ class SimilarityTable:
         Args:
             vectors: ``(V, d)`` floating point. A row of zeros, or with a NaN in it, means that the token has no vector.
             k: Entries kept per row. Rows with fewer neighbours are padded by index -1, weight 0.
-            tau: Temperature on the full cosine, > 0.
-            beta: Weight of the frequency penalty, >= 0; needs ``counts`` when > 0. ``beta = tau * kappa`` for the
+            tau: Temperature on the full cosine, > 0; with ``tail="exact"`` at least 1e-4, since the losses compute such
+                rows in float32.
+            beta: Weight of the frequency penalty, 0 to 1000; needs ``counts`` when > 0. ``beta = tau * kappa`` for the
                 authors' ``promote_rarity`` kappa.
-            counts: ``(V,)`` term counts, >= 0. The ratio of two zero counts is 1, that of a zero to another count 0.
+            counts: ``(V,)`` term counts, 0 or from 1e-20 to 1e30. The ratio of two zero counts is 1, that of a zero to
+                another count 0.
             tail: What becomes of the mass that is not kept, see the class.
             exclude: Token ids that are nobody's neighbours and have none (special tokens).
             device: Where to build and keep the table; by default where ``vectors`` are.
@@ -100,22 +108,23 @@ class SimilarityTable:
         """
         vectors = _checked_vectors(vectors, device)
         num_tokens = vectors.shape[0]
-        _check_settings(k, tau, beta, tail)
+        k, tau, beta = as_integer(k, "k", 1, 2**31 - 1), as_real(tau, "tau"), as_real(beta, "beta")
+        _similarity_file.check_settings(tau, beta, tail)
         if beta > 0 and counts is None:
             raise ValueError(f"counts: needed because beta is {beta} (> 0); expected a tensor of {num_tokens} counts")
         checked_counts = None if counts is None else _checked_counts(counts, num_tokens, vectors.device)
-        unit_vectors, has_neighbours = _unit_vectors(vectors, _checked_exclude(exclude, num_tokens))
+        unit_vectors, has_neighbours = _unit_vectors(vectors, as_token_ids(exclude, "exclude", num_tokens))
         empty = cls(
             indices=torch.full((num_tokens, k), -1, dtype=torch.int32, device=vectors.device),
-            weights=torch.zeros((num_tokens, k), device=vectors.device),
-            tail=torch.zeros(num_tokens, device=vectors.device),
-            kept_mass=torch.ones(num_tokens, device=vectors.device),
+            weights=torch.zeros((num_tokens, k), dtype=torch.float32, device=vectors.device),
+            tail=torch.zeros(num_tokens, dtype=torch.float32, device=vectors.device),
+            kept_mass=torch.ones(num_tokens, dtype=torch.float32, device=vectors.device),
             unit_vectors=unit_vectors,
             log_normalizer=torch.full((num_tokens,), math.inf, dtype=torch.float64, device=vectors.device),
             has_neighbours=has_neighbours,
             counts=checked_counts,
-            tau=float(tau),
-            beta=float(beta),
+            tau=tau,
+            beta=beta,
             tail_mode=tail,
         )
         _fill_rows(empty)
@@ -152,8 +161,10 @@ class SimilarityTable:
             Indices ``(S,)`` int64 and weights ``(S,)`` float32 by falling weight, and the tail's mass.
 
         Raises:
+            TypeError: ``token`` is no integer.
             IndexError: ``token`` is not in ``[0, V)``.
         """
+        token = as_integer(token, "token")
         if not 0 <= token < self.num_tokens:
             raise IndexError(f"token: got {token}, expected 0 <= token < {self.num_tokens}")
         used = self.indices[token] >= 0
@@ -162,9 +173,9 @@ class SimilarityTable:
     def rows(self, tokens: torch.Tensor, *, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """The exact dense rows ``R_y`` of the given tokens, whatever ``tail_mode`` is: ``dense()[tokens]``.
 
-        Computed block by block from the unit vectors and the log-normalisers, at float32 (TF32 on CUDA where
-        ``torch.set_float32_matmul_precision`` allows it, with its error) or float64, also under autocast.
-        Pass each token once: the cost is one ``(U, d) x (d, V)`` product.
+        Computed block by block from the unit vectors, at float32 (TF32 on CUDA where
+        ``torch.set_float32_matmul_precision`` allows it, with its error) or float64, also under autocast; where tau is
+        small in float64, whatever the result is. Pass each token once: the cost is one ``(U, d) x (d, V)`` product.
 
         Args:
             tokens: ``(U,)`` integer token ids.
@@ -174,10 +185,12 @@ class SimilarityTable:
             ``(U, V)`` rows that sum to one.
 
         Raises:
-            TypeError: ``tokens`` are no integers.
+            TypeError: ``tokens`` is no tensor of integers.
             ValueError: ``tokens`` is not 1-D, or ``dtype`` is another one.
             IndexError: A token is not in ``[0, V)``; checked on CPU only. On CUDA it is clamped.
         """
+        if not isinstance(tokens, torch.Tensor):
+            raise TypeError(f"tokens: got {type(tokens).__name__}, expected a torch.Tensor of integers")
         if tokens.dtype.is_floating_point or tokens.dtype.is_complex or tokens.dtype == torch.bool:
             raise TypeError(f"tokens: got dtype {tokens.dtype}, expected integers")
         if tokens.dim() != 1:
@@ -190,7 +203,7 @@ class SimilarityTable:
             if outside.any():
                 raise IndexError(f"tokens: got {int(tokens[outside][0])}, expected 0 <= token < {self.num_tokens}")
         tokens = tokens.clamp(0, self.num_tokens - 1)
-        return SimilarityScorer(self, dtype).rows(tokens)
+        return _dense_rows(self, tokens, dtype)
 
     def dense(self, *, dtype: torch.dtype = torch.float64) -> torch.Tensor:
         """The exact ``(V, V)`` matrix ``R``, row y for ground truth y, computed in float64: for tests and small V."""
@@ -229,7 +242,7 @@ class SimilarityTable:
         tau, beta = float(settings["tau"]), float(settings["beta"])
         fields_of_table: dict[str, Any] = {"counts": None, **tensors}
         table = cls(**fields_of_table, tau=tau, beta=beta, tail_mode=settings["tail_mode"])  # type: ignore[arg-type]
-        if num_tokens is not None and table.num_tokens != num_tokens:
+        if num_tokens is not None and table.num_tokens != as_integer(num_tokens, "num_tokens"):
             raise ValueError(
                 f"path: {path} is a similarity table of {table.num_tokens} tokens, expected {num_tokens}, "
                 "the size of the vocabulary"
@@ -237,14 +250,11 @@ class SimilarityTable:
         return table.to(device)
 
     def __repr__(self) -> str:
-        counted = ""
+        settings = f"tau={self.tau:g}, beta={self.beta:g}, tail_mode={self.tail_mode!r}, device={str(self.device)!r}"
         if is_eager(self.has_neighbours):  # otherwise there is nothing to count
             dirac = self.num_tokens - int(self.has_neighbours.sum())
-            counted = f"without_neighbours={dirac}, total_kept_mass={self.total_kept_mass:.4f}, "
-        return (
-            f"SimilarityTable(num_tokens={self.num_tokens}, num_neighbours={self.num_neighbours}, {counted}"
-            f"tau={self.tau:g}, beta={self.beta:g}, tail_mode={self.tail_mode!r}, device={str(self.device)!r})"
-        )
+            settings += f", without_neighbours={dirac}, total_kept_mass={self.total_kept_mass:.4f}"
+        return f"SimilarityTable(num_tokens={self.num_tokens}, num_neighbours={self.num_neighbours}, {settings})"
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -260,19 +270,19 @@ def _fill_rows(table: SimilarityTable) -> None:
     kept = min(table.num_neighbours, tokens.shape[0])
     if kept == 0:
         return
-    # float64 on a GPU: TF32 may be switched on there, and the product is quick anyway.
-    scorer = SimilarityScorer(table, torch.float32 if table.device.type == "cpu" else torch.float64)
+    scorer, tau = _scorer(table), _divisor(table.tau)
     for start, stop in scorer.blocks(tokens.shape[0]):
         block = tokens[start:stop]
-        scores = scorer(block)
+        scores = _steady(scorer(block), table.tau)
         rounded, indices = scores.topk(kept, dim=-1)
-        values = scorer.exact(block, indices)
+        values = _steady(scorer.exact(block, indices), table.tau)
+        largest = values.amax(dim=-1, keepdim=True)
+        # Differences are divided by tau, never the scores themselves: what is large would round, or overflow.
+        values = (values - largest) / tau
         # The many small terms may be rounded; the few large ones, which hold the error, are put in exactly.
-        largest = rounded[:, :1].clone()
-        rest = scores.scatter_(1, indices, -math.inf).sub_(largest).exp_().sum(dim=-1)
-        total = rest.double() + (values - largest).exp().sum(dim=-1)
-        log_normalizer = largest[:, 0].double() + total.log()
-        entries = (values - log_normalizer[:, None]).exp()
+        rest = scores.scatter_(1, indices, -math.inf).sub_(rounded[:, :1]).div_(tau).exp_().sum(dim=-1)
+        log_total = (rest.double() + values.exp().sum(dim=-1)).log()
+        entries = (values - log_total[:, None]).exp()
         kept_mass = entries.sum(dim=-1).clamp(max=1.0)
         if kept == tokens.shape[0]:
             kept_mass = torch.ones_like(kept_mass)
@@ -281,7 +291,46 @@ def _fill_rows(table: SimilarityTable) -> None:
         table.weights[block, :kept] = weights.float()
         table.tail[block] = tail.float()
         table.kept_mass[block] = kept_mass.float()
-        table.log_normalizer[block] = log_normalizer
+        table.log_normalizer[block] = (largest[:, 0] / tau + log_total).clamp(max=_LARGEST)
+
+
+def _scorer(table: SimilarityTable, dtype: torch.dtype = torch.float32) -> SimilarityScorer:
+    """A scorer of ``r`` itself, not divided by tau, in float64 where rounding to `dtype` would show.
+
+    On a GPU too: TF32 may be switched on there, and the product is quick anyway.
+    """
+    if table.device.type != "cpu" or table.tau < _SMALL_TAU or table.beta > 1:
+        dtype = torch.float64
+    vectors = table.unit_vectors
+    if table.tau < _SMALL_TAU:
+        # Of length 1 to float64, so that equal vectors have a cosine of 1.
+        vectors = torch.nn.functional.normalize(vectors.double(), dim=-1)
+    return SimilarityScorer(replace(table, tau=1.0, unit_vectors=vectors), dtype)
+
+
+def _divisor(tau: float) -> float:
+    """tau within what float32 and the reciprocal that a GPU multiplies by can hold; beyond, rows are the same."""
+    return min(max(tau, 1e-300), 1e30)
+
+
+def _steady(scores: torch.Tensor, tau: float) -> torch.Tensor:
+    """The scores, in place; at a small tau without their last bits, lest it be rounding that tells equals apart."""
+    return scores.mul_(2.0**50).round_().mul_(2.0**-50) if tau < _SMALL_TAU else scores
+
+
+def _dense_rows(table: SimilarityTable, tokens: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """``softmax(r / tau)`` of the rows of ``(U,)`` tokens, ``(U, V)``, block by block."""
+    rows = torch.empty((tokens.shape[0], table.num_tokens), dtype=dtype, device=table.device)
+    scorer, tau = _scorer(table, dtype), _divisor(table.tau)
+    for start, stop in scorer.blocks(tokens.shape[0]):
+        block = tokens[start:stop]
+        scores = _steady(scorer(block), table.tau)
+        scores.sub_(scores.amax(dim=-1, keepdim=True)).div_(tau)
+        # A token without neighbours has only itself: there all scores are -inf, and their differences NaN.
+        alone = ~table.has_neighbours[block][:, None]
+        own = torch.zeros_like(scores).scatter_(1, block[:, None], 1.0)
+        rows[start:stop] = torch.where(alone, own, scores.softmax(dim=-1))
+    return rows
 
 
 def _with_tail(
@@ -318,43 +367,41 @@ def _unit_vectors(vectors: torch.Tensor, exclude: Sequence[int]) -> tuple[torch.
 def _checked_vectors(vectors: torch.Tensor | np.ndarray[Any, Any], device: torch.device | str | None) -> torch.Tensor:
     if not isinstance(vectors, (torch.Tensor, np.ndarray)):
         raise TypeError(f"vectors: got {type(vectors).__name__}, expected a torch.Tensor or numpy array")
-    vectors = torch.as_tensor(vectors, device=device).detach()
-    if not vectors.dtype.is_floating_point:
+    if not (vectors.dtype.is_floating_point if isinstance(vectors, torch.Tensor) else vectors.dtype.kind == "f"):
         raise TypeError(f"vectors: got dtype {vectors.dtype}, expected a floating point type")
+    if isinstance(vectors, np.ndarray):
+        # Any layout and byte order; float16 as float32, longer ones than float64 as float64.
+        vectors = torch.from_numpy(np.array(vectors, np.float32 if vectors.dtype.itemsize <= 4 else np.float64))
+    vectors = vectors.detach().to(device if device is not None else vectors.device)
     if vectors.dim() != 2 or 0 in vectors.shape:
         raise ValueError(f"vectors: got shape {tuple(vectors.shape)}, expected (V, d) with V >= 1 and d >= 1")
-    return vectors
-
-
-def _check_settings(k: int, tau: float, beta: float, tail: str) -> None:
-    if isinstance(k, bool) or not isinstance(k, int):
-        raise TypeError(f"k: got {k!r} ({type(k).__name__}), expected an integer")
-    if k < 1:
-        raise ValueError(f"k: got {k}, expected at least 1")
-    if not 0 < tau < math.inf:
-        raise ValueError(f"tau: got {tau}, expected a finite number > 0")
-    if not 0 <= beta < math.inf:
-        raise ValueError(f"beta: got {beta}, expected a finite number >= 0")
-    if tail not in _similarity_file.TAIL_MODES:
-        raise ValueError(f"tail: got {tail!r}, expected one of {', '.join(map(repr, _similarity_file.TAIL_MODES))}")
+    return vectors if vectors.dtype == torch.float64 else vectors.float()
 
 
 def _checked_counts(
     counts: torch.Tensor | np.ndarray[Any, Any] | Sequence[float], num_tokens: int, device: torch.device
 ) -> torch.Tensor:
-    checked = torch.as_tensor(counts).to(device, torch.float64)
+    values = counts if isinstance(counts, torch.Tensor) else _array_of_counts(counts)
+    if values.dtype.is_complex or values.dtype == torch.bool:
+        raise TypeError(f"counts: got dtype {values.dtype}, expected numbers")
+    checked = values.detach().to(device, torch.float64)
     if checked.shape != (num_tokens,):
         raise ValueError(f"counts: got shape {tuple(checked.shape)}, expected ({num_tokens},), one for each vector")
-    if not (checked.isfinite() & (checked >= 0)).all():
-        raise ValueError("counts: got negative, infinite or NaN values, expected finite counts >= 0")
+    smallest, largest = _COUNTS
+    wrong = ~((checked == 0) | ((checked >= smallest) & (checked <= largest)))
+    if wrong.any():
+        place = int(wrong.nonzero()[0])
+        raise ValueError(
+            f"counts: got {float(checked[place])} for token {place}, expected 0, or {smallest:g} to {largest:g}"
+        )
     return checked
 
 
-def _checked_exclude(exclude: Iterable[int], num_tokens: int) -> list[int]:
-    tokens = list(exclude)
-    for token in tokens:
-        if isinstance(token, bool) or not isinstance(token, int):
-            raise TypeError(f"exclude: got {token!r} ({type(token).__name__}), expected integer token ids")
-        if not 0 <= token < num_tokens:
-            raise ValueError(f"exclude: got token {token}, expected 0 <= token < {num_tokens}")
-    return tokens
+def _array_of_counts(counts: np.ndarray[Any, Any] | Sequence[float]) -> torch.Tensor:
+    try:
+        values = np.asarray(counts)
+    except (TypeError, ValueError):  # rows of different lengths
+        values = np.asarray(None)
+    if values.dtype.kind not in "iuf" and values.size:
+        raise TypeError(f"counts: got {type(counts).__name__} of {values.dtype}, expected a sequence of numbers")
+    return torch.from_numpy(values.astype(np.float64))

@@ -399,10 +399,10 @@ def test_other_dtypes_do_not_count() -> None:
 
 
 def test_lazy_and_exact_gradients_are_compared(tmp_path: Path) -> None:
-    pytest.importorskip("jsonargparse")
-    from smoothloss.trainer.loop import train
-    from smoothloss.trainer.recipes import parse_recipe
-    from smoothloss.trainer.run import RunDirectory
+    pytest.importorskip("pydantic")
+    from smoothloss_trainer.loop import train
+    from smoothloss_trainer.recipe import parse_recipe
+    from smoothloss_trainer.run import RunDirectory
 
     lazy_vs_exact = _load("lazy_vs_exact")
     found = lazy_vs_exact.compare(torch.tensor([3.0, 4.0]), torch.tensor([5.0, 0.0]))
@@ -426,3 +426,18 @@ def test_lazy_and_exact_gradients_are_compared(tmp_path: Path) -> None:
         assert row["other_samples_difference"] > 0
     again, _ = lazy_vs_exact.run(tmp_path / "run", 2)
     assert again == rows, "without dropout, and with samples from seeds, nothing is left to chance"
+
+
+def test_a_teacher_cache_is_measured(tmp_path: Path) -> None:
+    teacher_cache = _load("teacher_cache")
+    for kind in teacher_cache.KINDS:
+        folder = tmp_path / f"{kind.name}-{kind.classes}"
+        folder.mkdir()
+        rows = teacher_cache.measure(kind, folder, 4, 16, 2)
+        assert [row["batch"] for row in rows] == list(teacher_cache.BATCHES)
+        for row in rows:
+            assert 0 < row["entries"] <= 4 * 16 * kind.slots
+            assert row["bytes_a_token"] / row["bytes_an_entry"] == pytest.approx(row["entries"] / 64)
+            assert row["relative_error"] == 0 if "draws" in kind.options else 0 < row["relative_error"] < 2.5e-4
+            assert 0 < row["read_millions_p20"] <= row["read_millions"] <= row["read_millions_p80"]
+            assert row["write_millions"] > 0

@@ -1,5 +1,6 @@
 """SimilarityTable against the dense definition of the paper, in float64."""
 
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from smoothloss.similarity import SimilarityTable
 
@@ -218,7 +221,7 @@ def test_load_answers_a_bad_file_clearly(vectors, tmp_path):
     path.write_bytes(content)
     tensors = load_file(path)
     metadata = {"format": "smoothloss.similarity_table.1", "tau": "0.1", "beta": "0.0", "tail_mode": "uniform"}
-    for changed, settings in (
+    for changed, renamed in (
         ({"weights": torch.zeros(60, 5)}, {}),
         ({"tail": torch.full((60,), torch.nan)}, {}),
         ({"indices": torch.full((60, 4), 60, dtype=torch.int32)}, {}),
@@ -228,7 +231,7 @@ def test_load_answers_a_bad_file_clearly(vectors, tmp_path):
         ({}, {"beta": "0.5"}),
         ({}, {"tail_mode": "none"}),
     ):
-        save_file({**tensors, **changed}, path, metadata={**metadata, **settings})
+        save_file({**tensors, **changed}, path, metadata={**metadata, **renamed})
         with pytest.raises(ValueError, match="damaged similarity table"):
             SimilarityTable.load(path)
 
@@ -272,7 +275,30 @@ def test_to(vectors):
         ({"beta": -1.0}, ValueError, "beta: got -1"),
         ({"beta": 1.0}, ValueError, "counts: needed because beta"),
         ({"beta": 1.0, "counts": [1.0]}, ValueError, r"counts: got shape \(1,\), expected \(3,\)"),
-        ({"counts": [1.0, -1.0, 1.0]}, ValueError, "counts: got negative"),
+        ({"counts": [1.0, -1.0, 1.0]}, ValueError, r"counts: got -1.0 for token 1, expected 0, or 1e-20 to 1e\+30"),
+        ({"counts": [1.0, 1e39, 1.0]}, ValueError, r"counts: got 1e\+39 for token 1"),
+        ({"counts": [1.0, 1.0, 1e-40]}, ValueError, "counts: got 1e-40 for token 2"),
+        ({"counts": [1.0, math.nan, 1.0]}, ValueError, "counts: got nan for token 1"),
+        ({"counts": ["1", "1", "1"]}, TypeError, "counts: got list of <U1, expected a sequence of numbers"),
+        ({"counts": [[1.0], [1.0, 2.0]]}, TypeError, "counts: got list of object"),
+        ({"counts": 3}, ValueError, r"counts: got shape \(\), expected \(3,\)"),
+        ({"counts": [True, True, False]}, TypeError, "counts: got list of bool"),
+        ({"counts": torch.ones(3, dtype=torch.complex64)}, TypeError, "counts: got dtype torch.complex64"),
+        ({"vectors": None}, TypeError, "vectors: got NoneType"),
+        ({"k": None}, TypeError, "k: got None"),
+        ({"k": True}, TypeError, "k: got True"),
+        ({"tau": "x"}, TypeError, "tau: got 'x' .str., expected a number"),
+        ({"tau": None}, TypeError, "tau: got None"),
+        ({"tau": math.inf}, ValueError, "tau: got inf, expected a finite number > 0"),
+        ({"tau": 10**400}, ValueError, "tau: got 1000"),
+        ({"tau": 1e-5, "tail": "exact"}, ValueError, "tau: got 1e-05, expected at least 0.0001 with tail='exact'"),
+        ({"beta": 1e39, "counts": [1, 1, 1]}, ValueError, "beta: got 1e.39, expected 0 to 1000"),
+        ({"beta": "x"}, TypeError, "beta: got 'x'"),
+        ({"tail": None}, ValueError, "tail: got None"),
+        ({"exclude": 1}, TypeError, "exclude: got 1 .int., expected a sequence of token ids"),
+        ({"exclude": None}, TypeError, "exclude: got None"),
+        ({"exclude": "ab"}, TypeError, "exclude: got 'a'"),
+        ({"exclude": [-1]}, ValueError, "exclude: got token -1"),
         ({"tail": "none"}, ValueError, "tail: got 'none', expected one of 'uniform'"),
         ({"exclude": [3]}, ValueError, "exclude: got token 3"),
         ({"exclude": [1.0]}, TypeError, "exclude: got 1.0"),
@@ -323,3 +349,124 @@ def test_memory_stays_far_below_the_dense_matrix():
     unit = 1 if sys.platform == "darwin" else 1024
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert int(result.stdout) * unit < 500 << 20  # the dense matrix would take 1.6 GB
+
+
+@pytest.mark.parametrize("default", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("tail", ["uniform", "renormalize", "exact"])
+def test_the_default_dtype_changes_nothing(default, tail):
+    vectors = torch.randn(9, 4, generator=torch.Generator().manual_seed(0))
+    arguments = {"k": 3, "tau": 0.3, "beta": 0.1, "counts": [1001.0, 3.3, *range(1, 8)], "tail": tail, "exclude": [2]}
+    expected = SimilarityTable.from_embeddings(vectors, **arguments)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(default)
+    try:
+        table = SimilarityTable.from_embeddings(vectors, **arguments)
+        dense, text = table.dense(), repr(table)
+    finally:
+        torch.set_default_dtype(before)
+    for name, tensor in expected._tensors().items():
+        assert tensor.dtype == getattr(table, name).dtype
+        assert torch.equal(tensor, getattr(table, name)), name
+    assert torch.equal(dense, expected.dense())
+    assert text == repr(expected)
+
+
+@st.composite
+def extreme_tables(draw):
+    size, dim = draw(st.integers(1, 12)), draw(st.integers(1, 5))
+    vectors = torch.randn(size, dim, generator=torch.Generator().manual_seed(draw(st.integers(0, 1000))))
+    copies = draw(st.lists(st.tuples(st.integers(0, size - 1), st.integers(0, size - 1)), max_size=4))
+    for one, other in copies:  # equal vectors, and some that are equal but for their length
+        vectors[one] = vectors[other] * draw(st.sampled_from([1.0, 4.0, 2.0**-100]))
+    for token in draw(st.lists(st.integers(0, size - 1), max_size=2)):
+        vectors[token] = 0
+    ends = [5e-324, 1e-310, 1e-40, 1e-20, 1e-12, 1e-8, 1e-5, 1e-3, 0.1, 5.0, 1e30, 1.7e308]
+    tau, beta = draw(st.sampled_from(ends)), draw(st.sampled_from([0.0, 1e-300, 0.3, 2.0, 1e3]))
+    counts = draw(st.lists(st.sampled_from([0.0, 1e-20, 1.0, 2.0, 1e30]), min_size=size, max_size=size))
+    tail = draw(st.sampled_from(["uniform", "renormalize"]))
+    return vectors, {"k": draw(st.integers(1, 14)), "tau": tau, "beta": beta, "counts": counts, "tail": tail}
+
+
+def dense_definition(vectors, tau, beta, counts):
+    """Eq. 13 and 14 with Python's numbers, differences first."""
+    vectors = vectors.double()
+    has = (vectors != 0).any(-1)
+    unit = vectors / vectors.abs().amax(-1, keepdim=True).clamp(min=1e-300)
+    unit = unit / unit.norm(dim=-1, keepdim=True).clamp(min=1e-300)
+    cosines = unit @ unit.T
+    counts = torch.tensor(counts, dtype=torch.float64)
+    ratio = torch.minimum(counts[:, None] / counts, counts / counts[:, None])
+    ratio = torch.where((counts[:, None] == 0) & (counts == 0), 1.0, ratio.nan_to_num(0.0, 0.0, 0.0))
+    reward = (cosines - beta * ratio).masked_fill(~has, -torch.inf)
+    rows = ((reward - reward.amax(-1, keepdim=True)) / tau).softmax(-1)
+    return torch.where(has[:, None], rows, torch.eye(len(rows), dtype=torch.float64))
+
+
+@given(extreme_tables())
+@settings(deadline=None, max_examples=300)
+def test_tables_at_the_ends_of_their_numbers(case):
+    vectors, arguments = case
+    table = SimilarityTable.from_embeddings(vectors, **arguments)
+    for name, tensor in table._tensors().items():
+        assert not tensor.isnan().any(), name
+    assert (table.weights.double().sum(-1) + table.tail.double() - 1).abs().max() < 1e-6
+    assert (table.weights >= 0).all() and (table.tail >= 0).all()
+    assert ((table.indices >= 0).sum(-1) >= 1).all()
+    dense = table.dense()
+    assert not dense.isnan().any()
+    assert (dense.sum(-1) - 1).abs().max() < 1e-6
+    # The vectors are float32, of length 1 to 1e-7: what tau makes of that is not told apart here.
+    error = 1e-6 / min(arguments["tau"], 1.0)
+    if error < 1e-2:
+        expected = dense_definition(vectors, arguments["tau"], arguments["beta"], arguments["counts"])
+        assert (dense - expected).abs().max() < error
+        uniform = arguments["tail"] == "uniform"
+        share = torch.ones(len(vectors), 1).double() if uniform else table.kept_mass.double()[:, None]
+        filled = table.indices >= 0
+        exact = (expected / share).gather(1, table.indices.clamp(min=0).long())[filled]
+        stored = (table.weights.double() + table.tail.double()[:, None] / len(vectors))[filled]
+        assert (stored - exact).abs().max() < 10 * error
+
+
+@pytest.mark.parametrize("tau", [1e-300, 1e-20, 1e-12, 1e-8, 1e-3, 0.1])
+def test_equal_vectors_share_their_row_at_any_temperature(tau):
+    vectors = torch.randn(6, 5, generator=torch.Generator().manual_seed(3))
+    vectors[4], vectors[5] = vectors[1] * 4, vectors[1]
+    table = SimilarityTable.from_embeddings(vectors, k=4, tau=tau)
+    weights = table.dense()[1, [1, 4, 5]]
+    assert float(weights.max()) <= float(weights.min()) * (1 + 1e-5)
+    if tau < 0.1:
+        torch.testing.assert_close(weights, torch.full((3,), 1 / 3, dtype=torch.float64), rtol=1e-5, atol=0)
+
+
+def test_numpys_numbers_are_numbers():
+    vectors = np.random.default_rng(0).normal(size=(7, 3))
+    expected = SimilarityTable.from_embeddings(torch.from_numpy(vectors), k=2, tau=0.5, beta=0.25, counts=[1] * 7)
+    for array in (vectors, np.asfortranarray(vectors), vectors[::-1][::-1], vectors.astype(">f8")):
+        table = SimilarityTable.from_embeddings(
+            array, k=np.int64(2), tau=np.float32(0.5), beta=np.array(0.25), counts=np.ones(7, np.uint8),
+            exclude=np.array([], np.int64),
+        )  # fmt: skip
+        assert torch.equal(table.weights, expected.weights)
+    excluded = SimilarityTable.from_embeddings(vectors, k=2, tau=0.5, exclude=np.array([1, 2], np.uint16))
+    assert excluded.has_neighbours.tolist() == [True, False, False, True, True, True, True]
+    assert table.row(np.int32(3))[0].tolist() == table.row(3)[0].tolist()
+
+
+def test_a_table_on_meta_can_be_printed():
+    table = SimilarityTable.from_embeddings(torch.randn(5, 3), k=2, tau=0.2)
+    assert "without_neighbours=0" in repr(table)
+    assert repr(table.to("meta")) == (
+        "SimilarityTable(num_tokens=5, num_neighbours=2, tau=0.2, beta=0, tail_mode='uniform', device='meta')"
+    )
+
+
+def test_rows_and_row_say_what_they_want(tmp_path):
+    table = SimilarityTable.from_embeddings(torch.randn(5, 3), k=2, tau=0.2)
+    with pytest.raises(TypeError, match=r"tokens: got list, expected a torch.Tensor of integers"):
+        table.rows([1])
+    with pytest.raises(TypeError, match=r"token: got 1.0"):
+        table.row(1.0)
+    table.save(tmp_path / "table")
+    with pytest.raises(TypeError, match="num_tokens: got '5'"):
+        SimilarityTable.load(tmp_path / "table", num_tokens="5")

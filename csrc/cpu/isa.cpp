@@ -7,7 +7,8 @@ namespace {
 
 struct Candidate {
     const char* name;
-    const RowKernels* kernels;
+    const RowKernels* rows;
+    const DrawKernels* draws;
     bool supported;
 };
 
@@ -22,17 +23,30 @@ bool supports_avx512() {
 const std::vector<Candidate>& candidates() {
     static const std::vector<Candidate> all = {
 #ifdef SMOOTHLOSS_HAS_AVX512BF16
-        {"avx512bf16", &avx512bf16::row_kernels, supports_avx512() && __builtin_cpu_supports("avx512bf16")},
+        {"avx512bf16", &avx512bf16::row_kernels, &avx512bf16::draw_kernels,
+         supports_avx512() && __builtin_cpu_supports("avx512bf16")},
 #endif
 #ifdef SMOOTHLOSS_HAS_AVX512
-        {"avx512", &avx512::row_kernels, supports_avx512()},
+        {"avx512", &avx512::row_kernels, &avx512::draw_kernels, supports_avx512()},
 #endif
 #ifdef SMOOTHLOSS_HAS_AVX2
-        {"avx2", &avx2::row_kernels, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")},
+        {"avx2", &avx2::row_kernels, &avx2::draw_kernels,
+         __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")},
 #endif
-        {"baseline", &baseline::row_kernels, true},
+        {"baseline", &baseline::row_kernels, &baseline::draw_kernels, true},
     };
     return all;
+}
+
+// Throws std::invalid_argument for a name that is not among available_isas().
+const Candidate& candidate_for(const std::string& isa) {
+    std::string choices;
+    for (const Candidate& candidate : candidates()) {
+        if (!candidate.supported) continue;
+        if (isa.empty() || isa == candidate.name) return candidate;
+        choices += std::string(choices.empty() ? "" : ", ") + candidate.name;
+    }
+    throw std::invalid_argument("isa: got '" + isa + "', expected one of " + choices);
 }
 
 }  // namespace
@@ -46,13 +60,11 @@ std::vector<std::string> available_isas() {
 }
 
 const RowKernels& row_kernels_for(const std::string& isa) {
-    std::string choices;
-    for (const Candidate& candidate : candidates()) {
-        if (!candidate.supported) continue;
-        if (isa.empty() || isa == candidate.name) return *candidate.kernels;
-        choices += std::string(choices.empty() ? "" : ", ") + candidate.name;
-    }
-    throw std::invalid_argument("isa: got '" + isa + "', expected one of " + choices);
+    return *candidate_for(isa).rows;
+}
+
+const DrawKernels& draw_kernels_for(const std::string& isa) {
+    return *candidate_for(isa).draws;
 }
 
 }  // namespace smoothloss

@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "cpu/draw_kernels.h"
 #include "cpu/sparse_cross_entropy_kernels.h"
 
 namespace smoothloss {
@@ -14,5 +15,6 @@ std::vector<std::string> available_isas();
 // The kernels of an instruction set, or of the best one for an empty name.
 // Throws std::invalid_argument for a name that is not among available_isas().
 const RowKernels& row_kernels_for(const std::string& isa);
+const DrawKernels& draw_kernels_for(const std::string& isa);
 
 }  // namespace smoothloss

@@ -1,60 +1,277 @@
 #include "cpu/sampling.h"
 
 #include <algorithm>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+#include <vector>
 
 namespace smoothloss {
 namespace {
 
-// Fewer draws than this are made sooner than a second thread is woken.
-constexpr int64_t kMinDrawsPerThread = 1 << 13;
-// A row of a large table is seldom in the cache: asked for some draws ahead, it arrives in time.
-constexpr int64_t kAhead = 16;
+using namespace portable;
 
-struct Slot {
-    int64_t segment;
-    double share;  // where in the slot the number is, from 0 to 1
+// Fewer draws than this are made sooner than a second thread is woken.
+constexpr int64_t kMinDrawsPerThread = 1 << 14;
+
+// A set of tokens in the order of their first appearance: an open hash table of their ranks.
+class TokenSet {
+  public:
+    // Forgets all; `most` tokens are going to be added.
+    void clear(int64_t most) {
+        int bits = 4;
+        while ((int64_t{1} << bits) < 2 * most) ++bits;
+        shift_ = 64 - bits;
+        ranks_.assign(size_t{1} << bits, -1);
+        tokens_.clear();
+    }
+
+    void add(int64_t token) {
+        int32_t& rank = slot_of(token);
+        if (rank >= 0) return;
+        rank = static_cast<int32_t>(tokens_.size());
+        tokens_.push_back(token);
+    }
+
+    int32_t rank_of(int64_t token) { return slot_of(token); }
+
+    const std::vector<int64_t>& tokens() const { return tokens_; }
+
+  private:
+    int32_t& slot_of(int64_t token) {
+        size_t slot = static_cast<uint64_t>(token) * 0x9E3779B97F4A7C15u >> shift_;
+        while (ranks_[slot] >= 0 && tokens_[static_cast<size_t>(ranks_[slot])] != token) {
+            slot = (slot + 1) & (ranks_.size() - 1);
+        }
+        return ranks_[slot];
+    }
+
+    int shift_ = 0;
+    std::vector<int32_t> ranks_;
+    std::vector<int64_t> tokens_;
 };
 
-Slot slot_of(const SegmentRows& rows, int64_t token, double number) {
-    number *= rows.slots[token];
-    int64_t slot = std::min(static_cast<int64_t>(number), rows.width - 1);
-    return {token * rows.width + slot, number - static_cast<double>(slot)};
+// What is known before any sample is drawn: the positions that may be replaced, field by field, and their sets.
+struct Positions {
+    std::vector<uint64_t> position, sentence;
+    std::vector<int64_t> threshold, count, token, where;
+    std::vector<int32_t> rank;
+    std::vector<int64_t> sets, set_begin;  // of sentences, one set behind the other
+    std::vector<double> log_normalizer;    // (batch)
+
+    void add(uint64_t t, uint64_t b, int64_t at, int64_t own, int64_t choices, int64_t coins, int32_t own_rank) {
+        position.push_back(t);
+        sentence.push_back(b);
+        where.push_back(at);
+        token.push_back(own);
+        count.push_back(choices);
+        threshold.push_back(coins);
+        rank.push_back(own_rank);
+    }
+
+    void fill_last_block() {
+        while (position.size() % kCoinBlock != 0) add(0, 0, 0, 0, 0, 0, -1);
+    }
+};
+
+// What all tokens with as many substitutes share; neighbours in a batch mostly have as many.
+struct Odds {
+    int64_t count = -1, threshold = 0;
+    double log_normalizer = 0;
+
+    void set(const DrawArguments& a, int64_t n) {
+        if (n == count) return;
+        count = n;
+        threshold = coin_threshold(n, a.kept_share);
+        log_normalizer = log_normalizer_of(a, n);
+    }
+};
+
+void check_lengths(const DrawArguments& a) {
+    for (int64_t b = 0; a.lengths && b < a.batch; ++b) {
+        if (a.lengths[b] >= 0 && a.lengths[b] <= a.width) continue;
+        throw std::invalid_argument("lengths[" + std::to_string(b) + "]: got " + std::to_string(a.lengths[b]) +
+                                    ", expected 0 to " + std::to_string(a.width) + ", the width of target");
+    }
 }
 
-void prefetch(const SegmentRows& rows, int64_t token, double number) {
-    __builtin_prefetch(rows.segments + slot_of(rows, token, number).segment);
+template <class Function>
+void for_each_replaceable(const DrawArguments& a, int64_t sentence, Function function) {
+    int64_t length = length_of(a, sentence);
+    for (int64_t t = 0; t < length; ++t) {
+        int64_t token = read_token(a.target, sentence * a.width + t);
+        if (!is_excluded(a, token)) function(t, token);
+    }
 }
 
-// Without a branch: it would be taken or not at random.
-void draw_one(const SegmentRows& rows, int64_t token, double number, int64_t* drawn, double* log_ratio) {
-    auto [index, share] = slot_of(rows, token, number);
-    const Segment* segment = rows.segments + index;
-    double threshold = segment->threshold;
-    bool is_other = share >= threshold;
-    double part = is_other ? share - threshold : share;
-    double whole = is_other ? 1 - threshold : threshold;
-    segment += is_other ? segment->other : 0;
-    int64_t rank = static_cast<int64_t>(part / whole * segment->length) + segment->first;
-    *drawn = rows.by_rank[rank];
-    *log_ratio = segment->log_ratio;
+// The positions of a sentence whose substitutes are the other tokens of a set of this size.
+template <class RankOf>
+void add_sentence(const DrawArguments& a, int64_t sentence, int64_t size, RankOf rank_of, Positions& out) {
+    Odds outside, inside;
+    outside.set(a, size);
+    inside.set(a, std::max<int64_t>(size - 1, 0));
+    int64_t num_inside = 0, num_outside = 0;
+    for_each_replaceable(a, sentence, [&](int64_t t, int64_t token) {
+        int32_t rank = rank_of(token);
+        const Odds& odds = rank >= 0 ? inside : outside;
+        ++(rank >= 0 ? num_inside : num_outside);
+        if (odds.threshold == 0) return;
+        out.add(static_cast<uint64_t>(t), static_cast<uint64_t>(sentence), sentence * a.width + t, token, odds.count,
+                odds.threshold, rank);
+    });
+    out.log_normalizer.push_back(static_cast<double>(num_inside) * inside.log_normalizer +
+                                 static_cast<double>(num_outside) * outside.log_normalizer);
 }
+
+void add_similar(const DrawArguments& a, int64_t sentence, Odds& odds, Positions& out) {
+    double log_normalizer = 0;
+    for_each_replaceable(a, sentence, [&](int64_t t, int64_t token) {
+        if (token >= a.table.num_tokens) {
+            throw std::out_of_range("target: got token " + std::to_string(token) + ", expected token < " +
+                                    std::to_string(a.table.num_tokens) + ", the size of the table");
+        }
+        odds.set(a, a.table.num_substitutes[token]);
+        log_normalizer += odds.log_normalizer;
+        if (odds.threshold == 0) return;
+        out.add(static_cast<uint64_t>(t), static_cast<uint64_t>(sentence), sentence * a.width + t, token, odds.count,
+                odds.threshold, -1);
+    });
+    out.log_normalizer.push_back(log_normalizer);
+}
+
+void add_all(const DrawArguments& a, Positions& out) {
+    TokenSet set;
+    Odds odds;
+    if (a.pool == PoolKind::batch) {
+        set.clear(a.batch * a.width);
+        for (int64_t b = 0; b < a.batch; ++b)
+            for_each_replaceable(a, b, [&](int64_t, int64_t token) { set.add(token); });
+        out.sets = set.tokens();
+    }
+    out.set_begin.assign(static_cast<size_t>(a.batch), 0);
+    for (int64_t b = 0; b < a.batch; ++b) {
+        if (a.pool == PoolKind::similar) {
+            add_similar(a, b, odds, out);
+        } else if (a.pool == PoolKind::vocabulary) {
+            add_sentence(a, b, a.table.set_size, [&](int64_t token) { return rank_in_vocabulary(a, token); }, out);
+        } else {
+            if (a.pool == PoolKind::references) {
+                set.clear(a.references_width);
+                for (int64_t r = 0; r < a.references_width; ++r) {
+                    int64_t token = read_token(a.references, b * a.references_width + r);
+                    if (!is_excluded(a, token)) set.add(token);
+                }
+                out.set_begin[static_cast<size_t>(b)] = static_cast<int64_t>(out.sets.size());
+                out.sets.insert(out.sets.end(), set.tokens().begin(), set.tokens().end());
+            }
+            int64_t size = static_cast<int64_t>(set.tokens().size());
+            add_sentence(a, b, size, [&](int64_t token) { return set.rank_of(token); }, out);
+        }
+    }
+    out.fill_last_block();
+}
+
+class SampleDraw {
+  public:
+    SampleDraw(const DrawArguments& a, const DrawKernels& kernels, const Positions& positions)
+        : a_(a), kernels_(kernels), p_(positions), seed_(static_cast<uint64_t>(*a.seed)), ratio_(p_.set_begin.size()) {}
+
+    void draw(int64_t sample) {
+        copy_target(sample);
+        int64_t* distance = a_.distance + sample * a_.batch;
+        std::fill(distance, distance + a_.batch, 0);
+        std::fill(ratio_.begin(), ratio_.end(), 0.0);
+        Coins coins{p_.position.data(), p_.sentence.data(), p_.threshold.data()};
+        for (size_t begin = 0; begin < p_.position.size(); begin += kCoinBlock) {
+            int64_t fallen = kernels_.throw_coins(coins, static_cast<int64_t>(begin), seed_,
+                                                  static_cast<uint32_t>(sample), fallen_, number_);
+            for (int64_t k = 0; k < fallen; ++k) ++distance[p_.sentence[at(k)]];
+            a_.pool == PoolKind::similar ? replace_similar(sample, fallen) : replace(sample, fallen);
+        }
+        for (int64_t b = 0; b < a_.batch; ++b) {
+            size_t s = static_cast<size_t>(b);
+            a_.log_prob[sample * a_.batch + b] = log_prob_of(a_, distance[b], ratio_[s], p_.log_normalizer[s]);
+        }
+    }
+
+  private:
+    size_t at(int64_t k) const { return static_cast<size_t>(fallen_[k]); }
+
+    void copy_target(int64_t sample) {
+        int64_t size = a_.batch * a_.width;
+        if (a_.tokens.bytes == a_.target.bytes) {
+            char* out = static_cast<char*>(a_.tokens.data) + sample * size * a_.tokens.bytes;
+            if (size) std::memcpy(out, a_.target.data, static_cast<size_t>(size * a_.tokens.bytes));
+            return;
+        }
+        for (int64_t n = 0; n < size; ++n) write_token(a_.tokens, sample * size + n, read_token(a_.target, n));
+    }
+
+    void replace(int64_t sample, int64_t fallen) {
+        int64_t begin = sample * a_.batch * a_.width;
+        const int64_t* sets = a_.pool == PoolKind::vocabulary ? a_.table.by_rank : p_.sets.data();
+        for (int64_t k = 0; k < fallen; ++k) {
+            size_t i = at(k);
+            int64_t place = substitute_place(number_[k], p_.count[i], p_.rank[i]);
+            write_token(a_.tokens, begin + p_.where[i], sets[p_.set_begin[p_.sentence[i]] + place]);
+        }
+    }
+
+    // Rows of a large table are seldom in the cache: those of a block are asked for together.
+    void replace_similar(int64_t sample, int64_t fallen) {
+        int64_t begin = sample * a_.batch * a_.width;
+        const Segment* slots[kCoinBlock];
+        for (int64_t k = 0; k < fallen; ++k) {
+            slots[k] = similar_slot(a_.table, p_.token[at(k)], number_[k]);
+            __builtin_prefetch(slots[k]);
+        }
+        for (int64_t k = 0; k < fallen; ++k) {
+            size_t i = at(k);
+            Words words = philox(seed_, static_cast<uint32_t>(p_.position[i]), static_cast<uint32_t>(p_.sentence[i]),
+                                 static_cast<uint32_t>(sample), kSimilar);
+            const Segment* segment = similar_segment(slots[k], words);
+            write_token(a_.tokens, begin + p_.where[i], similar_token(a_.table, *segment, words));
+            ratio_[p_.sentence[i]] += segment->log_ratio;
+        }
+    }
+
+    const DrawArguments& a_;
+    const DrawKernels& kernels_;
+    const Positions& p_;
+    uint64_t seed_;
+    std::vector<double> ratio_;
+    int64_t fallen_[kCoinBlock];
+    uint64_t number_[kCoinBlock];
+};
 
 }  // namespace
 
-void draw_segments(const SegmentDraws& a, int threads) {
-    int64_t by_work = std::max<int64_t>(1, a.samples * a.positions / kMinDrawsPerThread);
-    int workers = static_cast<int>(std::min<int64_t>(threads, by_work));
+void draw_hamming(const DrawArguments& a, const DrawKernels& kernels, int threads) {
+    check_lengths(a);
+    Positions positions;
+    add_all(a, positions);
+    int64_t draws = a.samples * static_cast<int64_t>(positions.position.size());
+    int workers = static_cast<int>(std::clamp<int64_t>(draws / kMinDrawsPerThread, 1, threads));
+#ifdef _OPENMP
+#pragma omp parallel num_threads(workers)
+#endif
+    {
+        SampleDraw draw(a, kernels, positions);
+#ifdef _OPENMP
+#pragma omp for schedule(static)
+#endif
+        for (int64_t l = 0; l < a.samples; ++l) draw.draw(l);
+    }
+    (void)workers;
+}
+
+void philox_words(const WordArguments& a, int threads) {
+    int64_t count = a.samples * a.batch * a.width;
+    int workers = static_cast<int>(std::clamp<int64_t>(count / kMinDrawsPerThread, 1, threads));
 #ifdef _OPENMP
 #pragma omp parallel for num_threads(workers) schedule(static)
 #endif
-    for (int64_t l = 0; l < a.samples; ++l) {
-        int64_t begin = l * a.positions;
-        for (int64_t n = 0; n < a.positions; ++n) {
-            int64_t ahead = std::min(n + kAhead, a.positions - 1);
-            prefetch(a.rows, a.tokens[ahead], a.number[begin + ahead]);
-            draw_one(a.rows, a.tokens[n], a.number[begin + n], a.drawn + begin + n, a.log_ratio + begin + n);
-        }
-    }
+    for (int64_t i = 0; i < count; ++i) write_words(a, i);
     (void)workers;
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -96,8 +97,13 @@ def scoring_device(device: torch.device) -> torch.device:
 
 
 def _padded(candidates: Sequence[Sequence[int]], lengths: Tensor | None, device: torch.device) -> tuple[Tensor, Tensor]:
+    given: object = candidates
+    if isinstance(given, str) or not isinstance(given, (Sequence, np.ndarray)):
+        kind = type(given).__name__
+        raise TypeError(f"candidates: got {kind}, expected a torch.Tensor of token ids, or lists of them")
     if lengths is not None:
-        raise ValueError("lengths: got a tensor beside lists of token ids, expected None: the lists have their own")
+        kind = type(lengths).__name__
+        raise ValueError(f"lengths: got {kind} beside lists of token ids, expected None: the lists have their own")
     tokens, offsets = pack_sentences(list(candidates), "candidates")
     count = torch.from_numpy(offsets).diff()
     width = int(count.max()) if count.numel() else 0

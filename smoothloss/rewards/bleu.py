@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from smoothloss import _compiled as compiled
-from smoothloss._validation import check_number
+from smoothloss._numbers import as_integer, as_real
+from smoothloss._validation import check_number, check_tensor
 from smoothloss.rewards._candidates import Candidates, Problem, problem
 from smoothloss.rewards.references import References
 
@@ -59,10 +60,10 @@ def sentence_bleu(
 
     Source: Papineni et al. 2002; Post 2018 (sacrebleu); Chen and Cherry 2014 (smoothings).
     """
-    _check(n, smoothing)
+    n = _check(n, smoothing)
     if k is not None and smoothing not in _DEFAULT_K:
         raise ValueError(f"k: got {k} for smoothing={smoothing!r}, which has no constant; expected None")
-    constant = _DEFAULT_K.get(smoothing, 0.0) if k is None else check_number(k, "k", 0.0)
+    constant = _DEFAULT_K.get(smoothing, 0.0) if k is None else check_number(as_real(k, "k"), "k", 0.0)
     scored = problem(candidates, lengths, references)
     scores = scored.empty()
     _run(scored, n, smoothing, constant, effective_order, scores, None)
@@ -80,7 +81,7 @@ def bleu_statistics(candidates: Candidates, lengths: Tensor | None, references: 
 
     Raises: as `sentence_bleu`.
     """
-    _check(n, "none")
+    n = _check(n, "none")
     scored = problem(candidates, lengths, references)
     statistics = scored.empty(2 + 2 * n, dtype=torch.int64)
     _run(scored, n, "none", 0.0, False, None, statistics)
@@ -100,8 +101,10 @@ def corpus_bleu(statistics: Tensor, *, smoothing: Literal["exp", "coco"] = "exp"
         ``(..., n)`` float64 in [0, 1].
 
     Raises:
-        ValueError: `statistics` has another shape, or `smoothing` is another one.
+        TypeError: `statistics` is no tensor.
+        ValueError: it has another shape, or `smoothing` is another one.
     """
+    check_tensor(statistics, "statistics")
     if statistics.dim() < 2 or statistics.shape[-1] < 4 or statistics.shape[-1] % 2:
         raise ValueError(f"statistics: got shape {tuple(statistics.shape)}, expected (N, ..., 2 + 2 n)")
     if smoothing not in ("exp", "coco"):
@@ -126,13 +129,11 @@ def corpus_bleu(statistics: Tensor, *, smoothing: Literal["exp", "coco"] = "exp"
     return bleu if smoothing == "coco" else torch.where(scored, bleu, 0.0)
 
 
-def _check(n: int, smoothing: str) -> None:
-    if isinstance(n, bool) or not isinstance(n, int):
-        raise TypeError(f"n: got {n!r} ({type(n).__name__}), expected an integer")
-    if not 1 <= n <= _MAX_ORDER:
-        raise ValueError(f"n: got {n}, expected 1 to {_MAX_ORDER}")
+def _check(n: int, smoothing: str) -> int:
+    """Return n as an int; raise where it, or the smoothing, is out of its range."""
     if smoothing not in get_args(Smoothing):
         raise ValueError(f"smoothing: got {smoothing!r}, expected one of {', '.join(map(repr, get_args(Smoothing)))}")
+    return as_integer(n, "n", 1, _MAX_ORDER)
 
 
 def _run(

@@ -65,7 +65,11 @@ class References:
     def __init__(
         self, token_ids: Iterable[Sequence[Sequence[int]]], *, device: torch.device | str | None = None
     ) -> None:
-        inputs = [list(references) for references in token_ids]
+        try:
+            inputs = [list(references) for references in token_ids]
+        except TypeError:
+            kind = type(token_ids).__name__
+            raise TypeError(f"token_ids: got {kind}, expected for each input a list of lists of token ids") from None
         sentences = list(itertools.chain.from_iterable(inputs))
         tokens, offsets = pack_sentences(sentences, "token_ids")
         ends = np.cumsum([len(references) for references in inputs], dtype=np.int64)

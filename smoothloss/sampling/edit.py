@@ -7,9 +7,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from smoothloss._numbers import as_integer
+from smoothloss.sampling._numbers_native import make_numbers
 from smoothloss.sampling.edit_likelihood import Edits, log_weight
-from smoothloss.sampling.pools import UniformPool, UniformSubstitutes
-from smoothloss.sampling.samples import Sampler, Samples, Sentences, check_tau, uniform
+from smoothloss.sampling.philox import Numbers, Purpose
+from smoothloss.sampling.pools import UniformPool, UniformSubstitutes, wide_enough
+from smoothloss.sampling.samples import Sampler, Samples, Sentences, check_tau
 
 
 class EditSampler(Sampler):
@@ -56,31 +59,54 @@ class EditSampler(Sampler):
         self.tau = check_tau(tau)
         if not isinstance(pool, UniformPool):
             raise TypeError(f"pool: got {type(pool).__name__}, expected a VocabularyPool, BatchPool or ReferencePool")
-        for name, number in (("max_insertions", max_insertions), ("pad", pad)):
-            if isinstance(number, bool) or not isinstance(number, int):
-                raise TypeError(f"{name}: got {number!r} ({type(number).__name__}), expected an integer")
-        if max_insertions < 1:
-            raise ValueError(f"max_insertions: got {max_insertions}, expected at least 1")
-        self.pool, self.max_insertions, self.pad = pool, max_insertions, pad
+        self.pool = pool
+        self.max_insertions = as_integer(max_insertions, "max_insertions", 1)
+        self.pad = as_integer(pad, "pad", -(2**63), 2**63 - 1)
 
-    def _draw(self, sentences: Sentences, num_samples: int, generator: torch.Generator | None) -> Samples:
+    def _draw(self, sentences: Sentences, num_samples: int, seed: Tensor) -> Samples:
+        sentences.check_lengths()
         substitutes = self.pool.substitutes(sentences.target, sentences.replaceable, sentences.references)
         log_odds = substitutes.sets.size.double().log().expand(sentences.lengths.shape) - 1 / self.tau
         prior = _Prior.of(sentences, log_odds, self.max_insertions)
-        num_replaced, num_inserted = prior.draw(num_samples, generator)
-        script = _draw_script(sentences, substitutes, num_replaced, num_inserted, self.max_insertions, generator)
+        numbers = _Numbers(seed, num_samples, sentences.target.shape, self.max_insertions)
+        num_replaced, num_inserted = prior.draw(numbers)
+        script = _draw_script(sentences, substitutes, num_replaced, num_inserted, numbers)
         tokens, from_pool, lengths = _apply(script, sentences, substitutes.inside, self.pad)
         edits = Edits.of(sentences, substitutes.count + 1, log_odds.exp(), self.tau)
         log_prob = log_weight(edits, tokens, from_pool, lengths, self.max_insertions) - prior.log_normalizer
         return Samples(
-            tokens=tokens.to(sentences.target.dtype),
+            tokens=tokens.to(self._dtype(sentences)),
             distance=num_replaced + num_inserted,
             log_prob=log_prob.float(),
             lengths=lengths,
         )
 
+    def _dtype(self, sentences: Sentences) -> torch.dtype:
+        references = None if sentences.references is None else sentences.references.dtype
+        return wide_enough(self.pool.token_dtype(sentences.target.dtype, references), self.pad)
+
     def __repr__(self) -> str:
         return f"EditSampler(tau={self.tau:g}, pool={self.pool}, max_insertions={self.max_insertions}, pad={self.pad})"
+
+
+class _Numbers:
+    """The random numbers of scripts, for each purpose those of as many positions as it has."""
+
+    def __init__(self, seed: Tensor, num_samples: int, shape: torch.Size, max_insertions: int) -> None:
+        batch, length = shape
+        widths = {
+            Purpose.EDIT_COUNTS: 1,
+            Purpose.EDIT_REPLACED: length,
+            Purpose.EDIT_CHOICE: length,
+            Purpose.EDIT_GAP: max_insertions,
+            Purpose.EDIT_INSERTED: length + max_insertions,
+        }
+        self._of = {
+            purpose: make_numbers(seed, purpose, (num_samples, batch, width)) for purpose, width in widths.items()
+        }
+
+    def __getitem__(self, purpose: Purpose) -> Numbers:
+        return self._of[purpose]
 
 
 class _Prior(NamedTuple):
@@ -117,10 +143,14 @@ class _Prior(NamedTuple):
         cumulative = (log_weight - log_normalizer[:, None]).exp().cumsum(dim=-1)
         return cls(cumulative, log_normalizer, max_insertions)
 
-    def draw(self, num_samples: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        """Return the numbers of replaced and of inserted tokens, ``(L, B)`` each."""
-        number = uniform((self.cumulative.shape[0], num_samples), self.cumulative.device, generator)
-        pair = torch.searchsorted(self.cumulative, number * self.cumulative[:, -1:], right=True).T
+    def draw(self, numbers: _Numbers) -> tuple[Tensor, Tensor]:
+        """Return the numbers of replaced and of inserted tokens, ``(L, B)`` each.
+
+        The one choice that is made among float64 numbers: where devices round the prior's logarithms in other ways, a
+        share of about 1e-14 of the draws may differ.
+        """
+        share = numbers[Purpose.EDIT_COUNTS].fraction()[..., 0].T.contiguous()
+        pair = torch.searchsorted(self.cumulative, share * self.cumulative[:, -1:], right=True).T
         width = self.max_insertions + 1
         return pair.div(width, rounding_mode="floor"), pair.remainder(width)
 
@@ -144,46 +174,43 @@ class _Script(NamedTuple):
 
 
 def _draw_script(
-    sentences: Sentences, substitutes: UniformSubstitutes, num_replaced: Tensor, num_inserted: Tensor,
-    max_insertions: int, generator: torch.Generator | None,
-) -> _Script:  # fmt: skip
+    sentences: Sentences, substitutes: UniformSubstitutes, num_replaced: Tensor, num_inserted: Tensor, numbers: _Numbers
+) -> _Script:
     """Draw one of the scripts with these numbers of edits, all alike."""
     (num_samples, batch), length, device = num_replaced.shape, sentences.target.shape[1], num_replaced.device
-    replaced = _choose(sentences.replaceable, num_replaced, generator)
+    replaced = _choose(sentences.replaceable, num_replaced, numbers[Purpose.EDIT_REPLACED])
     kept = sentences.within & ~replaced
     # One choice beyond the substitutes: nothing.
-    choice = uniform(replaced.shape, device, generator) * (substitutes.count + 1)
+    choice = numbers[Purpose.EDIT_CHOICE].choose(substitutes.count + 1)
     substituted = replaced & (choice < substitutes.count)
-    gaps = _multisets(kept.sum(dim=-1) + 1, max_insertions, generator)
-    counted = torch.arange(max_insertions, device=device)[:, None, None] < num_inserted
+    gaps = _multisets(kept.sum(dim=-1) + 1, numbers[Purpose.EDIT_GAP])
+    counted = torch.arange(gaps.shape[0], device=device)[:, None, None] < num_inserted
     inserted = torch.zeros((length + 1, num_samples, batch), dtype=torch.int64, device=device)
     inserted.scatter_add_(0, gaps, counted.to(torch.int64))
-    number = uniform((num_samples, batch, length + max_insertions), device, generator)
     return _Script(
         kept=kept,
         substituted=substituted,
-        substitutes=substitutes.draw(choice.mul_(substituted))[0],
+        substitutes=substitutes.at(choice.where(substituted, 0)),
         inserted=inserted.permute(1, 2, 0),
-        insertions=substitutes.sets[(number * substitutes.sets.size[:, None]).to(torch.int64)],
+        insertions=substitutes.sets[numbers[Purpose.EDIT_INSERTED].choose(substitutes.sets.size[:, None])],
     )
 
 
-def _choose(available: Tensor, number: Tensor, generator: torch.Generator | None) -> Tensor:
+def _choose(available: Tensor, number: Tensor, numbers: Numbers) -> Tensor:
     """``(L, B, T)`` bool: ``number (L, B)`` of the positions that are ``available (B, T)``, all subsets alike."""
-    keys = uniform((*number.shape, available.shape[1]), available.device, generator)
-    keys = keys.masked_fill_(~available, torch.inf)
-    ordered = torch.nn.functional.pad(keys.sort(dim=-1).values, (1, 0), value=-1.0)
-    return keys <= ordered.gather(-1, number[..., None])
+    keys = numbers.coin.masked_fill(~available, torch.iinfo(torch.int64).max)
+    ordered = torch.nn.functional.pad(keys.sort(dim=-1).values, (1, 0), value=-1)
+    return (keys <= ordered.gather(-1, number[..., None])) & available
 
 
-def _multisets(size: Tensor, number: int, generator: torch.Generator | None) -> Tensor:
+def _multisets(size: Tensor, numbers: Numbers) -> Tensor:
     """``(K, L, B)`` draws from ``size (L, B)`` places, so that all multisets of the first k draws are alike.
 
     Polya's urn: a draw is one of the places or, with the weight of one place each, where an earlier draw is.
     """
-    earlier = torch.arange(number, device=size.device)[:, None, None]
-    draws = (uniform((number, *size.shape), size.device, generator) * (size + earlier)).to(torch.int64)
-    for step in range(1, number):
+    earlier = torch.arange(numbers.shape[2], device=size.device)
+    draws = numbers.choose(size[..., None] + earlier).permute(2, 0, 1).contiguous()
+    for step in range(1, draws.shape[0]):
         copied = draws.gather(0, (draws[step] - size).clamp(min=0)[None])[0]
         draws[step] = torch.where(draws[step] < size, draws[step], copied)
     return draws
@@ -208,7 +235,7 @@ def _apply(script: _Script, sentences: Sentences, inside: Tensor, pad: int) -> t
     # Beyond the words the ground truth's own tail, then padding.
     positions = torch.arange(dropped, device=target.device)
     source = (positions - (lengths - sentences.lengths)[..., None]).clamp(0, target.shape[1])
-    padded = torch.nn.functional.pad(target, (0, 1), value=pad).expand(*source.shape[:2], -1)
+    padded = torch.cat([target, target.new_full((target.shape[0], 1), pad)], dim=1).expand(*source.shape[:2], -1)
     tokens = torch.where(positions < lengths[..., None], tokens, padded.gather(-1, source))
     return tokens, from_pool, lengths
 

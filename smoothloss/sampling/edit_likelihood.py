@@ -11,7 +11,7 @@ from torch import Tensor
 from smoothloss.sampling.samples import Sentences
 
 # Stands beyond the end of a sentence, where nothing may match.
-_NO_TOKEN = torch.iinfo(torch.int32).min
+_NO_TOKEN = torch.iinfo(torch.int64).min
 # Rows of the table between two rescalings, so that nothing underflows.
 _RESCALE_EVERY = 8
 
@@ -20,7 +20,7 @@ class Edits(NamedTuple):
     """What may happen to each token of the ground truths, and the weight that a script pays for it.
 
     Attributes:
-        tokens: ``(B, T)`` int32; beyond the end no token, which nothing matches.
+        tokens: ``(B, T)`` int64; beyond the end no token, which nothing matches.
         substitution: ``(B, T)``, the weight of each substitute; 0 where the token must stay.
         deletion: ``(B, T)``, the same; 1 beyond the end, so that rows there change nothing.
         insertion: The weight of each inserted token.
@@ -42,7 +42,7 @@ class Edits(NamedTuple):
             tau: Temperature.
         """
         weight = (odds[:, None] / choices).where(sentences.replaceable, 0.0)
-        tokens = sentences.target.to(torch.int32).where(sentences.within, _NO_TOKEN)
+        tokens = sentences.target.to(torch.int64).where(sentences.within, _NO_TOKEN)
         return cls(tokens, weight, weight.where(sentences.within, 1.0), math.exp(-1 / tau))
 
 
@@ -63,7 +63,7 @@ def log_weight(edits: Edits, tokens: Tensor, from_pool: Tensor, lengths: Tensor,
     inserted = torch.arange(max_insertions + 1, device=tokens.device)[:, None]
     # A cell of the table: so many inserted and so many other words so far. Cells first, samples last.
     words_so_far = inserted + torch.arange(length + 1, device=tokens.device)
-    words, pooled = tokens.permute(2, 0, 1).to(torch.int32), from_pool.permute(2, 0, 1).double()
+    words, pooled = tokens.permute(2, 0, 1), from_pool.permute(2, 0, 1).double()
     next_word, may_substitute = words[words_so_far[:, :-1]], pooled[words_so_far[:, :-1]]
     insertion = pooled[words_so_far[:-1]] * edits.insertion
     original, substitution, deletion = (

@@ -2,15 +2,39 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 import math
+from types import ModuleType
+from typing import Literal, NamedTuple, get_args
 
-import torch
+from torch import Tensor
 
 from smoothloss.sampling.pools import Pool
-from smoothloss.sampling.samples import Sampler, Samples, Sentences, check_tau, uniform
+from smoothloss.sampling.samples import Sampler, Samples, Sentences, check_tau
 
+Implementation = Literal["auto", "reference", "native", "triton"]
 # The logarithm of about the largest float64.
 _LARGEST_EXPONENT = 709.0
+
+
+class Temperature(NamedTuple):
+    """What a draw needs of tau.
+
+    Attributes:
+        kept_share: ``e^(1/tau)``, the odds of keeping a token against each of its substitutes.
+        replaced_odds: ``e^(-1/tau)``.
+        inverse: ``1/tau``; inf for the smallest of numbers.
+    """
+
+    kept_share: float
+    replaced_odds: float
+    inverse: float
+
+    @classmethod
+    def of(cls, tau: float) -> Temperature:
+        """Return them once, for all devices."""
+        return cls(math.exp(min(1 / tau, _LARGEST_EXPONENT)), math.exp(-1 / tau), 1 / tau)
 
 
 class HammingSampler(Sampler):
@@ -29,35 +53,61 @@ class HammingSampler(Sampler):
     Args:
         tau: Temperature, > 0. Norouzi's is another scale: ``tau = tau_norouzi / (1 + ln(v - 1))``.
         pool: :class:`VocabularyPool`, :class:`BatchPool`, :class:`ReferencePool` or :class:`SimilarPool`.
+        impl: ``"auto"``, or the implementation that must draw: ``"reference"``, ``"native"`` or ``"triton"``. All of
+            them draw the same samples. A SimilarPool with an exact tail has the reference alone.
 
     Raises:
-        TypeError: ``pool`` is no pool.
-        ValueError: ``tau`` is not a finite number > 0.
+        TypeError: ``pool`` is no pool, or ``tau`` no number.
+        ValueError: ``tau`` is not a finite number > 0, or ``impl`` another name.
+        RuntimeError: At the call: ``impl`` names an implementation that cannot run there, with the reason.
     """
 
-    def __init__(self, tau: float, pool: Pool) -> None:
+    def __init__(self, tau: float, pool: Pool, *, impl: Implementation = "auto") -> None:
         self.tau = check_tau(tau)
         if not isinstance(pool, Pool):
             raise TypeError(f"pool: got {type(pool).__name__}, expected a VocabularyPool or another of the pools here")
-        self.pool = pool
+        if impl not in get_args(Implementation):
+            raise ValueError(f"impl: got {impl!r}, expected one of {', '.join(map(repr, get_args(Implementation)))}")
+        self.pool, self.impl, self._temperature = pool, impl, Temperature.of(self.tau)
 
-    def _draw(self, sentences: Sentences, num_samples: int, generator: torch.Generator | None) -> Samples:
-        target, lengths, _, replaceable, references = sentences
-        substitutes = self.pool.substitutes(target, replaceable, references)
-        count = torch.where(replaceable, substitutes.count, 0).double()
-        # One number for coin and substitute: of n + e^{1/tau} the substitutes have 1 each, the original the rest.
-        kept_share = math.exp(min(1 / self.tau, _LARGEST_EXPONENT))
-        number = uniform((num_samples, *target.shape), target.device, generator).mul_(count + kept_share)
-        replaced = number < count
-        drawn, log_ratio = substitutes.draw(number.mul_(replaced))
-        log_normalizer = (count * math.exp(-1 / self.tau)).log1p().sum(dim=-1)
-        log_weight = torch.where(replaced, log_ratio - 1 / self.tau, 0.0).sum(dim=-1)
-        return Samples(
-            tokens=torch.where(replaced, drawn.to(target.dtype), target),
-            distance=replaced.sum(dim=-1),
-            log_prob=(log_weight - log_normalizer).float(),
-            lengths=lengths.expand(num_samples, -1),
-        )
+    def _draw(self, sentences: Sentences, num_samples: int, seed: Tensor) -> Samples:
+        return _module(self.impl, sentences).draw(sentences, num_samples, seed, self._temperature)
 
     def __repr__(self) -> str:
         return f"HammingSampler(tau={self.tau:g}, pool={self.pool})"
+
+
+_MODULES = {
+    "reference": "smoothloss.sampling._hamming_reference",
+    "native": "smoothloss.sampling._hamming_native",
+    "triton": "smoothloss.sampling._hamming_triton",
+}
+_PREFERENCE = {"cpu": ("native", "reference"), "cuda": ("native", "triton", "reference")}
+
+
+def _module(impl: Implementation, sentences: Sentences) -> ModuleType:
+    """Return the module that draws.
+
+    Raises:
+        RuntimeError: `impl` is the name of one that cannot, with the reason.
+    """
+    if impl != "auto":
+        reason = _unavailable(impl, sentences)
+        if reason is not None:
+            raise RuntimeError(f"impl={impl!r} cannot run here: {reason}")
+        return _import(impl)
+    candidates = _PREFERENCE.get(sentences.target.device.type, ("reference",))
+    return _import(next(name for name in candidates if _unavailable(name, sentences) is None))
+
+
+def _unavailable(name: str, sentences: Sentences) -> str | None:
+    try:
+        reason: str | None = _import(name).unavailable(sentences)
+    except ImportError as error:
+        return f"{_MODULES[name]} cannot be imported: {error}"
+    return reason
+
+
+@functools.cache
+def _import(name: str) -> ModuleType:
+    return importlib.import_module(_MODULES[name])

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-# Sorts behind every token id, so that a row of a set is its tokens and then padding.
-_NO_TOKEN = torch.iinfo(torch.int64).max
+from smoothloss._numbers import as_integer, as_token_ids
+from smoothloss.sampling.philox import LARGEST_COUNT, Numbers
+from smoothloss.sampling.sets import TokenSets, select
+
+_INTEGERS = (torch.int16, torch.int32, torch.int64)
 
 
 class Substitutes(ABC):
@@ -18,59 +22,19 @@ class Substitutes(ABC):
     A token is never its own substitute.
 
     Attributes:
-        count: ``(B, T)`` int64, the number of substitutes.
+        count: ``(B, T)`` int64, the number of substitutes, below 2^31.
     """
 
     count: Tensor
 
     @abstractmethod
-    def draw(self, number: Tensor) -> tuple[Tensor, Tensor]:
-        """Turn random numbers into substitutes.
-
-        Args:
-            number: ``(L, B, T)`` float64, uniform in ``[0, count)``; 0 where nothing is to be drawn.
+    def draw(self, numbers: Numbers) -> tuple[Tensor, Tensor]:
+        """Turn the random numbers of ``(L, B, T)`` positions into substitutes.
 
         Returns:
             Tokens ``(L, B, T)`` int64, and ``log(count * P(token))``, 0 where all substitutes are alike, as float64
             that broadcasts to the same shape. Where there is no substitute they mean nothing and must not be used.
         """
-
-
-class TokenSets:
-    """Sorted sets of tokens, one for each sentence or one for all.
-
-    Attributes:
-        tokens: ``(B or 1, W)`` int64, each row ascending, without repeats, then at least one entry that is no token id.
-        size: ``(B or 1,)`` int64, the tokens in each row.
-    """
-
-    def __init__(self, tokens: Tensor, keep: Tensor | None = None) -> None:
-        """Sorts ``tokens (B or 1, W)``, leaving out repeats and what ``keep`` (same shape, bool) does not want."""
-        tokens = tokens.to(torch.int64)
-        if keep is not None:
-            tokens = tokens.masked_fill(~keep, _NO_TOKEN)
-        # The last entry is padding, so that an empty set needs no path of its own.
-        ordered = torch.cat([tokens, tokens.new_full((tokens.shape[0], 1), _NO_TOKEN)], dim=-1).sort(dim=-1).values
-        place = torch.nn.functional.pad((ordered[:, 1:] != ordered[:, :-1]).cumsum(dim=-1), (1, 0))
-        # Repeats write their token where it already is. The last entry is padding, the first one of it behind the set.
-        self.tokens = torch.full_like(ordered, _NO_TOKEN).scatter_(1, place, ordered)
-        self.size = place[:, -1]
-
-    def find(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Where each of ``(B, T)`` tokens is, or would be, in its sentence's set, and whether it is there."""
-        tokens = tokens.to(torch.int64).contiguous()
-        if self.tokens.shape[0] == 1:
-            rank = torch.searchsorted(self.tokens[0], tokens)
-            return rank, select(self.tokens, rank) == tokens
-        # Token ids are below the padding, so that the rank is always a column.
-        rank = torch.searchsorted(self.tokens, tokens)
-        return rank, self.tokens.gather(1, rank) == tokens
-
-    def __getitem__(self, place: Tensor) -> Tensor:
-        """The tokens at ``(L, B, X)`` places of the sentences' sets."""
-        if self.tokens.shape[0] > 1:
-            place = place + torch.arange(self.tokens.shape[0], device=place.device)[:, None] * self.tokens.shape[1]
-        return select(self.tokens, place)
 
 
 class UniformSubstitutes(Substitutes):
@@ -86,12 +50,30 @@ class UniformSubstitutes(Substitutes):
         self.rank, self.inside = sets.find(target)
         self.count = sets.size[:, None] - self.inside.to(torch.int64)
 
-    def draw(self, number: Tensor) -> tuple[Tensor, Tensor]:
-        """The substitute whose place in the set, not counting the token itself, is the number rounded down."""
-        place = number.to(torch.int64)
-        # Counting the set's tokens without the original: the places from its rank on move by one.
-        place += self.inside & (place >= self.rank)
-        return self.sets[place], number.new_zeros(())
+    def at(self, place: Tensor) -> Tensor:
+        """The substitutes at ``(L, B, T)`` places from 0 to ``count - 1``: the token itself is stepped over."""
+        return self.sets[place + (self.inside & (place >= self.rank))]
+
+    def draw(self, numbers: Numbers) -> tuple[Tensor, Tensor]:
+        """One of the ``count`` places."""
+        tokens = self.at(numbers.choose(self.count))
+        return tokens, torch.zeros((), dtype=torch.float64, device=tokens.device)
+
+
+class KernelPool(NamedTuple):
+    """A pool as the kernels take it: addresses and sizes, see ``PoolTuple`` in csrc/bindings_draws.h."""
+
+    kind: int
+    references: int = 0
+    token_bytes: int = 8
+    references_width: int = 0
+    by_rank: int = 0
+    ranks: int = 0
+    num_substitutes: int = 0
+    segments: int = 0
+    num_tokens: int = 0
+    set_size: int = 0
+    width: int = 0
 
 
 class Pool(ABC):
@@ -102,24 +84,24 @@ class Pool(ABC):
     """
 
     def __init__(self, exclude: Iterable[int] = ()) -> None:
-        self.exclude = tuple(sorted(set(exclude)))
-        for token in self.exclude:
-            if isinstance(token, bool) or not isinstance(token, int):
-                raise TypeError(f"exclude: got {token!r} ({type(token).__name__}), expected integer token ids")
-            if token < 0:
-                raise ValueError(f"exclude: got token {token}, expected token ids >= 0")
+        self.exclude = tuple(sorted(set(as_token_ids(exclude, "exclude"))))
+        if self.exclude and self.exclude[-1] >= LARGEST_COUNT:
+            raise ValueError(f"exclude: got token {self.exclude[-1]}, expected token ids below {LARGEST_COUNT}")
         self._excluded: dict[torch.device, Tensor] = {}
+
+    def excluded(self, device: torch.device) -> Tensor:
+        """Flags of what may neither be drawn nor replaced: of all negative ids, of 0, 1, ..., and of all beyond."""
+        if device not in self._excluded:
+            # Once for each device: the host's memory is copied there.
+            flags = torch.zeros(max(self.exclude, default=-1) + 3, dtype=torch.bool)
+            flags[[0, *(token + 1 for token in self.exclude)]] = True
+            self._excluded[device] = flags.to(device)
+        return self._excluded[device]
 
     def is_excluded(self, tokens: Tensor) -> Tensor:
         """Which of ``(B, T)`` tokens may neither be drawn nor replaced: the excluded ones and negative ids."""
-        if tokens.device not in self._excluded:
-            # Once for each device: building it from a list waits for the device. The first entry is for negative ids,
-            # the last one for all beyond the excluded.
-            top = max(self.exclude, default=-1)
-            flags = [True, *(token in self.exclude for token in range(top + 1)), False]
-            self._excluded[tokens.device] = torch.tensor(flags, device=tokens.device)
-        table = self._excluded[tokens.device]
-        return select(table, tokens.to(torch.int64).clamp(-1, table.shape[0] - 2) + 1)
+        flags = self.excluded(tokens.device)
+        return select(flags, tokens.to(torch.int64).clamp(-1, flags.shape[0] - 2) + 1)
 
     @abstractmethod
     def substitutes(self, target: Tensor, replaceable: Tensor, references: Tensor | None) -> Substitutes:
@@ -130,6 +112,14 @@ class Pool(ABC):
             replaceable: ``(B, T)`` bool, the positions within a sentence whose token is not excluded.
             references: ``(B, R)`` token ids, negative in padding, or None.
         """
+
+    def token_dtype(self, target: torch.dtype, references: torch.dtype | None) -> torch.dtype:
+        """The dtype of samples: the ground truths', or a wider one where a token of the pool needs it."""
+        return target
+
+    def kernel_pool(self, device: torch.device, references: Tensor | None) -> KernelPool | None:
+        """This pool for the kernels of a device, or None where they do not know it."""
+        return None
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(exclude={self.exclude})"
@@ -157,20 +147,39 @@ class VocabularyPool(UniformPool):
 
     def __init__(self, size: int, exclude: Iterable[int] = ()) -> None:
         super().__init__(exclude)
-        if isinstance(size, bool) or not isinstance(size, int):
-            raise TypeError(f"size: got {size!r} ({type(size).__name__}), expected an integer")
-        if size < 1:
-            raise ValueError(f"size: got {size}, expected at least 1")
-        check_vocabulary(self.exclude, size)
-        self.size = size
+        self.size = as_integer(size, "size", 1, LARGEST_COUNT)
+        check_vocabulary(self.exclude, self.size)
         self._sets: dict[torch.device, TokenSets] = {}
+        self._ranks: dict[torch.device, Tensor] = {}
 
     def sets(self, target: Tensor, replaceable: Tensor, references: Tensor | None) -> TokenSets:
         """The vocabulary without the excluded tokens, the same for every sentence."""
-        if target.device not in self._sets:
-            tokens = torch.arange(self.size, device=target.device)[None]
-            self._sets[target.device] = TokenSets(tokens, ~self.is_excluded(tokens))
-        return self._sets[target.device]
+        return self._set_on(target.device)
+
+    def _set_on(self, device: torch.device) -> TokenSets:
+        if device not in self._sets:
+            tokens = torch.arange(self.size, device=device)[None]
+            self._sets[device] = TokenSets(tokens, ~self.is_excluded(tokens))
+        return self._sets[device]
+
+    def token_dtype(self, target: torch.dtype, references: torch.dtype | None) -> torch.dtype:
+        """Wide enough for the largest token."""
+        return wide_enough(target, self.size - 1)
+
+    def kernel_pool(self, device: torch.device, references: Tensor | None) -> KernelPool:
+        """The set and the rank of every token."""
+        tokens = self._set_on(device).tokens
+        if device not in self._ranks:
+            rank, inside = self._set_on(device).find(torch.arange(self.size, device=device)[None])
+            self._ranks[device] = rank.where(inside, -1).to(torch.int32)
+        set_size = self.size - len(self.exclude)
+        return KernelPool(
+            kind=0, by_rank=tokens.data_ptr(), ranks=self._ranks[device].data_ptr(), num_tokens=self.size,
+            set_size=set_size,
+        )  # fmt: skip
+
+    def __repr__(self) -> str:
+        return f"VocabularyPool({self.size}, exclude={self.exclude})"
 
 
 class BatchPool(UniformPool):
@@ -180,20 +189,47 @@ class BatchPool(UniformPool):
         """The distinct replaceable tokens of the batch, the same for every sentence."""
         return TokenSets(target.reshape(1, -1), replaceable.reshape(1, -1))
 
+    def kernel_pool(self, device: torch.device, references: Tensor | None) -> KernelPool:
+        """The kernels build the set themselves."""
+        return KernelPool(kind=1)
+
 
 class ReferencePool(UniformPool):
     """The tokens of all ground truths of the same input (V_refs), given to the sampler as ``references``."""
 
     def sets(self, target: Tensor, replaceable: Tensor, references: Tensor | None) -> TokenSets:
         """The distinct tokens of each row of ``references`` that are not excluded."""
-        if references is None:
-            raise ValueError("references: got None, expected a (B, R) tensor of token ids for a ReferencePool")
+        references = _required(references)
         return TokenSets(references, ~self.is_excluded(references))
 
+    def token_dtype(self, target: torch.dtype, references: torch.dtype | None) -> torch.dtype:
+        """Wide enough for both."""
+        return target if references is None else wider(target, references)
 
-def select(values: Tensor, index: Tensor) -> Tensor:
-    """``values.take(index)``, in less than half the time."""
-    return values.view(-1).index_select(0, index.reshape(-1)).view(index.shape)
+    def kernel_pool(self, device: torch.device, references: Tensor | None) -> KernelPool:
+        """The kernels build the sets themselves."""
+        references = _required(references)
+        return KernelPool(
+            kind=2, references=references.data_ptr(), token_bytes=references.element_size(),
+            references_width=references.shape[1],
+        )  # fmt: skip
+
+
+def _required(references: Tensor | None) -> Tensor:
+    if references is None:
+        raise ValueError("references: got None, expected a (B, R) tensor of token ids for a ReferencePool")
+    return references
+
+
+def wide_enough(dtype: torch.dtype, *tokens: int) -> torch.dtype:
+    """Return the dtype, or the narrowest of int32 and int64 that holds these tokens where it does not."""
+    holds = (d for d in _INTEGERS if all(torch.iinfo(d).min <= token <= torch.iinfo(d).max for token in tokens))
+    return wider(dtype, next(holds))
+
+
+def wider(one: torch.dtype, other: torch.dtype) -> torch.dtype:
+    """Return the wider one of two integer dtypes."""
+    return one if one.itemsize >= other.itemsize else other
 
 
 def check_vocabulary(exclude: tuple[int, ...], size: int) -> None:

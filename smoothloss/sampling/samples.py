@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-import math
+import functools
 from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from smoothloss._numbers import as_integer, as_positive
+from smoothloss.ops import checks
+from smoothloss.ops.transforms import is_eager
+from smoothloss.sampling.philox import LARGEST_COUNT, draw_seed
 from smoothloss.sampling.pools import Pool
+
+_INTEGERS = (torch.int64, torch.int32, torch.int16)
+# Thresholds and log-probabilities are float64, which these devices do not have: their draws are made on the CPU.
+_WITHOUT_FLOAT64 = ("mps",)
 
 
 class Samples(NamedTuple):
     """L sequences for each of B ground truths.
 
     Attributes:
-        tokens: ``(L, B, T)`` in the ground truth's dtype.
+        tokens: ``(L, B, T)`` in the ground truths' dtype, or a wider one where a token of the pool needs it.
         distance: ``(L, B)`` int64, how many edits the sampler made.
         log_prob: ``(L, B)`` float32, ``log q(sample | ground truth)``.
         lengths: ``(L, B)`` int64, the lengths of the samples, counted as those of the ground truths are.
@@ -28,22 +36,62 @@ class Samples(NamedTuple):
     lengths: Tensor
 
 
-class Sentences(NamedTuple):
-    """The ground truths of a batch.
+class Sentences:
+    """The ground truths of a batch, contiguous.
 
     Attributes:
         target: ``(B, T)``.
-        lengths: ``(B,)`` int64.
-        within: ``(B, T)`` bool, the positions within a sentence.
-        replaceable: ``(B, T)`` bool, those of them whose token the pool does not exclude.
+        given_lengths: ``(B,)`` int64, or None for T.
         references: ``(B, R)``, negative in padding, or None.
+        pool: Which says what may be replaced.
     """
 
-    target: Tensor
-    lengths: Tensor
-    within: Tensor
-    replaceable: Tensor
-    references: Tensor | None
+    def __init__(self, target: Tensor, lengths: Tensor | None, references: Tensor | None, pool: Pool) -> None:
+        self.target, self.pool = target.contiguous(), pool
+        self.given_lengths = None if lengths is None else lengths.to(torch.int64).contiguous()
+        self.references = None if references is None else references.contiguous()
+
+    @functools.cached_property
+    def lengths(self) -> Tensor:
+        """``(B,)`` int64."""
+        batch, width = self.target.shape
+        if self.given_lengths is None:
+            return torch.full((batch,), width, dtype=torch.int64, device=self.target.device)
+        return self.given_lengths
+
+    @functools.cached_property
+    def within(self) -> Tensor:
+        """``(B, T)`` bool, the positions within a sentence."""
+        return torch.arange(self.target.shape[1], device=self.target.device) < self.lengths[:, None]
+
+    @functools.cached_property
+    def replaceable(self) -> Tensor:
+        """``(B, T)`` bool, those of them whose token the pool does not exclude."""
+        return self.within & ~self.pool.is_excluded(self.target)
+
+    def has_values(self) -> bool:
+        """Whether there is memory behind the tensors that a kernel could read: no fake tensors, nor others' own."""
+        return is_eager(self.target)
+
+    def check_lengths(self) -> None:
+        """Raise ValueError on a length out of range: on the CPU, elsewhere within ``smoothloss.debug()``."""
+        lengths, width = self.given_lengths, self.target.shape[1]
+        if lengths is None or not self.has_values() or not (lengths.is_cpu or checks.is_debugging()):
+            return
+        wrong = (lengths < 0) | (lengths > width)
+        if wrong.any():
+            place = int(wrong.nonzero()[0])
+            raise ValueError(f"lengths[{place}]: got {int(lengths[place])}, expected 0 to {width}, the width of target")
+
+    def to(self, device: torch.device | str) -> Sentences:
+        """The same sentences on another device."""
+        lengths, references = self.given_lengths, self.references
+        return Sentences(
+            self.target.to(device),
+            None if lengths is None else lengths.to(device),
+            None if references is None else references.to(device),
+            self.pool,
+        )
 
 
 class Sampler(ABC):
@@ -67,60 +115,61 @@ class Sampler(ABC):
     ) -> Samples:
         """Draws L samples for each of B sentences, on the tensors' device and without waiting for it.
 
+        The draw takes one seed from the generator. From a seed come the same samples on every device, and a sentence's
+        do not depend on how long its batch is padded: see :mod:`smoothloss.sampling.philox`.
+
         Args:
             target: ``(B, T)`` integer ground truths. What stands beyond a sentence's length, EOS and padding, stays.
-            lengths: ``(B,)`` integer lengths, EOS not counted; None stands for T.
+            lengths: ``(B,)`` integer lengths from 0 to T, EOS not counted; None stands for T.
             num_samples: L, >= 1.
-            generator: Random numbers of the target's device; the same seed gives the same samples.
+            generator: Where the seed comes from, by default torch's of the target's device. One of another device
+                serves too, at the cost of a copy.
             references: ``(B, R)`` integer token ids, padded by negative ids; only for :class:`ReferencePool`.
 
         Raises:
-            TypeError: A tensor is not of integers, or ``num_samples`` no integer.
-            ValueError: Shapes or devices do not fit, ``num_samples < 1``, or references are missing.
+            TypeError: An argument is no tensor of integers, no integer or no generator.
+            ValueError: Shapes or devices do not fit, ``num_samples < 1``, references are missing, or a length is out of
+                range (checked on the CPU, and within ``smoothloss.debug()``; elsewhere it is clamped).
         """
-        _check_call(target, lengths, num_samples, references)
-        batch, width = target.shape
-        if lengths is None:
-            lengths = target.new_full((batch,), width, dtype=torch.int64)
-        lengths = lengths.to(torch.int64).clamp(0, width)
-        within = torch.arange(width, device=target.device) < lengths[:, None]
-        replaceable = within & ~self.pool.is_excluded(target)
-        sentences = Sentences(target, lengths, within, replaceable, references)
-        return self._draw(sentences, num_samples, generator)
+        num_samples = _check_call(target, lengths, num_samples, generator, references)
+        sentences = Sentences(target, lengths, references, self.pool)
+        if target.device.type in _WITHOUT_FLOAT64:
+            seed = draw_seed(torch.device("cpu"), generator)
+            drawn = self._draw(sentences.to("cpu"), num_samples, seed)
+            return Samples(*(tensor.to(target.device) for tensor in drawn))
+        return self._draw(sentences, num_samples, draw_seed(target.device, generator))
 
     @abstractmethod
-    def _draw(self, sentences: Sentences, num_samples: int, generator: torch.Generator | None) -> Samples:
+    def _draw(self, sentences: Sentences, num_samples: int, seed: Tensor) -> Samples:
         """Draw L samples for each sentence."""
 
 
 def check_tau(tau: float) -> float:
-    """Return the temperature, or raise ValueError where it is not a finite number > 0."""
-    if not 0 < tau < math.inf:
-        raise ValueError(f"tau: got {tau}, expected a finite number > 0")
-    return float(tau)
+    """Return the temperature, or raise where it is not a finite number > 0."""
+    return as_positive(tau, "tau")
 
 
-def uniform(shape: tuple[int, ...], device: torch.device, generator: torch.Generator | None) -> Tensor:
-    """Return random numbers in [0, 1) with all the bits that float64 has for them."""
-    return torch.rand(shape, dtype=torch.float64, device=device, generator=generator)
-
-
-def _check_call(target: Tensor, lengths: Tensor | None, num_samples: int, references: Tensor | None) -> None:
-    if target.dim() != 2:
-        raise ValueError(f"target: got shape {tuple(target.shape)}, expected (B, T)")
-    batch = target.shape[0]
+def _check_call(
+    target: Tensor, lengths: Tensor | None, num_samples: int, generator: torch.Generator | None,
+    references: Tensor | None,
+) -> int:  # fmt: skip
+    """Check the arguments and return the number of samples as an int."""
     for name, tensor in (("target", target), ("lengths", lengths), ("references", references)):
-        if tensor is None:
+        if tensor is None and name != "target":
             continue
-        if tensor.dtype not in (torch.int64, torch.int32, torch.int16):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name}: got {type(tensor).__name__}, expected a torch.Tensor of integers")
+        if tensor.dtype not in _INTEGERS:
             raise TypeError(f"{name}: got dtype {tensor.dtype}, expected int64, int32 or int16")
         if tensor.device != target.device:
             raise ValueError(f"{name}: got device {tensor.device}, expected the target's, {target.device}")
+    if target.dim() != 2:
+        raise ValueError(f"target: got shape {tuple(target.shape)}, expected (B, T)")
+    batch = target.shape[0]
     if lengths is not None and lengths.shape != (batch,):
         raise ValueError(f"lengths: got shape {tuple(lengths.shape)}, expected ({batch},)")
     if references is not None and (references.dim() != 2 or references.shape[0] != batch):
         raise ValueError(f"references: got shape {tuple(references.shape)}, expected ({batch}, R)")
-    if isinstance(num_samples, bool) or not isinstance(num_samples, int):
-        raise TypeError(f"num_samples: got {num_samples!r} ({type(num_samples).__name__}), expected an integer")
-    if num_samples < 1:
-        raise ValueError(f"num_samples: got {num_samples}, expected at least 1")
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator: got {type(generator).__name__}, expected a torch.Generator or None")
+    return as_integer(num_samples, "num_samples", 1, LARGEST_COUNT)

@@ -7,13 +7,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from smoothloss import _compiled as compiled
 from smoothloss.sampling.alias import alias_table
-from smoothloss.sampling.pools import Substitutes, select
+from smoothloss.sampling.philox import COIN_BITS, Numbers, Purpose
+from smoothloss.sampling.pools import Substitutes
+from smoothloss.sampling.sets import select
 from smoothloss.similarity import SimilarityTable
-
-# Keeps a number in [0, 1] times n, rounded, below n. Nothing else is as small in float64 and yet above its rounding.
-_ALMOST_ONE = 1 - 2**-50
 
 
 class SegmentRows(NamedTuple):
@@ -21,20 +19,18 @@ class SegmentRows(NamedTuple):
 
     The tokens that may be drawn, ascending, are numbered by rank. A row divides them into W = 2 K + 3 segments of
     equally likely tokens: those before its first entry, this entry, those between it and the second, and so on, the
-    token itself counted as an entry of weight 0.
+    token itself counted as an entry of weight 0. An alias table shares the segments out to W slots.
 
     Attributes:
         num_substitutes: ``(V,)`` int64, the substitutes of each token.
-        slots: ``(V,)`` float64, how many slots of the alias table there are for each substitute.
-        segments: ``(V, W, 4)`` float64, what a draw needs of a segment side by side: the share of a slot up to which it
+        segments: ``(V, W, 4)`` int64, what a draw needs of a segment side by side: the coins of a slot below which it
             is its own segment's; two int32 in the place of a number, whose it is beyond, less the number of the slot,
-            and the first rank of the segment; the tokens of the segment, less what a share of them may be rounded up;
-            the logarithm of the number of substitutes times the probability of a token of the segment.
+            and the first rank of the segment; the tokens of the segment; in the place of a number a float64, the
+            logarithm of the number of substitutes times the probability of a token of the segment.
         by_rank: ``(V + 1,)`` int64, the tokens by rank, then no tokens.
     """
 
     num_substitutes: Tensor
-    slots: Tensor
     segments: Tensor
     by_rank: Tensor
 
@@ -59,26 +55,32 @@ class SegmentRows(NamedTuple):
         count = length.where(share > 0, 0).sum(dim=1)
         threshold, other = alias_table(mass)
         other = other - torch.arange(other.shape[1], device=table.device)
-        integers = torch.stack([other, start[:, :-1]], dim=2).to(torch.int32).view(torch.float64)[..., 0]
         log_ratio = share.log() + (count / mass.sum(dim=1)).log()[:, None]
         return cls(
             num_substitutes=count,
-            slots=length.shape[1] * _ALMOST_ONE / count.clamp(min=1).double(),
-            segments=torch.stack([threshold, integers, length * _ALMOST_ONE, log_ratio], dim=2),
+            segments=_packed(threshold, other, start[:, :-1], length, log_ratio),
             by_rank=torch.nn.functional.pad(torch.where(allowed, own[:, 0], size).sort().values, (0, 1)),
         )
 
     def at(self, segment: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Threshold, other, first rank, length and log ratio of segments, counted through all rows."""
         found = self.segments.view(-1, 4).index_select(0, segment.reshape(-1)).view(*segment.shape, 4)
-        threshold, _, length, log_ratio = found.unbind(dim=-1)
+        threshold, _, length, _ = found.unbind(dim=-1)
         other, first = found[..., 1:2].view(torch.int32).unbind(dim=-1)
-        return threshold, other, first, length, log_ratio
+        return threshold, other, first, length, found[..., 3:].view(torch.float64)[..., 0]
 
-    def arguments(self) -> tuple[int, ...]:
-        """The rows as ``_C`` takes them: addresses, V and W."""
-        tables = (self.slots, self.segments, self.by_rank)
-        return (*(table.data_ptr() for table in tables), *self.segments.shape[:2])
+    def to(self, device: torch.device) -> SegmentRows:
+        """The same rows on another device."""
+        return SegmentRows(*(tensor.to(device) for tensor in self))
+
+
+def _packed(threshold: Tensor, other: Tensor, first: Tensor, length: Tensor, log_ratio: Tensor) -> Tensor:
+    full = threshold >= 1
+    # The largest float64 below 1, and what is left of the slot is its own segment's too.
+    threshold = threshold.clamp(0.0, 1 - 2.0**-53)
+    coins = (threshold * 2.0**COIN_BITS).to(torch.int64)
+    integers = torch.stack([other.where(~full, 0), first], dim=2).to(torch.int32).view(torch.int64)[..., 0]
+    return torch.stack([coins, integers, length, log_ratio.view(torch.int64)], dim=2)
 
 
 class SegmentSubstitutes(Substitutes):
@@ -88,29 +90,13 @@ class SegmentSubstitutes(Substitutes):
         self.rows, self.tokens = rows, tokens
         self.count = select(rows.num_substitutes, tokens) * known
 
-    def draw(self, number: Tensor) -> tuple[Tensor, Tensor]:
-        """A slot and a share of it from the number, one of its two segments, and a token of that."""
-        if number.device.type == "cpu" and compiled.load("_C")[0] is not None:
-            return self._draw_native(number)
-        return self._draw_torch(number)
-
-    def _draw_torch(self, number: Tensor) -> tuple[Tensor, Tensor]:
-        rows = self.rows
-        number = number * select(rows.slots, self.tokens)
-        slot = number.to(torch.int64)
-        # What is behind the point of the number decides between the slot's two segments, and among their tokens.
-        share = number.sub_(slot)
-        segment = slot.add_(self.tokens * rows.segments.shape[1])
+    def draw(self, numbers: Numbers) -> tuple[Tensor, Tensor]:
+        """A slot, one of its two segments by a coin of its own, and a token of that."""
+        rows, width = self.rows, self.rows.segments.shape[1]
+        # As many slots in every row.
+        segment = numbers.choose(torch.full_like(self.tokens, width)) + self.tokens * width
+        numbers = numbers.others(Purpose.SIMILAR)
         threshold, other, *_ = rows.at(segment)
-        is_other = share >= threshold
-        share = torch.where(is_other, (share - threshold) / (1 - threshold), share / threshold)
-        _, _, first, length, log_ratio = rows.at(segment.add_(other * is_other))
-        return select(rows.by_rank, share.mul_(length).to(torch.int32).add_(first)), log_ratio
-
-    def _draw_native(self, number: Tensor) -> tuple[Tensor, Tensor]:
-        """The same in one pass: the tables are larger than the cache, and torch's passes would each wait for it."""
-        number, tokens = number.contiguous(), self.tokens.contiguous()
-        drawn, log_ratio = torch.empty_like(number, dtype=torch.int64), torch.empty_like(number)
-        inputs = (number.data_ptr(), tokens.data_ptr(), self.rows.arguments(), number.shape[0], tokens.numel())
-        compiled.call("draw_segments", number, *inputs, drawn.data_ptr(), log_ratio.data_ptr())
-        return drawn, log_ratio
+        segment = segment + other.where(numbers.coin >= threshold, 0)
+        _, _, first, length, log_ratio = rows.at(segment)
+        return select(rows.by_rank, numbers.choose(length) + first), log_ratio

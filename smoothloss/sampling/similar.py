@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from smoothloss.ops.similarity_rows import SimilarityScorer, distinct
-from smoothloss.sampling.pools import Pool, Substitutes, check_vocabulary
+from smoothloss.ops.transforms import is_eager
+from smoothloss.sampling.philox import Numbers
+from smoothloss.sampling.pools import KernelPool, Pool, Substitutes, check_vocabulary, wide_enough
 from smoothloss.sampling.segments import SegmentRows, SegmentSubstitutes
 from smoothloss.similarity import SimilarityTable
 
@@ -52,19 +54,45 @@ class SimilarPool(Pool):
     def substitutes(self, target: Tensor, replaceable: Tensor, references: Tensor | None) -> Substitutes:
         """The neighbours of each token."""
         size = self.table.num_tokens
-        if target.device.type == "cpu" and (target >= size).any():
-            offender = int(target[target >= size][0])
-            raise IndexError(f"target: got token {offender}, expected token < {size}, the size of the table")
-        if target.device not in self._rows:
-            table = self.table.to(target.device)
-            allowed = ~self.is_excluded(torch.arange(size, device=target.device)[None])[0]
-            build = _dense_rows if table.tail_mode == "exact" else SegmentRows.of
-            self._rows[target.device] = build(table, allowed)
-        rows = self._rows[target.device]
-        known, tokens = target < size, target.to(torch.int64).clamp(0, size - 1)
+        target = target.to(torch.int64)  # a comparison with a number that int16 does not hold wraps around
+        if target.is_cpu and is_eager(target):
+            unknown = replaceable & (target >= size)
+            if unknown.any():
+                offender = int(target[unknown][0])
+                raise IndexError(f"target: got token {offender}, expected token < {size}, the size of the table")
+        rows = self._rows_on(target.device)
+        known, tokens = target < size, target.clamp(0, size - 1)
         if isinstance(rows, _DenseRows):
             return _DenseSubstitutes(rows, tokens, known)
         return SegmentSubstitutes(rows, tokens, known)
+
+    def _rows_on(self, device: torch.device) -> SegmentRows | _DenseRows:
+        if device not in self._rows:
+            # Segments are laid out on the CPU whatever the device: sums in another order would give other samples.
+            on_device = self.table.tail_mode == "exact" or self.table.device.type == "meta"
+            place = device if on_device else torch.device("cpu")
+            table = self.table.to(place)
+            allowed = ~self.is_excluded(torch.arange(table.num_tokens, device=place)[None])[0]
+            self._rows[device] = (
+                _dense_rows(table, allowed)
+                if self.table.tail_mode == "exact"
+                else SegmentRows.of(table, allowed).to(device)
+            )
+        return self._rows[device]
+
+    def token_dtype(self, target: torch.dtype, references: torch.dtype | None) -> torch.dtype:
+        """Wide enough for the largest token."""
+        return wide_enough(target, self.table.num_tokens - 1)
+
+    def kernel_pool(self, device: torch.device, references: Tensor | None) -> KernelPool | None:
+        """The rows of segments; the kernels know no dense rows."""
+        rows = self._rows_on(device) if self.table.tail_mode != "exact" else None
+        if not isinstance(rows, SegmentRows):
+            return None
+        return KernelPool(
+            kind=3, by_rank=rows.by_rank.data_ptr(), num_substitutes=rows.num_substitutes.data_ptr(),
+            segments=rows.segments.data_ptr(), num_tokens=self.table.num_tokens, width=rows.segments.shape[1],
+        )  # fmt: skip
 
     def __repr__(self) -> str:
         return f"SimilarPool(tau={self.table.tau:g}, tail_mode={self.table.tail_mode!r}, exclude={self.exclude})"
@@ -90,13 +118,13 @@ class _DenseSubstitutes(Substitutes):
         count = rows.allowed.sum() - rows.allowed[tokens].to(torch.int64)
         self.count = count * (known & rows.table.has_neighbours[tokens])
 
-    def draw(self, number: Tensor) -> tuple[Tensor, Tensor]:
-        share = number / self.count.clamp(min=1)
+    def draw(self, numbers: Numbers) -> tuple[Tensor, Tensor]:
+        share = numbers.fraction()
         scorer = SimilarityScorer(self.rows.table, torch.float32)
         used, place = distinct(self.tokens, self.rows.table.num_tokens)
         drawn = torch.zeros_like(share, dtype=torch.int64)
         log_prob = torch.zeros_like(share)
-        on_cpu = number.device.type == "cpu"
+        on_cpu = share.device.type == "cpu"
         for start, stop in scorer.blocks(used.shape[0], _CPU_BLOCK_BYTES if on_cpu else None):
             scores = scorer(used[start:stop]).add_(self.rows.bias)
             scores.scatter_(1, used[start:stop, None], -torch.inf)

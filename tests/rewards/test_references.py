@@ -78,7 +78,7 @@ def test_candidates_and_lengths_are_checked():
         hamming(good, torch.tensor([[1, 5, 3], [0, 0, 0]]), references)
     with pytest.raises(IndexError, match="candidates: got token -1 at position 3 of candidate 2"):
         hamming(torch.tensor([[1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 1, -1]]), None, references)
-    with pytest.raises(ValueError, match="lengths: got a tensor beside lists"):
+    with pytest.raises(ValueError, match="lengths: got Tensor beside lists"):
         hamming([[1], [2], [3]], torch.tensor([1, 1, 1]), references)
 
 

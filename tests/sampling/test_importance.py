@@ -2,9 +2,13 @@
 
 import itertools
 import math
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from smoothloss.rewards import Cider, References, sentence_bleu
 from smoothloss.sampling import EditSampler, HammingSampler, VocabularyPool, effective_sample_size, importance_weights
@@ -40,6 +44,12 @@ def test_importance_weights_do_not_overflow():
     torch.testing.assert_close(weights[:, 0], torch.tensor([0.0, 1.0]).softmax(0))
 
 
+def test_numpys_numbers_are_numbers():
+    scores, log_prob = torch.rand(3, 2), -torch.rand(3, 2)
+    expected = importance_weights(scores, log_prob, tau=0.5, clip=0.25)
+    assert torch.equal(importance_weights(scores, log_prob, tau=np.float32(0.5), clip=np.array(0.25)), expected)
+
+
 def test_one_sample_has_weight_one_unless_the_batch_normalises():
     scores, log_prob = torch.tensor([[0.0, 1.0, 2.0]]), torch.zeros(1, 3)
     assert importance_weights(scores, log_prob, tau=1.0).tolist() == [[1.0, 1.0, 1.0]]
@@ -56,13 +66,78 @@ def test_importance_weights_estimate_an_expectation():
     assert float((weights * samples.distance).sum()) == pytest.approx(expected, rel=0.01)
 
 
+ENDS = [-math.inf, -1e300, -3.0, 0.0, 1e-300, 2.0, 1e300, math.inf]
+
+
+def in_log_space(scores, log_prob, tau):
+    """One input's weights from its list of scores, in fractions of any size: the limit where they are infinite."""
+    top = max(scores)
+    exponents = []
+    for score, log_q in zip(scores, log_prob, strict=True):
+        if score == top:
+            exponents.append(Fraction(-log_q))
+        elif math.isinf(score) or math.isinf(top):
+            exponents.append(None)
+        else:
+            exponents.append((Fraction(score) - Fraction(top)) / Fraction(tau) - Fraction(log_q))
+    highest = max(exponent for exponent in exponents if exponent is not None)
+    terms = [0.0 if x is None or x - highest < -700 else math.exp(float(x - highest)) for x in exponents]
+    return [term / sum(terms) for term in terms]
+
+
+@given(
+    st.integers(1, 5).flatmap(
+        lambda n: st.tuples(
+            st.lists(st.sampled_from(ENDS), min_size=n, max_size=n),
+            st.lists(st.sampled_from([-1e4, -3.5, 0.0]), min_size=n, max_size=n),
+        )
+    ),
+    st.sampled_from([5e-324, 1e-30, 0.1, 1.0, 1e30, 1.7e308]),
+    st.sampled_from([torch.float32, torch.float64]),
+)
+@settings(deadline=None)
+def test_weights_at_the_ends_of_the_numbers(case, tau, dtype):
+    scores, log_prob = (torch.tensor(values, dtype=torch.float64)[:, None].to(dtype) for values in case)
+    weights = importance_weights(scores, log_prob, tau=tau)
+    assert weights.dtype == dtype
+    # Beyond 1e37 and below 1e-37 a temperature is as good as that.
+    expected = in_log_space(scores[:, 0].tolist(), log_prob[:, 0].tolist(), min(max(tau, 1e-37), 1e37))
+    error = 2e-3 if dtype == torch.float32 else 1e-9  # of log_prob itself, at 1e4
+    expected = torch.tensor(expected, dtype=torch.float64)
+    torch.testing.assert_close(weights[:, 0].double(), expected, rtol=error, atol=1e-30)
+    # One input is its batch; twice the same inputs share it.
+    twice = importance_weights(scores.expand(-1, 2), log_prob.expand(-1, 2), tau=tau, normalize="batch")
+    torch.testing.assert_close(twice[:, :1], weights, rtol=1e-5, atol=1e-30)
+    torch.testing.assert_close(twice[:, 1:], weights, rtol=1e-5, atol=1e-30)
+
+
+def test_what_has_no_reward_and_no_probability_has_no_weight():
+    scores, log_prob = torch.tensor([[0.0], [-math.inf]]), torch.tensor([[-1.0], [-math.inf]])
+    assert importance_weights(scores, log_prob, tau=1.0).tolist() == [[1.0], [0.0]]
+    assert importance_weights(scores, log_prob, tau=1.0, clip=-math.inf).isfinite().all()
+    assert importance_weights(torch.full((1, 3), -math.inf), torch.zeros(1, 3), tau=1.0).tolist() == [[1.0] * 3]
+    for shape in ((0, 3), (3, 0), (0, 0)):
+        for normalize in ("samples", "batch"):
+            assert (
+                importance_weights(torch.zeros(shape), torch.zeros(shape), tau=1.0, normalize=normalize).shape == shape
+            )
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
         ({"scores": torch.zeros(2, 3, dtype=torch.int64)}, TypeError, "scores: got dtype"),
         ({"log_prob": torch.zeros(2, 3, dtype=torch.int64)}, TypeError, "log_prob: got dtype"),
         ({"scores": torch.zeros(3, 2)}, ValueError, "scores, log_prob: got shapes"),
+        ({"scores": [[1.0]]}, TypeError, "scores: got list, expected a torch.Tensor"),
+        ({"log_prob": None}, TypeError, "log_prob: got NoneType"),
+        ({"log_prob": torch.zeros(2, 3, device="meta")}, ValueError, "log_prob: got a tensor on meta, expected cpu"),
         ({"tau": 0.0}, ValueError, "tau: got 0"),
+        ({"tau": "x"}, TypeError, "tau: got 'x'"),
+        ({"tau": None}, TypeError, "tau: got None"),
+        ({"tau": math.inf}, ValueError, "tau: got inf"),
+        ({"clip": "x"}, TypeError, "clip: got 'x'"),
+        ({"normalize": None}, ValueError, "normalize: got None"),
         ({"normalize": "none"}, ValueError, "normalize: got 'none'"),
         ({"clip": math.nan}, ValueError, "clip: got nan"),
     ],
@@ -79,6 +154,10 @@ def test_effective_sample_size():
     assert effective_sample_size(torch.zeros(0, 2)).tolist() == [0.0, 0.0]
     with pytest.raises(ValueError, match="weights: got shape"):
         effective_sample_size(torch.ones(2))
+    with pytest.raises(TypeError, match="weights: got list"):
+        effective_sample_size([[1.0]])
+    with pytest.raises(TypeError, match=r"weights: got dtype torch\.int64"):
+        effective_sample_size(torch.ones(2, 2, dtype=torch.int64))
 
 
 def bleu(candidates, lengths, references):

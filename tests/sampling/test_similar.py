@@ -194,17 +194,34 @@ def test_arguments_are_checked():
     )
 
 
+class Given:
+    """Numbers as a test wants them, in place of random ones."""
+
+    def __init__(self, share, shape):
+        # The same share of every range, just below it.
+        self.share = share.expand(shape)
+        self.coin = (self.share * 2.0**63).clamp(max=2.0**63 - 1024).to(torch.int64)
+
+    def choose(self, size):
+        return torch.minimum((self.share * size).to(torch.int64), (size - 1).clamp(min=0))
+
+    def fraction(self):
+        return self.share
+
+    def others(self, purpose):
+        return self
+
+
 @pytest.mark.parametrize("tail", TAILS)
 @pytest.mark.parametrize("k", [1, 5, 30])
 def test_the_largest_numbers_are_within_the_row(tail, k):
-    """Just below the count, and just below each slot of the table: where rounding would reach into what follows."""
+    """The last of all choices, and the last in each slot: where rounding would reach into what follows."""
     table = make_table(size=200, k=k, tau=0.3, tail=tail, dim=20)
     target = torch.arange(3, 200)[None]
     substitutes = SimilarPool(table, SPECIAL).substitutes(target, target >= 0, None)
     steps = torch.arange(1, 2 * k + 4, dtype=torch.float64)[:, None, None] / (2 * k + 3)
-    number = substitutes.count.double() * steps
-    number = torch.cat([number.nextafter(torch.zeros(())), number * (1 - 1e-9)])
-    drawn, log_ratio = substitutes.draw(number.clone())
+    share = torch.cat([steps.nextafter(torch.zeros(())), steps * (1 - 1e-9)])
+    drawn, log_ratio = substitutes.draw(Given(share, (len(share), *target.shape)))
     for position, token in enumerate(target[0].tolist()):
         row, count = row_of(table, token)
         if count:

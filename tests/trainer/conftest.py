@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from smoothloss.trainer.config import Recipe
-from smoothloss.trainer.recipes import parse_recipe
+from smoothloss_trainer.config import Recipe
+from smoothloss_trainer.recipe import parse_recipe
 
 WORDS = ["red", "green", "blue", "dog", "cat", "bird", "runs", "sleeps", "sings", "here"]
 

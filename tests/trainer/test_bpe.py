@@ -8,11 +8,11 @@ import pytest
 
 pytest.importorskip("tokenizers")
 
-from smoothloss.trainer.bpe import Bpe
-from smoothloss.trainer.errors import RecipeError
-from smoothloss.trainer.tasks.translation.corpus import read_pairs
-from smoothloss.trainer.tasks.translation.data import TranslationData
-from smoothloss.trainer.vocabulary import BOS, EOS, PAD, SPECIAL_WORDS, UNK, Vocabulary
+from smoothloss_trainer.bpe import Bpe
+from smoothloss_trainer.errors import RunError
+from smoothloss_trainer.tasks.translation.corpus import read_part
+from smoothloss_trainer.tasks.translation.data import TranslationData
+from smoothloss_trainer.vocabulary import BOS, EOS, PAD, SPECIAL_WORDS, UNK, Vocabulary
 
 
 def made_up(seed: int = 0) -> list[list[str]]:
@@ -94,7 +94,7 @@ def test_a_damaged_model_is_refused(tmp_path: Path, model: str) -> None:
 def test_the_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(
-        RecipeError, match=r"data\.bpe needs the package tokenizers: pip install 'smoothloss\[translate\]'"
+        RunError, match=r"data\.bpe needs the package tokenizers: pip install 'smoothloss\[translate\]'"
     ):
         Vocabulary.learn_bpe(made_up(), 80)
 
@@ -103,7 +103,7 @@ def test_multi30k_comes_back(data_dir: Path) -> None:
     data = TranslationData(train="", source="de", target="en")
 
     def read(part: str) -> list[list[str]]:
-        pairs = read_pairs(f"{data_dir}/multi30k/{part}.lc.norm.tok", data, "data.train")
+        pairs = read_part(f"{data_dir}/multi30k/{part}.lc.norm.tok", data, "data.train").pairs
         return [line.split() for pair in pairs for line in pair]
 
     vocabulary = Vocabulary.learn_bpe(read("train"), 4000)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from smoothloss.trainer.checkpoint import (
+from smoothloss_trainer.checkpoint import (
     average_checkpoints,
     flatten_optimizer,
     load_checkpoint,
@@ -19,7 +19,7 @@ from smoothloss.trainer.checkpoint import (
     with_prefix,
     without_prefix,
 )
-from smoothloss.trainer.errors import RecipeError
+from smoothloss_trainer.errors import RecipeError
 
 
 def test_tensors_and_state_come_back(tmp_path: Path) -> None:

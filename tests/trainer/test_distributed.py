@@ -14,13 +14,13 @@ import torch
 import yaml
 from torch import Tensor
 
-from smoothloss.trainer import checkpoint
-from smoothloss.trainer.config import Recipe
-from smoothloss.trainer.distributed import Processes
-from smoothloss.trainer.errors import RecipeError
-from smoothloss.trainer.loop import Trainer, train
-from smoothloss.trainer.run import RunDirectory
-from smoothloss.trainer.tasks import task_class
+from smoothloss_trainer import checkpoint
+from smoothloss_trainer.config import Recipe
+from smoothloss_trainer.distributed import Processes
+from smoothloss_trainer.errors import RecipeError
+from smoothloss_trainer.loop import Trainer, train
+from smoothloss_trainer.run import RunDirectory
+from smoothloss_trainer.tasks import task_class
 
 STILL = {"dropout": 0.0}
 
@@ -83,7 +83,7 @@ def launch(recipe: Path, out: Path, *words: str) -> subprocess.CompletedProcess[
         "--num_cpu_threads_per_process",
         "1",
     ]
-    command += ["-m", "smoothloss.trainer.cli", "train", str(recipe), "--out", str(out), *words]
+    command += ["-m", "smoothloss_trainer", "train", str(recipe), "--out", str(out), *words]
     environment = {key: value for key, value in os.environ.items() if key not in ("WORLD_SIZE", "RANK", "LOCAL_RANK")}
     return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
 
@@ -145,3 +145,27 @@ def test_several_processes_cannot_share_one_gpu(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(RecipeError, match="device must be auto, cpu or cuda for several processes, got 'cuda:1'"):
         Processes("cuda:1")
+
+
+def test_what_the_first_process_finds_is_told_to_all() -> None:
+    alone = Processes("cpu")
+    assert alone.first(lambda: [1]) is True
+    assert alone.first(lambda: None) is False
+    with pytest.raises(RecipeError, match="no"):
+        alone.first(lambda: (_ for _ in ()).throw(RecipeError("no")))
+
+
+@pytest.mark.slow
+def test_two_processes_say_once_that_a_run_is_in_use(
+    tmp_path: Path, recipe_values: Callable[..., dict[str, Any]]
+) -> None:
+    pytest.importorskip("accelerate")
+    file, run = tmp_path / "recipe.yaml", RunDirectory(tmp_path / "run")
+    file.write_text(yaml.safe_dump(recipe_values()))
+    with run.lock():
+        done = launch(file, run.path)
+    assert done.returncode != 0
+    said = [line for line in done.stderr.splitlines() if "smoothloss" in line and "error:" in line]
+    assert len(said) == 1 and "is in use, another process is writing there" in said[0]
+    assert "Traceback" not in done.stderr.partition("smoothloss: error:")[0]
+    assert not run.metrics_file.exists()

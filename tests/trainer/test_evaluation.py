@@ -9,12 +9,22 @@ from typing import Any
 import pytest
 import torch
 
-from smoothloss.trainer.config import DecodingConfig, Recipe
-from smoothloss.trainer.errors import RecipeError
-from smoothloss.trainer.evaluation import choose_device, evaluate_split, generate, negative_log_likelihood, search_split
-from smoothloss.trainer.losses import encode
-from smoothloss.trainer.tasks import Task, pad_rows, shift_right, task_class
-from smoothloss.trainer.vocabulary import EOS, PAD
+from smoothloss_trainer.cli import main
+from smoothloss_trainer.config import DecodingConfig, Recipe
+from smoothloss_trainer.errors import RecipeError
+from smoothloss_trainer.evaluation import (
+    choose_device,
+    evaluate_into,
+    evaluate_split,
+    generate,
+    negative_log_likelihood,
+    result_files,
+    search_split,
+)
+from smoothloss_trainer.losses import encode
+from smoothloss_trainer.tasks import Input, Task, pad_rows, shift_right, task_class
+from smoothloss_trainer.tasks.translation import TranslationTask
+from smoothloss_trainer.vocabulary import EOS, PAD
 
 CPU = torch.device("cpu")
 
@@ -104,3 +114,77 @@ def test_devices_are_checked() -> None:
     for name in ("abacus", "cuda:99"):
         with pytest.raises(RecipeError, match=name):
             choose_device(name)
+
+
+def test_what_is_written_is_in_input_order_and_a_line_an_input(tmp_path: Path, task: Task) -> None:
+    model = task.build_model()
+    evaluate_split(tmp_path, task, model, "test", DecodingConfig(max_length=8, n_best=2, beam_size=2), CPU)
+    names = [each.name for each in task.inputs("test")]
+    assert next(iter(task.sources("test", 7)))[0] != names[:7], "decoded in another order"
+    texts = json.loads((tmp_path / "hypotheses.test.json").read_text())
+    assert list(texts) == names
+    assert [json.loads(line)["id"] for line in (tmp_path / "nbest.test.jsonl").read_text().splitlines()] == names
+    assert (tmp_path / "hypotheses.test.txt").read_text().split("\n") == [*texts.values(), ""]
+    references = (tmp_path / "references.test.txt").read_text().splitlines()
+    assert references == [each.references[0] for each in task.inputs("test")]
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted(result_files(task, "test"))
+
+
+def test_what_is_written_can_be_scored_as_it_is(tmp_path: Path, task: Task, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(1)
+    scores = evaluate_split(tmp_path, task, task.build_model(), "test", DecodingConfig(max_length=8), CPU)
+    files = [str(tmp_path / f"{kind}.test.txt") for kind in ("hypotheses", "references")]
+    assert main(["score", *files, "--out", str(tmp_path / "s.json")]) == 0
+    assert json.loads((tmp_path / "s.json").read_text())["scores"]["bleu"] == pytest.approx(scores["bleu"])
+
+
+class Several(TranslationTask):
+    """Inputs with two references or one, with all sorts of line ends in them, and outputs like them."""
+
+    def inputs(self, split: str) -> list[Input]:
+        names = [each.name for each in super().inputs(split)]
+        return [Input(name, [f"first\u2028{name}", "se\rcond"][: 1 + int(name) % 2]) for name in names]
+
+    def detokenized(self, split: str, hypotheses: dict[str, str]) -> tuple[list[str], list[str]]:
+        return ["a\nb\x85c \u00a0d" for _ in hypotheses], ["\udc80" for _ in hypotheses]
+
+
+def test_several_references_have_a_file_each_and_a_text_is_one_line(
+    tmp_path: Path, make_recipe: Callable[..., Recipe]
+) -> None:
+    task = Several(make_recipe())
+    evaluate_split(tmp_path, task, task.build_model(), "validation", DecodingConfig(max_length=3, beam_size=1), CPU)
+    first, second = ((tmp_path / f"references.validation.{number}.txt").read_text().split("\n") for number in (0, 1))
+    assert len(first) == len(second) == 21
+    assert (first[2], second[2], second[3]) == ("first 2", "", "se cond")
+    outputs, raw = (
+        (tmp_path / f"{kind}.validation.detokenized.txt").read_text().split("\n")
+        for kind in ("hypotheses", "references")
+    )
+    assert (set(outputs[:20]), set(raw[:20])) == ({"a b c \u00a0d"}, {"\\udc80"})
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted(result_files(task, "validation"))
+
+
+def test_evaluation_leaves_a_users_files_alone(tmp_path: Path, task: Task) -> None:
+    model, decoding = task.build_model(), DecodingConfig(max_length=2, beam_size=1)
+    (tmp_path / "notes").write_text("mine")
+    for _ in range(2):
+        assert [split for split, _ in evaluate_into(tmp_path, task, model, ["test"], decoding, CPU)] == ["test"]
+    (tmp_path / "scores.validation.json").write_text("mine")
+    before = {file: file.read_bytes() for file in tmp_path.iterdir()}
+    with pytest.raises(RecipeError, match=r"scores\.validation\.json is not of smoothloss and in the way"):
+        list(evaluate_into(tmp_path, task, model, ["test", "validation"], decoding, CPU))
+    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_a_run_of_an_earlier_version_is_evaluated_in_place(tmp_path: Path, task: Task) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    for name in ("recipe.yaml", "vocabulary.target.json", "scores.test.json", "hypotheses.test.json"):
+        (tmp_path / name).touch()
+    model, decoding = task.build_model(), DecodingConfig(max_length=2, beam_size=1)
+    for _ in range(2):
+        list(evaluate_into(tmp_path, task, model, ["test"], decoding, CPU))
+    assert "bleu" in json.loads((tmp_path / "scores.test.json").read_text())
+    (tmp_path / "hypotheses.validation.txt").write_text("mine")
+    with pytest.raises(RecipeError, match=r"hypotheses\.validation\.txt is not of smoothloss"):
+        list(evaluate_into(tmp_path, task, model, ["validation"], decoding, CPU))

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from smoothloss.trainer import java_metrics
-from smoothloss.trainer.cli import main
-from smoothloss.trainer.errors import RecipeError
-from smoothloss.trainer.java_metrics import java_scores, missing
+from smoothloss_trainer import java_metrics
+from smoothloss_trainer.cli import main
+from smoothloss_trainer.errors import RunError
+from smoothloss_trainer.java_metrics import java_scores, missing
 
 needs_meteor = pytest.mark.skipif(missing("meteor") is not None, reason=f"METEOR needs {missing('meteor')}")
 CANDIDATES = ["a dog runs on the beach", "two men play chess"]
@@ -74,7 +74,7 @@ def test_meteor_of_coco_captions_own_example() -> None:
 @needs_meteor
 def test_java_that_fails_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", java_script(tmp_path, "echo no memory left >&2; exit 1"))
-    with pytest.raises(RecipeError, match="METEOR failed: no memory left"):
+    with pytest.raises(RunError, match="METEOR failed: no memory left"):
         java_scores("meteor", CANDIDATES, REFERENCES)
 
 
@@ -82,7 +82,7 @@ def test_java_that_fails_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_java_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     for metric in ("meteor", "spice"):
-        with pytest.raises(RecipeError, match=f"{metric.upper()} needs Java, which is not on the PATH"):
+        with pytest.raises(RunError, match=f"{metric.upper()} needs Java, which is not on the PATH"):
             java_scores(metric, CANDIDATES, REFERENCES)  # type: ignore[arg-type]
 
 
@@ -90,7 +90,7 @@ def test_a_package_that_is_not_there_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(java_metrics.util, "find_spec", lambda name: None)
-    assert main(["score", "a.txt", "b.txt", "--meteor"]) == 2
+    assert main(["score", "a.txt", "b.txt", "--meteor"]) == 1
     assert "--meteor needs pycocoevalcap, which is not installed: pip install" in capsys.readouterr().err
 
 

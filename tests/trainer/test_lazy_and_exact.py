@@ -13,12 +13,12 @@ from torch import Tensor, nn
 import smoothloss.functional as F
 from smoothloss.rewards import References
 from smoothloss.similarity import SimilarityTable
-from smoothloss.trainer.config import LossConfig, RewardConfig
-from smoothloss.trainer.losses import TrainingLoss, build_loss, decode_samples
-from smoothloss.trainer.rewards import SampleWeights
-from smoothloss.trainer.tasks import Batch, SequenceModel
-from smoothloss.trainer.tasks.captioning.model import CaptioningModel, ShowAndTell
-from smoothloss.trainer.vocabulary import EOS, PAD, SPECIAL_TOKENS
+from smoothloss_trainer.config import LossConfig, RewardConfig
+from smoothloss_trainer.losses import TrainingLoss, build_loss, decode_samples
+from smoothloss_trainer.rewards import SampleWeights
+from smoothloss_trainer.tasks import Batch, SequenceModel
+from smoothloss_trainer.tasks.captioning.model import CaptioningModel, ShowAndTell
+from smoothloss_trainer.vocabulary import EOS, PAD, SPECIAL_TOKENS
 
 WORDS = (4, 5, 6)
 SIZE = 7

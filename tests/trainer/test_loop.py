@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import json
+import math
 import os
 import signal
 import subprocess
@@ -9,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,13 +19,14 @@ import torch
 import yaml
 
 from smoothloss.rewards import Cider
-from smoothloss.trainer import checkpoint
-from smoothloss.trainer.config import Recipe
-from smoothloss.trainer.distributed import Processes
-from smoothloss.trainer.errors import RecipeError
-from smoothloss.trainer.loop import Trainer, train
-from smoothloss.trainer.run import RunDirectory
-from smoothloss.trainer.tasks import task_class
+from smoothloss_trainer import checkpoint, loop
+from smoothloss_trainer.config import Recipe
+from smoothloss_trainer.distributed import Processes
+from smoothloss_trainer.errors import RecipeError, RunError
+from smoothloss_trainer.loop import Trainer, train
+from smoothloss_trainer.models import open_task
+from smoothloss_trainer.run import RunDirectory
+from smoothloss_trainer.tasks import task_class
 
 Make = Callable[..., Recipe]
 TIMES = {"seconds", "tokens_per_second", "time"}
@@ -111,7 +115,8 @@ def test_a_resumed_run_with_a_reward_equals_an_uninterrupted_one(
     assert broken.cider_file.is_file() == (reward == "cider")
     assert broken.table_file.is_file(), "for the pool, or to smooth tokens"
     with monkeypatch.context() as patch:
-        patch.delattr(Cider, "__init__")  # the document frequencies are those of the run directory
+        # The document frequencies are those of the run directory.
+        patch.setattr(loop, "Cider", SimpleNamespace(load=Cider.load))
         assert train(recipe, broken, resume=True) == expected
     assert losses(broken) == losses(whole)
     first, second = checkpoint.load_checkpoint(whole.last)[0], checkpoint.load_checkpoint(broken.last)[0]
@@ -124,7 +129,7 @@ def test_a_run_killed_by_sigkill_resumes(tmp_path: Path, make_recipe: Make, reci
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(values))
     run = RunDirectory(tmp_path / "run")
-    command = [sys.executable, "-m", "smoothloss.trainer.cli", "train", str(path), "--out", str(run.path)]
+    command = [sys.executable, "-m", "smoothloss_trainer", "train", str(path), "--out", str(run.path)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
@@ -152,11 +157,12 @@ def test_a_finished_run_can_go_on(tmp_path: Path, make_recipe: Make) -> None:
 
 
 def test_budgets_end_a_run(tmp_path: Path, make_recipe: Make) -> None:
-    for name, training in (("steps", {"max_steps": 4}), ("time", {"max_minutes": 1e-9})):
+    for name, training in (("steps", {"max_steps": 4}), ("time", {"max_minutes": 0.01, "epochs": 1_000_000})):
         run = RunDirectory(tmp_path / name)
         train(make_recipe(training=training), run)
-        assert run.metrics()[-1]["step"] == (4 if name == "steps" else 0)
-        assert "validation_bleu" in run.metrics()[-1]
+        last = run.metrics()[-1]
+        assert last["step"] == 4 if name == "steps" else last["step"] >= 1
+        assert "validation_bleu" in last
 
 
 def test_a_larger_budget_goes_on_in_mid_epoch(tmp_path: Path, make_recipe: Make) -> None:
@@ -290,9 +296,13 @@ def test_memory_is_flat(tmp_path: Path, make_recipe: Make) -> None:
     assert max(resident[third:]) - resident[third] < 5 * 2**20
 
 
-def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path, make_recipe: Make) -> None:
-    with pytest.raises(RecipeError, match=r"training diverged: the loss is nan before step \d+"):
-        train(make_recipe(optimizer={"lr": 1e38}), RunDirectory(tmp_path / "run"))
+def test_a_loss_that_is_no_number_ends_the_run(
+    tmp_path: Path, make_recipe: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = loop.build_loss
+    monkeypatch.setattr(loop, "build_loss", lambda *given: lambda *batch: build(*given)(*batch) * math.nan)
+    with pytest.raises(RunError, match=r"training diverged: the loss is nan before step \d+"):
+        train(make_recipe(), RunDirectory(tmp_path / "run"))
 
 
 def test_patience_ends_a_run(tmp_path: Path, make_recipe: Make) -> None:
@@ -324,8 +334,149 @@ def test_resuming_with_another_recipe_is_refused(tmp_path: Path, make_recipe: Ma
 def test_validation_loss_is_that_of_mle_whatever_is_trained(tmp_path: Path, make_recipe: Make) -> None:
     found = []
     for name in ("mle", "label_smoothing"):
-        recipe = make_recipe(loss={"name": name, "label_smoothing": 0.3 * (name != "mle")}, optimizer={"lr": 1e-12})
+        recipe = make_recipe(loss={"name": name, "label_smoothing": 0.3 * (name != "mle")}, optimizer={"lr": 1e-9})
         run = RunDirectory(tmp_path / name)
         train(recipe, run)
         found.append(run.metrics()[-1]["validation_loss"])
     assert found[0] == pytest.approx(found[1], rel=1e-6)
+
+
+def grown(path: Path, words: str) -> None:
+    with path.open("a") as file:
+        file.write(f"{words.upper()}\t{words}\n")
+
+
+@pytest.fixture
+def tsv(tmp_path: Path, corpus: Path) -> dict[str, Any]:
+    """Return the data section of pairs in one file, of which parts are held out."""
+    lines = (corpus / "train.low").read_text().splitlines()
+    path = tmp_path / "pairs.tsv"
+    path.write_text("".join(f"{line.upper()}\t{line}\n" for line in lines))
+    data = {"format": "tsv", "train": str(path), "columns": ["up", "low"], "held_out": {"validation": 10, "test": 10}}
+    return {**data, "validation": None, "test": {}}
+
+
+def test_data_that_have_grown_are_noticed_on_resumption(tmp_path: Path, make_recipe: Make, tsv: dict[str, Any]) -> None:
+    recipe, run = make_recipe(data=tsv, training={"max_steps": 2}), RunDirectory(tmp_path / "run")
+    train(recipe, run)
+    before = {file: file.read_bytes() for file in run.path.rglob("*") if file.is_file()}
+    grown(tmp_path / "pairs.tsv", "red red red red dog")
+    with pytest.raises(
+        RecipeError, match=r"the data of train are not those .* tested may have been trained on"
+    ) as caught:
+        train(recipe, run, resume=True)
+    assert "\n" not in str(caught.value)
+    assert {file: file.read_bytes() for file in run.path.rglob("*") if file.is_file()} == before
+    with pytest.raises(RecipeError, match=r"the data of test are not those"):
+        open_task(run, "test")
+
+
+def test_data_may_move_and_be_packed(tmp_path: Path, make_recipe: Make, tsv: dict[str, Any]) -> None:
+    run, moved = RunDirectory(tmp_path / "run"), tmp_path / "moved" / "pairs.tsv.gz"
+    train(make_recipe(data=tsv, training={"max_steps": 2}), run)
+    moved.parent.mkdir()
+    moved.write_bytes(gzip.compress((tmp_path / "pairs.tsv").read_bytes()))
+    (tmp_path / "pairs.tsv").unlink()
+    train(make_recipe(data={**tsv, "train": str(moved)}, training={"max_steps": 3}), run, resume=True)
+    assert run.recipe().data.train == str(moved), "and the run knows where"
+    assert run.recipe().training.max_steps == 3
+    open_task(run, "test")
+
+
+def test_a_vocabulary_in_another_order_is_noticed(tmp_path: Path, make_recipe: Make) -> None:
+    recipe, run = make_recipe(training={"max_steps": 2}), RunDirectory(tmp_path / "run")
+    train(recipe, run)
+    file = run.path / "vocabulary.target.json"
+    content = json.loads(file.read_text())
+    content["words"][4], content["words"][5] = content["words"][5], content["words"][4]
+    file.write_text(json.dumps(content))
+    for ask in (lambda: train(recipe, run, resume=True), lambda: open_task(run, "test")):
+        with pytest.raises(RecipeError, match=r"vocabulary\.target\.json was changed since the run began"):
+            ask()
+
+
+def test_without_a_test_split_the_validation_part_is_reported(
+    tmp_path: Path, make_recipe: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = RunDirectory(tmp_path / "run")
+    scores = train(make_recipe(data={"test": {}}, training={"max_steps": 2}), run)
+    assert scores.keys() == {"validation"}
+    assert "Scores on validation" in (run.path / "report.html").read_text()
+    said = capsys.readouterr().err.splitlines()
+    assert f"report: {run.path / 'report.html'}" in said
+    assert f"best checkpoint: {run.best}" in said
+
+
+def test_a_run_lists_all_that_it_writes(tmp_path: Path, make_recipe: Make) -> None:
+    loss = {"name": "tok_seq_lazy", "alpha": 0.4, "token_alpha": 0.3, "reward": {"name": "cider", "normalize": "batch"}}
+    run = RunDirectory(tmp_path / "run")
+    train(make_recipe(loss=loss, training={"keep_checkpoints": 1}), run)
+    written = {file.relative_to(run.path).as_posix() for file in run.path.rglob("*") if file.is_file()}
+    assert written == {*run.folder.names(), "run.json"}
+    assert run.finished
+    marker = run.folder.facts()
+    assert marker["fingerprints"].keys() == {"train", "validation", "test", "vocabulary.source", "vocabulary.target"}
+
+
+@pytest.mark.parametrize("end", ["before", "after"])
+def test_what_is_the_users_survives_all(tmp_path: Path, make_recipe: Make, end: str) -> None:
+    recipe, run = make_recipe(training={"max_steps": 2, "keep_checkpoints": 1}), RunDirectory(tmp_path / "run")
+    train(recipe, run)
+    mine = [run.path / name for name in ("notes", "checkpoints/mine.safetensors", "checkpoints/step_9.safetensors")]
+    for path in mine:
+        path.write_text("mine")
+    if end == "before":  # as if it had been killed before its first checkpoint
+        for file in (run.last, run.best, run.metrics_file):
+            file.unlink()
+    train(recipe, run, resume=True)
+    train(recipe, run, overwrite=True)
+    assert [path.read_text() for path in mine] == ["mine"] * 3
+
+
+def test_a_folder_that_is_no_run_survives_training(tmp_path: Path, make_recipe: Make) -> None:
+    (tmp_path / "recipe.yaml").write_text("task: translation")
+    (tmp_path / "thesis.tex").write_text("years of work")
+    for options in ({}, {"overwrite": True}, {"resume": True}):
+        with pytest.raises(RecipeError, match="not a run"):
+            train(make_recipe(), RunDirectory(tmp_path), **options)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["recipe.yaml", "thesis.tex"]
+
+
+def test_a_users_file_in_the_way_is_said_before_training(tmp_path: Path, make_recipe: Make) -> None:
+    run = RunDirectory(tmp_path / "run")
+    train(make_recipe(training={"max_steps": 2}), run)
+    before = run.metrics_file.read_bytes()
+    (run.path / "hypotheses.late.txt").write_text("mine")
+    tests = dict.fromkeys(("test", "late"), make_recipe().data.test["test"])
+    recipe = make_recipe(data={"test": tests}, training={"max_steps": 3})
+    for options in ({"resume": True}, {"overwrite": True}):
+        with pytest.raises(RecipeError, match=r"hypotheses\.late\.txt is not of smoothloss and in the way"):
+            train(recipe, run, **options)
+    assert run.metrics_file.read_bytes() == before
+    assert (run.path / "hypotheses.late.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["a/b", "..", "a\0b", "", "x" * 250])
+def test_a_split_that_can_name_no_file_is_refused_before_training(tmp_path: Path, make_recipe: Make, name: str) -> None:
+    path = make_recipe().data.test["test"]
+    with pytest.raises(RecipeError) as caught:
+        train(make_recipe(data={"test": {name: path}}), RunDirectory(tmp_path / "run"))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_second_process_gets_one_line(tmp_path: Path, make_recipe: Make) -> None:
+    run = RunDirectory(tmp_path / "run")
+    with run.lock():
+        for options in ({}, {"resume": True}, {"overwrite": True}):
+            with pytest.raises(RecipeError, match="is in use, another process is writing there"):
+                train(make_recipe(), run, **options)
+
+
+def test_a_kill_while_old_models_are_removed_leaves_no_name_of_them(tmp_path: Path, make_recipe: Make) -> None:
+    recipe, run = make_recipe(training={"keep_checkpoints": 1}), RunDirectory(tmp_path / "run")
+    train(recipe, run)
+    names = run.folder.names()
+    run.folder.claim(["checkpoints/step_0000000001.safetensors"])
+    train(recipe, run, resume=True)
+    assert sorted(run.folder.names()) == sorted(names)

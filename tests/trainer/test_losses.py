@@ -8,12 +8,12 @@ import torch
 
 from smoothloss.rewards import References
 from smoothloss.similarity import SimilarityTable
-from smoothloss.trainer.config import LossConfig, Recipe, RewardConfig
-from smoothloss.trainer.errors import RecipeError
-from smoothloss.trainer.losses import build_loss, decode_samples, encode
-from smoothloss.trainer.rewards import SampleWeights
-from smoothloss.trainer.tasks import Batch, SequenceModel, task_class
-from smoothloss.trainer.vocabulary import PAD, SPECIAL_TOKENS
+from smoothloss_trainer.config import LossConfig, Recipe, RewardConfig
+from smoothloss_trainer.errors import RecipeError
+from smoothloss_trainer.losses import build_loss, decode_samples, encode
+from smoothloss_trainer.rewards import SampleWeights
+from smoothloss_trainer.tasks import Batch, SequenceModel, task_class
+from smoothloss_trainer.vocabulary import PAD, SPECIAL_TOKENS
 
 Make = Callable[..., Recipe]
 NAMES = ["mle", "label_smoothing", "tok", "seq", "seq_lazy", "tok_seq", "tok_seq_lazy", "raml"]
@@ -121,14 +121,14 @@ def test_samples_of_other_lengths_are_scored_as_they_are(
     setting: tuple[SequenceModel, Batch, SimilarityTable], name: str, reward: str
 ) -> None:
     model, batch, table = setting
-    settings = config(name, sampler="edit", tau=0.4, num_samples=9, reward=RewardConfig(name=reward))  # type: ignore[arg-type]
+    settings = config(name, sampler="edit", tau=0.25, num_samples=50, reward=RewardConfig(name=reward))  # type: ignore[arg-type]
     packed = References(
         [[row[: int(length)].tolist()] for row, length in zip(batch.target, batch.lengths, strict=True)]
     )
     weights = SampleWeights(settings.reward, packed, None, torch.device("cpu")) if reward != "none" else None
     training_loss = build_loss(settings, table, table.num_tokens, weights)
     assert training_loss.sampler is not None
-    drawn = training_loss.sampler(batch.target, batch.lengths, 9, torch.Generator().manual_seed(7))
+    drawn = training_loss.sampler(batch.target, batch.lengths, 50, torch.Generator().manual_seed(7))
     assert bool((drawn.lengths > batch.lengths).any()) and bool((drawn.lengths < batch.lengths).any())
     loss = training_loss(model, batch, torch.Generator().manual_seed(7))
     torch.testing.assert_close(loss, dense_loss(model, batch, table, settings, weights), rtol=2e-6, atol=0)

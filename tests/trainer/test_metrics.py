@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from smoothloss.trainer.metrics import caption_scores, corpus_bleu, detokenized_bleu, score_texts
+from smoothloss_trainer.metrics import caption_scores, corpus_bleu, detokenized_bleu, score_texts
 
 
 def test_bleu_of_equal_text_is_100_and_says_how_it_was_measured() -> None:

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from smoothloss.trainer.errors import RecipeError
-from smoothloss.trainer.metrics_log import MetricsLog
-from smoothloss.trainer.run import RunDirectory
+from smoothloss_trainer.errors import RunError
+from smoothloss_trainer.metrics_log import MetricsLog
+from smoothloss_trainer.run import RunDirectory
 
 
 def read_board(folder: Path) -> dict[str, list[tuple[int, float]]]:
@@ -55,5 +55,30 @@ def test_a_line_is_json_without_tensorboard(tmp_path: Path) -> None:
 
 def test_tensorboard_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard.writer", None)
-    with pytest.raises(RecipeError, match=r"training.tensorboard needs TensorBoard: pip install .*tensorboard"):
+    with pytest.raises(RunError, match=r"training.tensorboard needs TensorBoard: pip install .*tensorboard"):
         MetricsLog(RunDirectory(tmp_path), tensorboard=True)
+
+
+def test_the_board_of_a_run_is_known_from_the_users(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    run = RunDirectory(tmp_path)
+    run.folder.claim(["metrics.jsonl"])
+    (tmp_path / "tensorboard").mkdir()
+    (tmp_path / "tensorboard" / "events.out.tfevents.1.mine").touch()
+    log = MetricsLog(run, tensorboard=True)
+    log.write(5, 1, {"train_loss": 2.5})
+    log.close()
+    assert len([*(tmp_path / "tensorboard").iterdir()]) == 2
+    run.folder.clear()
+    assert [file.name for file in (tmp_path / "tensorboard").iterdir()] == ["events.out.tfevents.1.mine"]
+
+
+def test_lines_are_brought_to_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr("os.fsync", synced.append)
+    log = MetricsLog(RunDirectory(tmp_path))
+    log.sync()
+    assert not synced and not log.run.metrics_file.exists()
+    log.write(1, 1, {"lr": 0.1})
+    log.sync()
+    assert len(synced) == 1

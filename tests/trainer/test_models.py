@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from smoothloss.trainer import checkpoint
-from smoothloss.trainer.config import DecodingConfig, Recipe
-from smoothloss.trainer.decoding import Ensemble
-from smoothloss.trainer.errors import RecipeError
-from smoothloss.trainer.evaluation import evaluate_split, generate, search_split
-from smoothloss.trainer.loop import train
-from smoothloss.trainer.models import average_run, open_checkpoints
-from smoothloss.trainer.run import RunDirectory
+from smoothloss_trainer import checkpoint
+from smoothloss_trainer.config import DecodingConfig, Recipe
+from smoothloss_trainer.decoding import Ensemble
+from smoothloss_trainer.errors import RecipeError
+from smoothloss_trainer.evaluation import evaluate_split, generate, search_split
+from smoothloss_trainer.loop import train
+from smoothloss_trainer.models import average_run, open_checkpoints
+from smoothloss_trainer.run import RunDirectory
 
 Make = Callable[..., Recipe]
 CPU = torch.device("cpu")
@@ -128,3 +128,37 @@ def test_a_run_that_keeps_nothing_says_so(tmp_path: Path, other: RunDirectory) -
         average_run(other)
     with pytest.raises(RecipeError, match="is not a run"):
         average_run(RunDirectory(tmp_path))
+
+
+def test_a_split_that_is_none_is_named_with_those_that_are(trained: RunDirectory) -> None:
+    for split in ("tset", "train", ""):
+        with pytest.raises(RecipeError, match=f"split must be one of validation, test, got {split!r}"):
+            open_checkpoints([trained.path], splits=[split])
+
+
+def test_runs_that_know_other_test_data_are_not_mixed(
+    tmp_path: Path, trained: RunDirectory, make_recipe: Make, corpus: Path
+) -> None:
+    copy = RunDirectory(tmp_path / "copy")
+    shutil.copytree(trained.path, copy.path)
+    text = copy.recipe_file.read_text()
+    copy.recipe_file.write_text(text.replace(f"{corpus}/test\n", f"{corpus}/val\n"))
+    with pytest.raises(RecipeError, match="test is not the same data in both, so that one may have been trained on it"):
+        open_checkpoints([trained.path, copy.path])
+    open_checkpoints([trained.path, copy.path], splits=["validation"])
+    with pytest.raises(RecipeError, match=r"copy: the data of test are not those of when the run began"):
+        open_checkpoints([copy.path])
+
+
+def test_an_average_is_the_run_s_and_not_the_users(tmp_path: Path, trained: RunDirectory) -> None:
+    copy = RunDirectory(tmp_path / "copy")
+    shutil.copytree(trained.path, copy.path)
+    copy.folder.remove(["checkpoints/average.safetensors"])
+    copy.average.write_text("mine")
+    with pytest.raises(RecipeError, match=r"average\.safetensors is not of smoothloss"):
+        average_run(copy)
+    copy.average.unlink()
+    for _ in range(2):
+        average_run(copy)
+    with copy.lock(), pytest.raises(RecipeError, match="is in use"):
+        average_run(copy)

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from smoothloss.trainer.processes import last_words, start_training
+from smoothloss_trainer.processes import last_words, start_training
 
 
 def test_the_package_is_the_one_that_starts_it_wherever_it_is_started(

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import yaml
 
-from smoothloss.trainer import reproduce as module
-from smoothloss.trainer.cli import main
-from smoothloss.trainer.errors import RecipeError
-from smoothloss.trainer.recipes import load_recipe
-from smoothloss.trainer.reproduce import load_table, reproduce
+from smoothloss_trainer import reproduce as module
+from smoothloss_trainer import shipped
+from smoothloss_trainer.cli import main
+from smoothloss_trainer.errors import RecipeError, RunError
+from smoothloss_trainer.recipe import load_recipe
+from smoothloss_trainer.reproduce import load_table, reproduce
 
 Values = Callable[..., dict[str, Any]]
 
@@ -98,6 +99,7 @@ def test_an_interrupted_run_goes_on(table: Path, tmp_path: Path, monkeypatch: py
             raise AssertionError("no checkpoint was written")
         real_sleep(0.05)
         if (cut / "mle" / "seed1" / "metrics.jsonl").is_file():
+            module.time.sleep = real_sleep  # type: ignore[assignment]
             raise KeyboardInterrupt
 
     real_sleep = module.time.sleep
@@ -122,14 +124,14 @@ def test_a_failed_run_leaves_the_others(table: Path, tmp_path: Path, monkeypatch
     rewrite(table, seeds=[1])
     real = module.Run.words
     monkeypatch.setattr(module.Run, "words", lambda run: ["no.yaml"] if run.row == "smooth" else real(run))
-    with pytest.raises(RecipeError, match=r"smooth, seed 1 failed: smoothloss: error: no such recipe: .*no.yaml"):
+    with pytest.raises(RunError, match=r"smooth, seed 1 failed: smoothloss: error: no such recipe: .*no.yaml"):
         reproduce(table, tmp_path / "out")
     assert "| MLE | " in (tmp_path / "out" / "table.md").read_text()
 
 
 def test_the_runs_end_with_reproduce(table: Path, tmp_path: Path) -> None:
     rewrite(table, seeds=[1], overrides={"training.epochs": 100000, "training.max_steps": 10**6})
-    command = [sys.executable, "-c", "import sys; from smoothloss.trainer.cli import main; sys.exit(main())"]
+    command = [sys.executable, "-c", "import sys; from smoothloss_trainer.cli import main; sys.exit(main())"]
     out = tmp_path / "out"
     process = subprocess.Popen([*command, "reproduce", str(table), "--out", str(out)], stderr=subprocess.PIPE)
     metrics = out / "mle" / "seed1" / "metrics.jsonl"
@@ -139,7 +141,10 @@ def test_the_runs_end_with_reproduce(table: Path, tmp_path: Path) -> None:
         time.sleep(0.1)
     process.terminate()
     _, said = process.communicate(timeout=60)
-    assert (process.returncode, b"interrupted" in said) == (130, True)
+    assert (process.returncode, said.decode()) == (
+        143,
+        "smoothloss: error: terminated; the same command goes on with what is missing\n",
+    )
     lines = metrics.read_text()
     time.sleep(1)
     assert metrics.read_text() == lines, "nothing trains any more"
@@ -192,14 +197,14 @@ def test_what_is_wrong_is_said_before_anything_is_trained(table: Path, tmp_path:
     with pytest.raises(RecipeError, match="--rows must be some of mle, smooth, got 'tok'"):
         reproduce(table, tmp_path / "out", rows=["tok"])
     rewrite(table, rows={"mle": {"recipe": "missing.yaml"}})
-    with pytest.raises(RecipeError, match="no such recipe"):
+    with pytest.raises(RecipeError, match=r"rows\.mle\.recipe: no such file: .*missing\.yaml"):
         reproduce(table, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_the_recipes_tables_are_readable() -> None:
     """Every table of the repository, with all its recipes."""
-    folder = Path(__file__).resolve().parents[2] / "recipes" / "tables"
+    folder = shipped.FOLDER / "tables"
     tables = sorted(folder.glob("*.yaml"))
     assert tables
     for path in tables:
@@ -208,12 +213,12 @@ def test_the_recipes_tables_are_readable() -> None:
             words = [
                 word for key, value in (table.overrides | row.overrides).items() for word in (f"--{key}", str(value))
             ]
-            assert load_recipe(folder / row.recipe, words).loss.name
+            assert load_recipe(folder / row.recipe, words, here=False).loss.name
 
 
 def test_table_1_is_whole() -> None:
     """Both models' rows, each with the paper's numbers but for the controls."""
-    folder = Path(__file__).resolve().parents[2] / "recipes" / "tables"
+    folder = shipped.FOLDER / "tables"
     plain, attention = (load_table(folder / f"coco_table1{suffix}.yaml").rows for suffix in ("", "_attention"))
     assert list(plain) == list(attention)
     assert len(plain) == 4 + 12 + 6 + 2
@@ -223,3 +228,44 @@ def test_table_1_is_whole() -> None:
     assert plain["tok_seq_cider_references"].overrides["loss.reward.clip"] == 1.0
     shares = [row["tok_seq_cider_references"].overrides["loss.alpha"] for row in (plain, attention)]
     assert shares == [0.5, 0.4]
+
+
+@pytest.mark.parametrize("name", ["notes", "table.md", "table.json", "mle/seed1.log"])
+def test_a_folder_of_something_else_is_refused(table: Path, tmp_path: Path, name: str) -> None:
+    path = tmp_path / "out" / name
+    path.parent.mkdir(parents=True)
+    path.write_text("mine")
+    with pytest.raises(RecipeError, match="is not empty and not of `smoothloss reproduce`: choose another --out"):
+        reproduce(table, tmp_path / "out")
+    assert [file for file in (tmp_path / "out").rglob("*") if file.is_file()] == [path]
+    assert path.read_text() == "mine"
+
+
+def test_a_run_that_was_killed_between_its_scores_and_its_report_goes_on(table: Path, tmp_path: Path) -> None:
+    rewrite(table, seeds=[1])
+    run = module.RunDirectory(tmp_path / "out" / "mle" / "seed1")
+    for _ in range(2):
+        reproduce(table, tmp_path / "out", rows=["mle"])
+        assert run.finished and (run.path / "report.html").is_file()
+        (tmp_path / "out" / "notes").write_text("mine")
+        (run.path / "report.html").unlink()
+        run.folder.claim([], finished=False)
+    assert (tmp_path / "out" / "notes").read_text() == "mine"
+
+
+@pytest.mark.parametrize("row", ["..", "a/b"])
+def test_a_row_that_names_no_folder_is_refused(table: Path, row: str) -> None:
+    rewrite(table, rows={"mle": {"recipe": "mle.yaml"}, row: {"recipe": "mle.yaml"}})
+    with pytest.raises(RecipeError, match="the key of a row must be part of a file's name"):
+        load_table(table)
+
+
+def test_runs_of_another_recipe_are_not_taken_for_the_table_s(table: Path, tmp_path: Path) -> None:
+    rewrite(table, seeds=[1], overrides={"training.max_steps": 2})
+    reproduce(table, tmp_path / "out", rows=["mle"])
+    before = (tmp_path / "out" / "table.json").read_bytes()
+    rewrite(table, overrides={"training.max_steps": 2, "optimizer.lr": 0.5})
+    for train in (True, False):
+        with pytest.raises(RecipeError, match=r"seed1: optimizer\.lr is 0\.03 there and 0\.5 in the recipe"):
+            reproduce(table, tmp_path / "out", rows=["mle"], train=train)
+    assert (tmp_path / "out" / "table.json").read_bytes() == before

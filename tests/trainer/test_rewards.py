@@ -9,10 +9,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from smoothloss.rewards import Cider, References, edit_distance, hamming, rouge_l, sentence_bleu
 from smoothloss.sampling import EditSampler, HammingSampler, Samples, VocabularyPool
-from smoothloss.trainer.config import RewardConfig
-from smoothloss.trainer.rewards import SampleWeights
-from smoothloss.trainer.tasks import Batch
-from smoothloss.trainer.vocabulary import EOS, PAD, SPECIAL_TOKENS
+from smoothloss_trainer.config import RewardConfig
+from smoothloss_trainer.rewards import SampleWeights
+from smoothloss_trainer.tasks import Batch
+from smoothloss_trainer.vocabulary import EOS, PAD, SPECIAL_TOKENS
 
 CPU = torch.device("cpu")
 # Three training inputs with references of other numbers and lengths; the batch holds the last and the first.

@@ -1,16 +1,26 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
+import os
+import sys
+import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from drawn_files import Writing, lines, names, writings
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sacrebleu.metrics.bleu import BLEU
 
-from smoothloss.trainer.cli import main
-from smoothloss.trainer.files import read_json
+from smoothloss_trainer.checkpoint import write_json
+from smoothloss_trainer.cli import main
+from smoothloss_trainer.files import read_json
+from smoothloss_trainer.score_inputs import read_files
 
 CANDIDATES = ["a Dog runs fast.", "two cats sit here", "it rains"]
 FIRST = ["a dog runs.", "two cats sit there now", "It rains"]
@@ -92,7 +102,18 @@ def test_json_forms_are_the_same_data(score: Score, tmp_path: Path) -> None:
         (["a.txt", "b.txt", "short.txt"], "short.txt has 1 lines and a.txt has 2; they must be the same"),
         (["a.txt", "b.txt", "--df", "nope.txt"], "--df: no such file: nope.txt"),
         (["a.txt", "empty.txt"], "2 candidates have no reference, such as that of line 1"),
-        (["a.txt", "r.json"], "must be all .json (or .json.gz), or all text"),
+        (["a.txt", "r.json"], "1 candidates have no reference, such as that of id 2"),
+        (["a.txt", "one.json"], "one.json has 1 ids and a.txt has 2; they must be the same"),
+        (["one.json", "b.txt"], "b.txt has 2 lines and one.json has 1; they must be the same"),
+        (["a.txt", "b.txt", "r.json"], "references in JSON must be one file, got 2"),
+        (["nothing.txt", "b.txt"], "nothing.txt has no candidate"),
+        (["a.txt", "b.txt", "--df", "nothing.json"], "--df: nothing.json has no document"),
+        (["a.txt", "b.txt", "--df", "nothing.txt"], "--df: nothing.txt has no document"),
+        (["a.txt", "b.txt", "--df", "bare.json"], "--df: bare.json has no document"),
+        (["half.json", "b.txt"], "cannot read half.json: 1 has half a character, a lone surrogate"),
+        (["-", "-"], "standard input is given 2 times, and can be read only once"),
+        ([".", "b.txt"], "candidates: . is a folder, expected a file"),
+        (["truth.json", "b.txt"], "truth.json does not hold results with image_id and caption: entry 0"),
         (["a.json", "r.json", "r.json"], "references in JSON must be one file, got 2"),
         (["a.json", "r.json"], "r.json has no reference for 1 of 2 candidates, such as 2"),
         (["twice.json", "r.json"], "twice.json has 1 ids with more than one candidate, such as 1"),
@@ -112,8 +133,8 @@ def test_what_does_not_fit_is_one_line(
     message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for name, lines in {"a": ["x", "y"], "b": ["x", "y"], "short": ["x"], "empty": ["", " "]}.items():
-        write(tmp_path / f"{name}.txt", lines)
+    for name, texts in {"a": ["x", "y"], "b": ["x", "y"], "short": ["x"], "empty": ["", " "]}.items():
+        write(tmp_path / f"{name}.txt", texts)
     contents: dict[str, Any] = {
         "a": {"1": "x", "2": "y"},
         "one": {"1": "x"},
@@ -122,7 +143,12 @@ def test_what_does_not_fit_is_one_line(
         "list": [1, 2],
         "none": [],
         "number": {"1": [3]},
+        "nothing": {},
+        "bare": {"1": [], "2": []},
+        "half": {"1": "a \ud83d"},
+        "truth": [{"image_id": True, "caption": "x"}],
     }
+    (tmp_path / "nothing.txt").write_text("")
     for name, content in contents.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
     (tmp_path / "broken.json").write_text("{")
@@ -131,6 +157,76 @@ def test_what_does_not_fit_is_one_line(
     assert message in printed.err
     assert len(printed.err.strip().splitlines()) == 1
     assert not printed.out
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """Return a folder with what a run writes, and with its references as text; the JSON is in another order."""
+    ids = ["2", "0", "1"]
+    write_json(tmp_path / "hypotheses.test.json", {name: CANDIDATES[int(name)] for name in ids})
+    rows = ({"id": name, "hypotheses": [{"text": CANDIDATES[int(name)], "score": -1.0}, {"text": "x"}]} for name in ids)
+    (tmp_path / "nbest.test.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    write_json(tmp_path / "references.json", {name: [FIRST[int(name)]] for name in ids})
+    write_json(tmp_path / "results.json", [{"image_id": 70 + n, "caption": text} for n, text in enumerate(CANDIDATES)])
+    write_json(tmp_path / "integers.json", {str(n): text for n, text in enumerate(CANDIDATES, 1)})
+    write(tmp_path / "hypotheses.test.txt", CANDIDATES)
+    write(tmp_path / "references.txt", FIRST)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "candidates", ["hypotheses.test.json", "hypotheses.test.txt", "nbest.test.jsonl", "integers.json", "results.json"]
+)
+@pytest.mark.parametrize("references", ["references.txt", "references.json"])
+def test_text_and_json_go_together(run: Path, score: Score, candidates: str, references: str) -> None:
+    if (candidates in ("integers.json", "results.json")) and references == "references.json":
+        pytest.skip("other ids: there is nothing to compare")
+    expected = score(f"{run}/hypotheses.test.txt", f"{run}/references.txt")["scores"]
+    found = score(f"{run}/{candidates}", f"{run}/{references}")
+    assert found["scores"] == expected
+    if candidates == "results.json":
+        assert list(found["sentences"]) == ["70", "71", "72"]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("name", ["hypotheses.test.txt", "hypotheses.test.json", "results.json"])
+def test_candidates_come_from_standard_input(
+    run: Path, score: Score, monkeypatch: pytest.MonkeyPatch, name: str, packed: bool
+) -> None:
+    expected = score(f"{run}/{name}", f"{run}/references.txt")["scores"]
+    content = b"\xef\xbb\xbf" + (run / name).read_bytes()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(gzip.compress(content) if packed else content)))
+    assert score("-", f"{run}/references.txt")["scores"] == expected
+
+
+def test_references_come_through_pipes(run: Path, score: Score, capsys: pytest.CaptureFixture[str]) -> None:
+    expected = score(f"{run}/hypotheses.test.txt", f"{run}/references.txt", f"{run}/hypotheses.test.txt")["scores"]
+    os.mkfifo(run / "one")
+    os.mkfifo(run / "other")
+    contents = {"one": (run / "references.txt").read_bytes(), "other": gzip.compress("\r\n".join(CANDIDATES).encode())}
+    writers = [threading.Thread(target=(run / name).write_bytes, args=(data,)) for name, data in contents.items()]
+    for writer in writers:
+        writer.start()
+    assert score(f"{run}/hypotheses.test.json", f"{run}/one", f"{run}/other")["scores"] == expected
+    for writer in writers:
+        writer.join()
+    assert main(["score", f"{run}/one", f"{run}/one"]) == 2
+    assert "one is given 2 times, and can be read only once" in capsys.readouterr().err
+
+
+@given(content=lines(), writings=st.tuples(writings(), writings()), names=st.tuples(names(), names()))
+@settings(deadline=None, max_examples=40)
+def test_a_score_does_not_depend_on_how_the_files_are_written(
+    content: list[str], writings: tuple[Writing, Writing], names: tuple[str, str]
+) -> None:
+    content = [f"a dog {line} runs" for line in content]
+    with tempfile.TemporaryDirectory() as folder:
+        paths = []
+        for number, (writing, name) in enumerate(zip(writings, names, strict=True)):
+            (Path(folder) / str(number)).mkdir()
+            paths.append(str(writing.write(Path(folder) / str(number) / name, content)))
+        texts = read_files(paths[0], paths[1:])
+    assert texts.candidates == content and texts.references == [[line] for line in content]
 
 
 def test_newstest2014(score: Score, data_dir: Path) -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from smoothloss.trainer.significance import paired_bootstrap
+from smoothloss_trainer.significance import paired_bootstrap
 
 
 def mean(totals: torch.Tensor) -> torch.Tensor:

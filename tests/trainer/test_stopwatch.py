@@ -3,7 +3,7 @@ import time
 import pytest
 import torch
 
-from smoothloss.trainer.stopwatch import Stopwatch
+from smoothloss_trainer.stopwatch import Stopwatch
 
 
 def test_shares_are_those_of_the_time_spent() -> None:

@@ -1,17 +1,20 @@
 from __future__ import annotations
 
+import json
 import math
+import zipfile
 from pathlib import Path
 
 import pytest
 import torch
 
 from smoothloss.similarity import SimilarityTable
-from smoothloss.trainer import table as module
-from smoothloss.trainer.config import EmbeddingsConfig, LossConfig
-from smoothloss.trainer.errors import RecipeError
-from smoothloss.trainer.table import build_table, describe_words, word_vectors
-from smoothloss.trainer.vocabulary import SPECIAL_TOKENS, Vocabulary
+from smoothloss_trainer import table as module
+from smoothloss_trainer.cli import main
+from smoothloss_trainer.config import EmbeddingsConfig, LossConfig
+from smoothloss_trainer.errors import RecipeError
+from smoothloss_trainer.table import build_table, describe_words, word_vectors
+from smoothloss_trainer.vocabulary import SPECIAL_TOKENS, SPECIAL_WORDS, Vocabulary
 
 SENTENCES = [["a", "dog", "runs"], ["a", "cat", "runs"], ["the", "dog", "sleeps"], ["the", "cat", "sleeps"]] * 5
 
@@ -55,6 +58,56 @@ def test_vectors_that_cannot_be_used_are_named(tmp_path: Path, vocabulary: Vocab
         path.write_text(content)
     with pytest.raises(RecipeError, match=r"loss\.embeddings\.path: .*vectors\.txt"):
         word_vectors(EmbeddingsConfig(path=str(path)), vocabulary, [], seed=0)
+
+
+BUILD = ["table", "build", "vectors.txt", "--vocabulary", "v.json", "--out", "t.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({2: "nope.txt"}, "VECTORS: no such file: nope.txt"),
+        ({2: "."}, "VECTORS: . is a folder, expected a file"),
+        ({2: "other.txt"}, "VECTORS: other.txt has a vector for no word of the target vocabulary"),
+        ({2: "broken.txt"}, "VECTORS: broken.txt: line 1: got 'dog x', expected a token and its numbers"),
+        ({2: "header.txt"}, "VECTORS: header.txt: the header says 400000 words, the file has 2: is it cut off?"),
+        ({2: "g.zip:nope"}, "VECTORS: g.zip:nope: there is no 'nope' in it, but a.txt, b.txt"),
+        ({2: "g.zip"}, "VECTORS: g.zip: the archive holds 2 files"),
+        ({4: "nope.json"}, "--vocabulary: no such file: nope.json"),
+        ({4: "vectors.txt"}, "--vocabulary: cannot read vectors.txt"),
+        ({4: "list.json"}, "--vocabulary: list.json is not a vocabulary"),
+        ({4: "half.json"}, "--vocabulary: cannot read half.json: words[4] has half a character"),
+    ],
+)
+def test_the_command_names_its_arguments(
+    tmp_path: Path,
+    vocabulary: Vocabulary,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    changes: dict[int, str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    vocabulary.save("v.json")
+    texts = {"vectors": "dog 1 0\ncat 0.9 0.1\n", "other": "horse 1 0\n", "broken": "dog x\n"}
+    texts["header"] = f"400000 2\n{texts['vectors']}"
+    for name, text in texts.items():
+        Path(f"{name}.txt").write_text(text)
+    Path("list.json").write_text("[1]")
+    words = [*SPECIAL_WORDS, "\ud83d"]
+    Path("half.json").write_text(json.dumps({"words": words, "counts": [0] * 5}))
+    with zipfile.ZipFile("g.zip", "w") as archive:
+        for name in ("a.txt", "b.txt"):
+            archive.writestr(name, texts["vectors"])
+    assert main([*BUILD]) == 0
+    assert main([*BUILD[:2], "g.zip:b.txt", *BUILD[3:]]) == 0
+    Path("t.safetensors").unlink()
+    capsys.readouterr()
+    arguments = {**dict(enumerate(BUILD)), **changes}
+    assert main([arguments[number] for number in sorted(arguments)]) == 2
+    error = capsys.readouterr().err
+    assert message in error and len(error.splitlines()) == 1 and "loss." not in error
+    assert not Path("t.safetensors").exists()
 
 
 def test_words_of_other_frequency_are_promoted() -> None:

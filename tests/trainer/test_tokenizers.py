@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from sacrebleu.metrics.bleu import BLEU
 
-from smoothloss.trainer.tokenizers import ptb_like, tokenizer
+from smoothloss_trainer.tokenizers import ptb_like, tokenizer
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from smoothloss.trainer.vocabulary import BOS, EOS, PAD, SPECIAL_WORDS, UNK, Vocabulary
+from smoothloss_trainer.errors import RecipeError
+from smoothloss_trainer.vocabulary import BOS, EOS, PAD, SPECIAL_WORDS, UNK, Vocabulary
 
 SENTENCES = [["b", "a", "b"], ["c", "a", "b"], ["<pad>", "d"]]
 
@@ -57,3 +58,32 @@ def test_repeated_words_and_wrong_counts_are_refused() -> None:
         Vocabulary([*SPECIAL_WORDS, "a"], [0])
     with pytest.raises(ValueError, match="words must be strings, got 7"):
         Vocabulary([*SPECIAL_WORDS, 7], [0] * 5)  # type: ignore[list-item]
+
+
+def test_words_of_a_text_are_never_special() -> None:
+    vocabulary = Vocabulary.build([["a", "<eos>", "<pad>", "b"]])
+    assert vocabulary.encode(["a", "<eos>", "<pad>", "<bos>", "<unk>", "b"]) == [4, UNK, UNK, UNK, UNK, 5]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[]",
+        "3",
+        "{}",
+        '{"words": "<pad>", "counts": []}',
+        '{"words": [1, 2, 3, 4], "counts": [0, 0, 0, 0]}',
+        '{"words": ["<pad>", "<bos>", "<eos>", "<unk>"], "counts": [0, 0, 0, null]}',
+        '{"words": ["<pad>", "<bos>", "<eos>", "<unk>"], "counts": [0, 0, 0, -1]}',
+        '{"words": ["<pad>", "<bos>", "<eos>", "<unk>", "a", "a"], "counts": [0, 0, 0, 0, 1, 1]}',
+        '{"words": ["<pad>", "<bos>", "<eos>", "<unk>"], "counts": [0, 0, 0, 0], "bpe": 3}',
+        r'{"words": ["<pad>", "<bos>", "<eos>", "<unk>", "\ud800"], "counts": [0, 0, 0, 0, 1]}',
+    ],
+)
+def test_files_that_are_no_vocabulary_are_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "$HOME.json").write_text(content)
+    with pytest.raises(RecipeError, match=r"\$HOME\.json") as caught:
+        Vocabulary.load(tmp_path / "$HOME.json")
+    assert len(str(caught.value).splitlines()) == 1
+    with pytest.raises(RecipeError, match=r"cannot read .*gone"):
+        Vocabulary.load(tmp_path / "gone")

@@ -61,6 +61,23 @@ inline unsigned __ballot_sync(unsigned, bool predicate) {
     return emulation::ballot(predicate);
 }
 
+// The threads of a block are fibers of one host thread: between two barriers nobody interrupts.
+template <class T>
+T atomicCAS(T* address, T expected, T value) {
+    T before = *address;
+    if (before == expected) *address = value;
+    return before;
+}
+template <class T>
+T atomicMin(T* address, T value) {
+    T before = *address;
+    if (value < before) *address = value;
+    return before;
+}
+inline int __popc(unsigned bits) {
+    return __builtin_popcount(bits);
+}
+
 inline void __cluster_barrier_arrive() {
     emulation::arrive_at_cluster();
 }

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from smoothloss.trainer.tasks import State
-from smoothloss.trainer.vocabulary import BOS, EOS, PAD
+from smoothloss_trainer.tasks import State
+from smoothloss_trainer.vocabulary import BOS, EOS, PAD
 
 
 class _State(NamedTuple):

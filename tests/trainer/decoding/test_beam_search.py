@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from smoothloss.trainer.decoding import Hypothesis, beam_search, greedy_search
-from smoothloss.trainer.vocabulary import BOS, EOS, PAD, UNK
+from smoothloss_trainer.decoding import Hypothesis, beam_search, greedy_search
+from smoothloss_trainer.vocabulary import BOS, EOS, PAD, UNK
 
 
 def assert_same(found: list[Hypothesis], expected: list[tuple[float, list[int]]]) -> None:

@@ -5,8 +5,8 @@ import random
 import pytest
 import torch
 
-from smoothloss.trainer.decoding.constraints import Constraints
-from smoothloss.trainer.vocabulary import BOS, EOS, PAD, UNK
+from smoothloss_trainer.decoding.constraints import Constraints
+from smoothloss_trainer.vocabulary import BOS, EOS, PAD, UNK
 
 
 def forbidden(constraints: Constraints, words: list[list[int]], vocabulary: int) -> list[set[int]]:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from smoothloss.trainer.decoding import Ensemble, beam_search, sample
+from smoothloss_trainer.decoding import Ensemble, beam_search, sample
 
 
 @pytest.mark.parametrize("constraints", [{}, {"suppress_unk": True, "no_repeat_ngram_size": 2}])

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from smoothloss.trainer.decoding import greedy_search, sample
-from smoothloss.trainer.decoding.sampling import draw
-from smoothloss.trainer.vocabulary import BOS, EOS, PAD, UNK
+from smoothloss_trainer.decoding import greedy_search, sample
+from smoothloss_trainer.decoding.sampling import draw
+from smoothloss_trainer.vocabulary import BOS, EOS, PAD, UNK
 
 
 def seeded(seed: int = 0) -> torch.Generator:

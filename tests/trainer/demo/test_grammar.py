@@ -8,8 +8,8 @@ from collections import Counter
 
 import pytest
 
-from smoothloss.trainer.demo.grammar import make_captions
-from smoothloss.trainer.demo.scenes import CANVAS, Scene, Thing, make_scene
+from smoothloss_trainer.demo.grammar import make_captions
+from smoothloss_trainer.demo.scenes import CANVAS, Scene, Thing, make_scene
 
 SCENES = [(make_scene(11, index), make_captions(make_scene(11, index), 11, index)) for index in range(400)]
 CAPTIONS = [caption for _, captions in SCENES for caption in captions]

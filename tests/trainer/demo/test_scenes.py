@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from smoothloss.trainer.demo.scenes import BACKGROUNDS, CANVAS, COLOURS, SHAPES, Scene, Thing, make_scene
+from smoothloss_trainer.demo.scenes import BACKGROUNDS, CANVAS, COLOURS, SHAPES, Scene, Thing, make_scene
 
 SCENES = [make_scene(5, index) for index in range(150)]
 

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import torch
 
-from smoothloss.trainer.demo.run import RECIPES, RUNS
-from smoothloss.trainer.demo.task import DemoTask
-from smoothloss.trainer.recipes import load_recipe
+from smoothloss_trainer.demo.run import RECIPES, RUNS
+from smoothloss_trainer.demo.task import DemoTask
+from smoothloss_trainer.recipe import load_recipe
 
 SMALL = ["--data.images", '{"train": 12, "validation": 4, "test": 5}', "--training.batch_size", "10"]
 

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from smoothloss.trainer.demo.scenes import COLOURS, Scene, Thing, make_scene
-from smoothloss.trainer.demo.vision import FEATURE_SIZE, MASK, MAX_REGIONS, components, region_features
+from smoothloss_trainer.demo.scenes import COLOURS, Scene, Thing, make_scene
+from smoothloss_trainer.demo.vision import FEATURE_SIZE, MASK, MAX_REGIONS, components, region_features
 
 
 def test_components_join_equal_neighbours_only() -> None:

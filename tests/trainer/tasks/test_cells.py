@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from smoothloss.trainer.tasks.cells import gru_cell, lstm_cell
+from smoothloss_trainer.tasks.cells import gru_cell, lstm_cell
 
 
 def test_the_gru_cell_equals_torchs() -> None:

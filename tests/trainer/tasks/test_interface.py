@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from smoothloss.trainer.errors import RecipeError
-from smoothloss.trainer.tasks import TASKS, map_tensors, pad_rows, select_rows, shift_right, task_class
+from smoothloss_trainer.errors import RecipeError
+from smoothloss_trainer.tasks import TASKS, map_tensors, pad_rows, select_rows, shift_right, task_class
 
 
 class Pair(NamedTuple):

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from smoothloss.trainer.config import Recipe
-from smoothloss.trainer.recipes import parse_recipe
+from smoothloss_trainer.config import Recipe
+from smoothloss_trainer.recipe import parse_recipe
 
 CLASSES = ["dog", "cat", "car", "tree"]
 SIZES = {"restval": 30, "val": 6, "test": 8}

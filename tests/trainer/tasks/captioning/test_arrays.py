@@ -5,15 +5,16 @@ import re
 import sys
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
 
-from smoothloss.trainer.errors import RecipeError
-from smoothloss.trainer.tasks.captioning.arrays import ArrayFeatures
-from smoothloss.trainer.tasks.captioning.data import CaptioningData, load_captions
+from smoothloss_trainer.errors import RecipeError
+from smoothloss_trainer.tasks.captioning.arrays import ArrayFeatures
+from smoothloss_trainer.tasks.captioning.data import CaptioningData, load_captions
 
 Array = npt.NDArray[np.float32]
 KINDS = ["rows.npy", "rows.h5", "one.npz", "one.h5", "detections.h5", "npy", "npz", "h5"]
@@ -92,7 +93,7 @@ def test_file_names_find_features_before_ids_do(tmp_path: Path) -> None:
     some = {"1": "1.jpg", "3": "2.jpg"}
     features = ArrayFeatures(write_features(tmp_path, "one.npz", whole), list(FILES), files=some)
     assert float(features.regions("3")[0, 0]) == 3
-    with pytest.raises(RecipeError, match="for 1 of 3 images, image 2 among them"):
+    with pytest.raises(RecipeError, match=r"1 of 3 images miss, such as 2: .* has no feature of it"):
         features.require(list(FILES))
 
 
@@ -121,13 +122,13 @@ def test_rows_have_their_own_order(tmp_path: Path, karpathy: Path) -> None:
     with pytest.raises(RecipeError, match=r"x\.npy has 44 rows for 43 images"):
         load_captions(data)
     (tmp_path / "x.ids.json").write_text('{"a": 1}')
-    with pytest.raises(RecipeError, match=r"data\.feature_ids: .*must hold a list"):
+    with pytest.raises(RecipeError, match=r"data\.feature_ids: .*must be a list"):
         load_captions(data)
 
 
 def test_missing_features_are_named(tmp_path: Path) -> None:
     features = ArrayFeatures(write_features(tmp_path, "npy", make_arrays(2, 4)), ["100", "101", "999"])
-    message = rf"data\.features: {re.escape(str(tmp_path))}/npy has no feature for 1 of 2 images, image 999 among them"
+    message = rf"data\.features: 1 of 2 images miss, such as 999: {re.escape(str(tmp_path))}/npy has no feature of it"
     with pytest.raises(RecipeError, match=message):
         features.require(["100", "999"])
 
@@ -150,6 +151,39 @@ def test_wrong_arrays_are_named(tmp_path: Path) -> None:
     for name, message in wrong.items():
         with pytest.raises(RecipeError, match=message):
             features.padded(["a", name])
+
+
+def test_files_and_rows_of_one_name_are_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.ones(4))
+    np.savez(tmp_path / "a.npz", x=np.ones(4))
+    with pytest.raises(RecipeError, match=r"two files of one name: .*a\.npy and .*a\.npz"):
+        ArrayFeatures(tmp_path, ["a"])
+    np.save(tmp_path / "rows.npy", np.ones((3, 4)))
+    with pytest.raises(RecipeError, match=r"the rows of .*rows\.npy are named b twice"):
+        ArrayFeatures(tmp_path / "rows.npy", ["a", "b"], rows=["b", "a", "b"])
+
+
+@pytest.mark.parametrize("array", [np.float32(1), np.ones(3), np.ones((2, 1, 1, 1))])
+def test_rows_have_two_dimensions_or_three(tmp_path: Path, array: Array) -> None:
+    np.save(tmp_path / "x.npy", array)
+    with pytest.raises(RecipeError, match=r"x\.npy has shape .*, expected \(N, F\) or \(N, R, F\)"):
+        ArrayFeatures(tmp_path / "x.npy", ["a", "b"])
+
+
+@pytest.mark.parametrize("array", [np.array(["a"]), np.ones((2, 3), complex), np.zeros((2, 3), "datetime64[s]")])
+def test_what_is_no_number_is_no_feature(tmp_path: Path, array: npt.NDArray[Any]) -> None:
+    np.save(tmp_path / "a.npy", array)
+    np.save(tmp_path / "b.npy", np.full((2, 3), 1e300))
+    features = ArrayFeatures(tmp_path, ["b", "a"])
+    assert "it holds" in str(features.problem("a", read=True)) and features.problem("a") is None
+    assert "not finite" in str(features.problem("b", read=True))
+    assert "no feature of it" in str(features.problem("c"))
+
+
+def test_an_archive_without_an_array_is_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz")
+    with pytest.raises(RecipeError, match=r"cannot read .*a\.npz: it holds no array"):
+        ArrayFeatures(tmp_path, ["a"])
 
 
 @pytest.mark.parametrize("kind", ["npy", "npz", "h5"])

@@ -1,16 +1,22 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from drawn_files import Writing, lines, names, writings
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from smoothloss.trainer.errors import RecipeError
-from smoothloss.trainer.tasks.captioning.data import CaptionBatches, CaptioningData, load_captions
-from smoothloss.trainer.vocabulary import EOS, PAD, Vocabulary
+from smoothloss_trainer.errors import RecipeError
+from smoothloss_trainer.tasks.captioning.data import CaptionBatches, CaptioningData, load_captions
+from smoothloss_trainer.vocabulary import EOS, PAD, Vocabulary
 
 CAPTIONS = {
     "a": [["red", "dog"], ["a", "dog", "runs", "far"], ["dog"]],
@@ -49,7 +55,7 @@ def test_wrong_files_are_refused_in_one_line(coco: Path, tmp_path: Path) -> None
         load_captions(coco_data(coco, format="karpathy", labels=None))
     with pytest.raises(RecipeError, match=r"data\.captions: no such file"):
         load_captions(coco_data(coco, captions=f"{tmp_path}/none.json"))
-    with pytest.raises(RecipeError, match="not in format coco_labels"):
+    with pytest.raises(RecipeError, match=r"data\.labels: .*captions\.json has no 'karpathy_split_of_val2014'"):
         load_captions(coco_data(coco, labels=f"{coco}/captions.json"))
     (tmp_path / "half.json").write_text('{"100": ["a dog')
     with pytest.raises(RecipeError, match=r"data\.captions: cannot read .*half\.json"):
@@ -57,7 +63,10 @@ def test_wrong_files_are_refused_in_one_line(coco: Path, tmp_path: Path) -> None
     captions = json.loads((coco / "captions.json").read_text())
     captions["103"] = [""]
     (tmp_path / "gap.json").write_text(json.dumps(captions))
-    with pytest.raises(RecipeError, match="1 images of train have no caption, such as image 103"):
+    with pytest.raises(
+        RecipeError,
+        match=r"1 of 30 images of train cannot be used, the first is image 103: it has no caption; data\.skip",
+    ):
         load_captions(coco_data(coco, captions=f"{tmp_path}/gap.json"))
 
 
@@ -116,11 +125,13 @@ def test_missing_features_and_empty_references_are_refused(coco: Path, karpathy:
     by_split["test"]["sentences"].append({"raw": "?!"})
     (tmp_path / "d.json").write_text(json.dumps(content))
     number = by_split["test"]["cocoid"]
-    with pytest.raises(RecipeError, match=f"1 images of test have an empty caption, such as {number}"):
+    with pytest.raises(
+        RecipeError, match=f"1 of 8 images of test cannot be used, the first is image {number}: it has an empty caption"
+    ):
         load_captions(data)
     by_split["test"].update(cocoid=999, sentences=[{"raw": "A dog."}])
     (tmp_path / "d.json").write_text(json.dumps(content))
-    with pytest.raises(RecipeError, match=r"files has no feature for 1 of 8 images, image 999 among them"):
+    with pytest.raises(RecipeError, match=r"1 of 8 images of test .* image 999: .*files has no feature of it"):
         load_captions(data)
 
 
@@ -167,3 +178,110 @@ def test_an_epoch_has_every_image_once_with_so_many_captions() -> None:
 def test_chunks_hold_every_caption_once() -> None:
     batches = CaptionBatches(["a", "b", "c"], CAPTIONS, VOCABULARY, max_words=16)
     assert batches.chunks(2) == [[0, 1, 2, 3, 4], [5, 6, 7]]
+
+
+def test_unusable_images_are_left_out_on_request(
+    coco: Path, karpathy: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    content = json.loads((karpathy / "dataset.json").read_text())
+    own = {name: [e for e in content["images"] if e["split"] == name] for name in ("restval", "val", "test")}
+    own["restval"][0]["sentences"][1] = {"raw": None}
+    own["restval"][1]["sentences"] = []
+    own["restval"][2]["sentences"] = [{"raw": 3}]
+    own["restval"][3]["sentences"][0] = {}
+    own["val"][1]["sentences"][0] = {"raw": "?!"}
+    features = tmp_path / "features"
+    features.mkdir()
+    for file in (karpathy / "files").iterdir():
+        (features / file.name).write_bytes(file.read_bytes())
+    broken, gone, endless = (str(own[split][-1]["cocoid"]) for split in ("restval", "val", "test"))
+    (features / f"{broken}.npz").write_bytes(b"PK nothing")
+    (features / f"{gone}.npz").unlink()
+    np.savez(features / f"{endless}.npz", feat=np.full((3, 7), np.nan))
+    (tmp_path / "d.json").write_text(json.dumps(content))
+    data = CaptioningData(f"{tmp_path}/d.json", format="karpathy", features=str(features))
+    with pytest.raises(RecipeError) as caught:
+        load_captions(data)
+    number = own["restval"][0]["cocoid"]
+    assert f"4 of 30 images of train cannot be used, the first is image {number}: " in str(caught.value)
+    assert "d.json: images[0].sentences[1].raw must be a string, got null; data.skip_unusable: true" in str(
+        caught.value
+    )
+    with caplog.at_level("WARNING"):
+        loaded = load_captions(replace(data, skip_unusable=True))
+    assert {name: len(images) for name, images in loaded.splits.items()} == {"train": 25, "validation": 4, "test": 7}
+    assert [record.getMessage().split(" cannot")[0] for record in caplog.records] == [
+        "data.captions: 5 of 30 images of train",
+        "data.captions: 2 of 6 images of validation",
+        "data.captions: 1 of 8 images of test",
+    ]
+    assert "values that are not finite; they are left out" in caplog.text
+    for images in loaded.splits.values():
+        loaded.features.pooled(images)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: [], "must be a mapping, got a list"),
+        (lambda c: {}, "has no .images."),
+        (lambda c: {"images": {}}, "images must be a list, got a mapping"),
+        (lambda c: {"images": [3]}, r"images\[0\] must be a mapping, got 3"),
+        (lambda c: c["images"][0].pop("split") and c, r"images\[0\] has no 'split'"),
+        (lambda c: c["images"][0].update(split=["val"]) or c, r"images\[0\]\.split must be a string, got a list"),
+        (lambda c: c["images"][0].update(split="vall") or c, r"split must be one of .*, got 'vall'"),
+        (lambda c: c["images"][0].update(cocoid=None) or c, r"cocoid must be a whole number or a string, got null"),
+        (lambda c: c["images"][0].update(cocoid=True) or c, r"cocoid must be a whole number or a string, got true"),
+        (lambda c: c["images"][0].update(cocoid=str(c["images"][1]["cocoid"])) or c, r"images\[1\]: .* is there twice"),
+        (lambda c: c["images"][0].update(filename=3) or c, "filename must be a string, got 3"),
+        (lambda c: c["images"][0].update(sentences="a dog") or c, "sentences must be a list, got 'a dog'"),
+        (lambda c: c["images"][0].update(sentences=["a dog"]) or c, r"sentences\[0\] must be a mapping, got 'a dog'"),
+        (lambda c: c["images"][0].update(filename="\ud800") or c, r"images\[0\]\.filename has half a character"),
+        (lambda c: c["images"][0].update({"\udfff": 1}) or c, r"the key '.udfff' of images\[0\] has half a character"),
+    ],
+)
+def test_places_in_a_file_are_named(karpathy: Path, tmp_path: Path, change: Any, message: str) -> None:
+    content = json.loads((karpathy / "dataset.json").read_text())
+    (tmp_path / "d.json").write_text(json.dumps(change(content)))
+    with pytest.raises(RecipeError, match=rf"^data\.captions: .*d\.json.*{message}") as caught:
+        load_captions(CaptioningData(f"{tmp_path}/d.json", format="karpathy", features=f"{karpathy}/files"))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_names_with_spaces_are_known_by_the_whole_line(tmp_path: Path) -> None:
+    images = [
+        {"id": n, "file_name": name} for n, name in enumerate(("a dog.jpg", "dog.jpg", "-x y.jpg", "größe 2.jpg"))
+    ]
+    annotations = [{"image_id": n, "caption": "a dog"} for n in range(4)]
+    (tmp_path / "c.json").write_text(json.dumps({"images": images, "annotations": annotations}))
+    (tmp_path / "v.txt").write_text("\ufeffa dog.jpg\r\n\r\nsome/folder dog.jpg\r\n", encoding="utf-8")
+    (tmp_path / "t.txt").write_text("größe 2.jpg", encoding="utf-8")
+    np.savez(tmp_path / "f.npz", **{str(n): np.ones(3) for n in range(4)})  # type: ignore[arg-type]
+    splits = {"validation": f"{tmp_path}/v.txt", "test": f"{tmp_path}/t.txt"}
+    data = CaptioningData(f"{tmp_path}/c.json", format="coco_captions", features=f"{tmp_path}/f.npz", splits=splits)
+    assert load_captions(data).splits == {"train": ["2"], "validation": ["0", "1"], "test": ["3"]}
+    (tmp_path / "v.txt").write_text("some dog.png\n")
+    with pytest.raises(RecipeError, match=r"data\.splits\.validation: image dog\.png is not in data\.captions"):
+        load_captions(data)
+
+
+@given(content=lines(), writing=writings(), listing=writings(), name=names(".json"), escaped=st.booleans())
+@settings(deadline=None, max_examples=60)
+def test_captions_are_the_same_however_their_files_are_written(
+    content: list[str], writing: Writing, listing: Writing, name: str, escaped: bool
+) -> None:
+    files = ["val 1.jpg", "größe.jpg", *(f"{number} {line.strip()}.jpg" for number, line in enumerate(content))]
+    images = [{"id": number, "file_name": file} for number, file in enumerate(files)]
+    annotations = [{"image_id": number, "caption": f"A dog {number}."} for number in range(len(files))]
+    text = json.dumps({"images": images, "annotations": annotations}, ensure_ascii=escaped, indent=1)
+    with tempfile.TemporaryDirectory() as folder:
+        path = writing.write(Path(folder) / name, text.split("\n"))
+        np.savez(f"{folder}/f.npz", **{str(number): np.ones(3) for number in range(len(files))})  # type: ignore[arg-type]
+        splits = {}
+        for number, split in enumerate(("validation", "test")):
+            splits[split] = str(listing.write(Path(folder) / f"{split}.txt", [files[number], ""]))
+        data = CaptioningData(str(path), format="coco_captions", features=f"{folder}/f.npz", splits=splits)
+        loaded = load_captions(data)
+    assert loaded.splits["validation"] == ["0"] and loaded.splits["test"] == ["1"]
+    assert loaded.splits["train"] == [str(number) for number in range(2, len(files))]
+    assert loaded.captions["1"] == [["a", "dog", "1"]]

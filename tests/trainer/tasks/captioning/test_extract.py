@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from smoothloss.trainer.cli import main
-from smoothloss.trainer.errors import RecipeError
-from smoothloss.trainer.tasks.captioning import extract
-from smoothloss.trainer.tasks.captioning.arrays import ArrayFeatures
-from smoothloss.trainer.tasks.captioning.extract import Extraction, extract_features, image_features, read_image
+from smoothloss_trainer.cli import main
+from smoothloss_trainer.errors import RecipeError
+from smoothloss_trainer.tasks.captioning import extract
+from smoothloss_trainer.tasks.captioning.arrays import ArrayFeatures
+from smoothloss_trainer.tasks.captioning.extract import Extraction, extract_features, image_features, read_image
 
 transformers = pytest.importorskip("transformers", reason="the extra [features] is not installed")
 Image = pytest.importorskip("PIL.Image")
@@ -84,7 +84,7 @@ def test_features_are_those_of_the_network(pictures: Path, weights: str, suffix:
     for number, row in zip(ids, want, strict=True):
         torch.testing.assert_close(features.regions(number), row, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(features.pooled(list(ids))[0], maps.mean((2, 3)), rtol=1e-4, atol=1e-5)
-    kept = {"features.npy", "features.ids.json"} if suffix == ".npy" else {"features.h5"}
+    kept = {"features.npy", "features.ids.json", "features.extraction.json"} if suffix == ".npy" else {"features.h5"}
     assert {file.name for file in out.parent.iterdir()} == kept
 
 
@@ -146,7 +146,7 @@ def test_a_full_disk_is_an_error(pictures: Path, weights: str, monkeypatch: pyte
     if not Path("/dev/full").exists():
         pytest.skip("needs /dev/full")
     out = pictures.parent / "features.npy"
-    monkeypatch.setattr(extract, "_complete", lambda out: nullcontext(Path("/dev/full")))
+    monkeypatch.setattr(extract, "replacing", lambda out: nullcontext(Path("/dev/full")))
     with pytest.raises(OSError, match="No space left on device"):
         extract_features(pictures, out, Extraction(weights, size=32))
     assert not out.exists()
@@ -185,5 +185,5 @@ def test_without_transformers_it_says_what_to_install(
     pictures: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
-    assert main(["features", str(pictures), "--out", str(pictures.parent / "f.npy")]) == 2
+    assert main(["features", str(pictures), "--out", str(pictures.parent / "f.npy")]) == 1
     assert "pip install 'smoothloss[features]'" in capsys.readouterr().err

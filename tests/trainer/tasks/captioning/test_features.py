@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from smoothloss.trainer.errors import RecipeError
-from smoothloss.trainer.tasks.captioning.features import BoxFeatures, LabelFeatures
+from smoothloss_trainer.errors import RecipeError
+from smoothloss_trainer.tasks.captioning.features import BoxFeatures, LabelFeatures
 
 
 def test_labels_are_multi_hot_or_one_region_each() -> None:
@@ -32,7 +32,7 @@ def test_boxes_are_regions_with_class_and_geometry() -> None:
     assert not values[1].any() and present.tolist() == [[True, True], [True, False]]
     torch.testing.assert_close(features.pooled(["a"])[0][0], values[0].mean(0))
     features.require(["a", "none"])
-    with pytest.raises(RecipeError, match=r"data\.captions: no boxes for 1 of 2 images, image b among them"):
+    with pytest.raises(RecipeError, match="1 of 2 images miss, such as b: it has no boxes"):
         features.require(["a", "b"])
 
 

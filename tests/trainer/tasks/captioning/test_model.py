@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from smoothloss.trainer.tasks import SequenceModel, select_rows, shift_right
-from smoothloss.trainer.tasks.captioning.model import CaptioningModel, ShowAndTell, TopDown
-from smoothloss.trainer.vocabulary import BOS
+from smoothloss_trainer.tasks import SequenceModel, select_rows, shift_right
+from smoothloss_trainer.tasks.captioning.model import CaptioningModel, ShowAndTell, TopDown
+from smoothloss_trainer.vocabulary import BOS
 
 CONFIG = CaptioningModel(embedding=6, hidden=5, attention_hidden=4, dropout=0.0)
 FEATURES, VOCABULARY = 7, 11

@@ -10,16 +10,19 @@ import numpy as np
 import pytest
 import torch
 
-from smoothloss.trainer.checkpoint import load_checkpoint
-from smoothloss.trainer.config import LossConfig, Recipe
-from smoothloss.trainer.errors import RecipeError
-from smoothloss.trainer.loop import train
-from smoothloss.trainer.losses import build_loss
-from smoothloss.trainer.recipes import load_recipe
-from smoothloss.trainer.run import RunDirectory
-from smoothloss.trainer.tasks import Batch
-from smoothloss.trainer.tasks.captioning import CaptioningTask
-from smoothloss.trainer.vocabulary import PAD
+from smoothloss_trainer.checkpoint import load_checkpoint
+from smoothloss_trainer.config import LossConfig, Recipe
+from smoothloss_trainer.errors import RecipeError
+from smoothloss_trainer.loop import train
+from smoothloss_trainer.losses import build_loss
+from smoothloss_trainer.recipe import load_recipe
+from smoothloss_trainer.run import RunDirectory
+from smoothloss_trainer.tasks import Batch
+from smoothloss_trainer.tasks.captioning import CaptioningTask
+from smoothloss_trainer.tasks.captioning import task as captioning_task
+from smoothloss_trainer.tasks.captioning.data import CaptionSet
+from smoothloss_trainer.tasks.captioning.features import LabelFeatures
+from smoothloss_trainer.vocabulary import PAD
 
 Make = Callable[..., Recipe]
 RECIPES = Path(__file__).resolve().parents[4] / "recipes" / "captioning"
@@ -97,8 +100,10 @@ def test_right_captions_score_best(make_captioning: Make) -> None:
 def test_wrong_sizes_are_refused(make_captioning: Make) -> None:
     with pytest.raises(RecipeError, match=r"must be a multiple of data\.captions_per_image, got 12 with"):
         CaptioningTask(make_captioning(training={"batch_size": 12}))
+    recipe = make_captioning()
+    recipe.data.images = {"test": 0}
     with pytest.raises(RecipeError, match="no image in test"):
-        CaptioningTask(make_captioning(data={"images": {"test": 0}}))
+        CaptioningTask(recipe)
 
 
 @pytest.mark.parametrize("attention", [False, True])
@@ -122,7 +127,7 @@ def test_it_learns_to_name_what_is_there(make_captioning: Make, tmp_path: Path, 
 
 def test_recipes_are_the_base_with_another_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SMOOTHLOSS_DATA", "/data")
-    recipes = {file.stem: load_recipe(file) for file in RECIPES.glob("*.yaml")}
+    recipes = {file.stem: load_recipe(file, here=False) for file in RECIPES.glob("*.yaml")}
     assert len(recipes) >= 17
     rewarded = [name for name in recipes if name.startswith(("seq_", "tok_seq_cider"))]
     assert len(rewarded) == 5
@@ -183,13 +188,18 @@ def test_own_images_from_captions_to_scores(karpathy: Path, tmp_path: Path) -> N
     assert "test" in train(recipe, RunDirectory(tmp_path / "run"))
 
 
-def test_a_feature_that_breaks_in_training_keeps_the_checkpoint(karpathy: Path, tmp_path: Path) -> None:
+def test_a_feature_that_breaks_in_training_keeps_the_checkpoint(
+    karpathy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(captioning_task, "FEATURES_READ", 1)  # before training; it is not the one that breaks
     shutil.copytree(karpathy / "files", tmp_path / "files")
     paths = ["--data.captions", f"{karpathy}/dataset.json", "--data.features", f"{tmp_path}/files"]
     often = ["--training.checkpoint_every", "1", "--training.epochs", "1", "--training.batch_size", "5"]
     recipe = load_recipe(RECIPES / "coco_features.yaml", [*paths, *QUICK[2:], *often])
     task = CaptioningTask(recipe)
-    victim = task.train.images(task.train_plan(0)[3])[0]
+    victim = next(
+        image for image in task.train.images(task.train_plan(0)[3]) if image != task.dataset.split("train")[0]
+    )
     (tmp_path / "files" / f"{victim}.npz").write_bytes(b"PK")
     run = RunDirectory(tmp_path / "run")
     with pytest.raises(RecipeError, match=rf"data\.features: cannot read .*{victim}\.npz"):
@@ -206,3 +216,49 @@ def test_real_captions_have_karpathys_splits(data_dir: Path, monkeypatch: pytest
     assert sum(map(len, task.references("test").values())) == 25010
     assert not {*task.dataset.splits["train"]} & {*task.dataset.splits["test"]}
     assert len(task.vocabulary) == 5714
+
+
+def test_a_fingerprint_holds_images_captions_and_features(make_captioning: Make) -> None:
+    def fingerprints(change: Callable[[CaptionSet], object] = lambda data: None) -> dict[str, str]:
+        task = CaptioningTask(make_captioning())
+        change(task.dataset)
+        return {part: task.fingerprint(part) for part in ("train", "validation", "test", "vocabulary.target")}
+
+    first = fingerprints()
+    assert fingerprints() == first
+    assert len(set(first.values())) == 4
+
+    def rewrite(data: CaptionSet) -> None:
+        data.captions[data.splits["test"][-1]][-1] = ["other"]
+
+    def relabel(data: CaptionSet) -> None:
+        assert isinstance(data.features, LabelFeatures)
+        labels = data.features.labels.setdefault(data.splits["test"][-1], [])
+        labels[:] = [] if labels else [0]
+
+    for change in (rewrite, relabel, lambda data: data.splits["test"].reverse()):
+        found = fingerprints(change)
+        assert {part for part in first if found[part] != first[part]} == {"test"}
+
+
+def test_images_beside_captions_or_features_are_found(karpathy: Path, make_captioning: Make, tmp_path: Path) -> None:
+    content = json.loads((karpathy / "dataset.json").read_text())
+    tests = [image for image in content["images"] if image["split"] == "test"]
+    names = ["a b.jpg", "sub/ü.png", "other/c.jpg", "missing.jpg", "x" * 300]
+    for image, name in zip(tests, names, strict=False):
+        image["filename"] = name
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "dataset.json").write_text(json.dumps(content))
+    shutil.copy(karpathy / "features.npy", tmp_path / "features.npy")
+    places = {"a b.jpg": "text", "ü.png": "images/sub", "c.jpg": "images"}
+    for name, place in places.items():
+        (tmp_path / place).mkdir(parents=True, exist_ok=True)
+        (tmp_path / place / name).touch()
+    data = {"captions": f"{tmp_path}/text/dataset.json", "format": "karpathy", "features": f"{tmp_path}/features.npy"}
+    task = CaptioningTask(make_captioning(data=data))
+    ids = [str(image["cocoid"]) for image in tests]
+    assert [each.file for each in task.inputs("test")][:6] == [*names, None]
+    found = [task.picture(name) for name in ids[:4]]
+    assert found == [tmp_path / "text/a b.jpg", tmp_path / "images/sub/ü.png", tmp_path / "images/c.jpg", None]
+    assert task.picture(ids[5]) is None
+    assert task.sizes() == {"train": 30, "validation": 6, "test": 8}

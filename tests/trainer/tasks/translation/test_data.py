@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import torch
 
-from smoothloss.trainer.tasks.translation.data import bucketed_plan, by_length, make_batch
-from smoothloss.trainer.vocabulary import BOS, EOS, PAD
+from smoothloss_trainer.tasks.translation.data import bucketed_plan, by_length, make_batch
+from smoothloss_trainer.vocabulary import BOS, EOS, PAD
 
 
 def test_a_plan_covers_every_example_once_and_depends_on_seed_and_epoch_alone() -> None:

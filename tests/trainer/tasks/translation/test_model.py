@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from smoothloss.trainer.checkpoint import average_checkpoints, load_model, save_checkpoint, with_prefix
-from smoothloss.trainer.decoding import beam_search
-from smoothloss.trainer.tasks import select_rows
-from smoothloss.trainer.tasks.translation.data import source_tensors
-from smoothloss.trainer.tasks.translation.model import AttentiveModel, TranslationModel
-from smoothloss.trainer.vocabulary import BOS, PAD
+from smoothloss_trainer.checkpoint import average_checkpoints, load_model, save_checkpoint, with_prefix
+from smoothloss_trainer.decoding import beam_search
+from smoothloss_trainer.tasks import select_rows
+from smoothloss_trainer.tasks.translation.data import source_tensors
+from smoothloss_trainer.tasks.translation.model import AttentiveModel, TranslationModel
+from smoothloss_trainer.vocabulary import BOS, PAD
 
 SIZES = {"embedding": 6, "encoder": 5, "decoder": 8, "attention": 7}
 SOURCE = [[4, 5, 6, 7], [8], [9, 10]]

@@ -1,18 +1,19 @@
 from __future__ import annotations
 
+import gzip
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from smoothloss.trainer.config import Recipe
-from smoothloss.trainer.errors import RecipeError
-from smoothloss.trainer.loop import train
-from smoothloss.trainer.recipes import load_recipe
-from smoothloss.trainer.run import RunDirectory
-from smoothloss.trainer.tasks import task_class
-from smoothloss.trainer.tasks.translation import TranslationTask
+from smoothloss_trainer.config import Recipe
+from smoothloss_trainer.errors import RecipeError
+from smoothloss_trainer.loop import train
+from smoothloss_trainer.recipe import load_recipe
+from smoothloss_trainer.run import RunDirectory
+from smoothloss_trainer.tasks import task_class
+from smoothloss_trainer.tasks.translation import TranslationTask
 
 WORDS = ["red", "green", "blue", "dog", "cat", "bird", "runs", "sleeps", "sings", "here"]
 
@@ -57,7 +58,10 @@ def test_an_empty_reference_is_refused(tmp_path: Path, corpus: Path, make_recipe
         lines = (corpus / f"test.{language}").read_text().splitlines()
         lines[3] = "" if language == "low" else lines[3]
         (tmp_path / f"bare.{language}").write_text("".join(f"{line}\n" for line in lines))
-    with pytest.raises(RecipeError, match="bare has 1 empty references, such as number 4"):
+    with pytest.raises(
+        RecipeError,
+        match=r"data\.test\.bare: bare: 1 of 30 pairs cannot be used, the first is line 4: its target is empty",
+    ):
         TranslationTask(make_recipe(data={"test": {"bare": f"{tmp_path}/bare"}}))
 
 
@@ -68,11 +72,13 @@ def test_given_vocabularies_are_kept(make_recipe: Make) -> None:
 
 
 def test_long_pairs_are_left_out_of_training(make_recipe: Make) -> None:
-    task = TranslationTask(make_recipe(data={"max_length": 3}))
+    recipe = make_recipe(data={"max_length": 3})
+    task = TranslationTask(recipe)
     assert 0 < len(task.train) < 200
     assert max(map(len, task.train.target)) == 3
     with pytest.raises(RecipeError, match="no pair of sentences"):
-        TranslationTask(make_recipe(data={"max_length": 0}))
+        recipe.data.max_length = 0
+        TranslationTask(recipe)
 
 
 def test_an_unknown_split_is_named(make_recipe: Make) -> None:
@@ -162,8 +168,8 @@ def test_detokenised_bleu_reads_raw_text(make_recipe: Make, tmp_path: Path) -> N
     ("sections", "message"),
     [
         ({"model": {"tie": "all"}}, r"model\.tie all needs .*: data\.joint_vocabulary true"),
-        ({"model": {"layers": 0}}, r"model\.layers must be positive, got 0"),
-        ({"data": {"batch_tokens": -1}}, r"data\.batch_tokens must not be negative, got -1"),
+        ({"model": {"layers": 0}}, r"model\.layers must be a whole number from 1 to 64, got 0"),
+        ({"data": {"batch_tokens": -1}}, r"data\.batch_tokens must be a whole number from 0 to .*, got -1"),
         ({"data": {"bpe": 4}}, r"data\.bpe must be 0 or more than the 4 special tokens, got 4"),
         ({"data": {"bpe": 30, "max_words": 3}}, r"data\.max_words"),
     ],
@@ -208,3 +214,23 @@ def test_tatoeba(data_dir: Path) -> None:
     assert len(sources[0] & (sources[1] | sources[2])) < 20
     right = {each.name: each.references[0] for each in task.inputs("test")}
     assert float(task.score("test", right)["bleu_detokenized"]) > 99
+
+
+def test_a_fingerprint_is_of_the_examples_and_not_of_their_files(
+    tmp_path: Path, corpus: Path, make_recipe: Make
+) -> None:
+    def fingerprints(**data: Any) -> dict[str, str]:
+        task = TranslationTask(make_recipe(data=data))
+        return {part: task.fingerprint(part) for part in ("train", "validation", "test", "vocabulary.target")}
+
+    first = fingerprints()
+    assert len(set(first.values())) == 4
+    for file in corpus.iterdir():
+        (tmp_path / f"{file.name}.gz").write_bytes(gzip.compress(file.read_bytes()))
+    moved = {"train": f"{tmp_path}/train", "validation": f"{tmp_path}/val", "test": {"test": f"{tmp_path}/test"}}
+    assert fingerprints(**moved) == first
+    for side in ("up", "low"):
+        lines = (corpus / f"test.{side}").read_text().splitlines(keepends=True)
+        (tmp_path / f"test.{side}").write_text("".join(lines[1:] + lines[:1]))
+    found = fingerprints(**moved)
+    assert [part for part in first if found[part] != first[part]] == ["test"], "in another order"

@@ -1,0 +1,14 @@
+"""Learning from a teacher: what it says of each position, and how that is kept on disk."""
+
+from smoothloss.distillation.cache import (
+    TeacherCache,
+    TeacherCacheWriter,
+    describe,
+    fingerprint,
+    join,
+    reshard,
+    write_from,
+)
+from smoothloss.distillation.teacher import Teacher
+
+__all__ = ["Teacher", "TeacherCache", "TeacherCacheWriter", "describe", "fingerprint", "join", "reshard", "write_from"]

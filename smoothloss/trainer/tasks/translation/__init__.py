@@ -1,5 +1,0 @@
-"""Translation: tokenised parallel text, an attentive encoder-decoder, BLEU."""
-
-from smoothloss.trainer.tasks.translation.task import TranslationTask
-
-__all__ = ["TranslationTask"]

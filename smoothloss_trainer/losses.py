@@ -1,0 +1,167 @@
+"""The losses of a recipe: from its ``loss:`` section to a function of model and batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import smoothloss.functional as F
+from smoothloss.sampling import (
+    BatchPool,
+    EditSampler,
+    HammingSampler,
+    Pool,
+    ReferencePool,
+    Sampler,
+    SimilarPool,
+    UniformPool,
+    VocabularyPool,
+)
+from smoothloss.similarity import SimilarityTable
+from smoothloss_trainer.config import LossConfig
+from smoothloss_trainer.errors import RecipeError
+from smoothloss_trainer.rewards import SampleWeights
+from smoothloss_trainer.tasks import Batch, SequenceModel, select_rows, shift_right
+from smoothloss_trainer.vocabulary import PAD, SPECIAL_TOKENS
+
+Timer = Callable[[str], AbstractContextManager[Any]]
+
+
+@dataclass(frozen=True)
+class TrainingLoss:
+    """Mean loss per target token of a batch.
+
+    Args:
+        config: The recipe's ``loss:`` section.
+        table: The similarity table, for the losses that smooth tokens.
+        sampler: Draws around the ground truth, for the losses that smooth sequences.
+        weights: Weighs what was drawn by its reward; None: all samples weigh the same.
+        timed: ``with timed("forward"): ...`` around each part of the work: forward, sampling, reward, loss.
+    """
+
+    config: LossConfig
+    table: SimilarityTable | None = None
+    sampler: Sampler | None = None
+    weights: SampleWeights | None = None
+    timed: Timer = nullcontext
+
+    def __call__(self, model: SequenceModel, batch: Batch, generator: torch.Generator) -> Tensor:
+        """One forward pass and the loss; the samples come from ``generator``."""
+        if self.sampler is None:
+            with self.timed("forward"):
+                hidden = model.decode(encode(model, batch), batch.decoder_inputs)
+            with self.timed("loss"):
+                return self._token_loss(model, hidden, batch.target)
+        samples, weights = self._draw(batch, generator)
+        if self.config.is_lazy:
+            with self.timed("forward"):
+                hidden = model.decode(encode(model, batch), batch.decoder_inputs)
+            function, target = F.linear_lazy_sequence_cross_entropy, batch.target
+        else:
+            # As wide as samples with insertions.
+            target = torch.nn.functional.pad(batch.target, (0, samples.shape[-1] - batch.target.shape[-1]), value=PAD)
+            with self.timed("forward"):
+                hidden = decode_samples(model, encode(model, batch), target, samples)
+            function = F.linear_sequence_cross_entropy
+        with self.timed("loss"):
+            options = self._sequence_options(model)
+            return function(hidden, model.classifier.weight, target, samples, weights, **options)
+
+    def _draw(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        """Samples (L, B, T'), and their weights (L, B) where a reward tells them apart."""
+        assert self.sampler is not None
+        with self.timed("sampling"):
+            drawn = self.sampler(
+                batch.target, batch.lengths, self.config.num_samples, generator=generator, references=batch.references
+            )
+        if self.weights is None:
+            return drawn.tokens, None
+        with self.timed("reward"):
+            return drawn.tokens, self.weights(drawn, batch)
+
+    def _token_loss(self, model: SequenceModel, hidden: Tensor, target: Tensor) -> Tensor:
+        alpha = self.config.alpha if self.table is not None else 0.0
+        options = self._options(model)
+        return F.linear_cross_entropy(hidden, model.classifier.weight, target, table=self.table, alpha=alpha, **options)
+
+    def _options(self, model: SequenceModel) -> dict[str, Any]:
+        return {
+            "linear_bias": model.classifier.bias,
+            "ignore_index": PAD,
+            "label_smoothing": self.config.label_smoothing,
+            "entropy": self.config.entropy,
+        }
+
+    def _sequence_options(self, model: SequenceModel) -> dict[str, Any]:
+        config = self.config
+        alpha = 1.0 if config.name == "raml" else config.alpha
+        token_alpha = config.token_alpha if self.table is not None else 0.0
+        return {**self._options(model), "alpha": alpha, "table": self.table, "token_alpha": token_alpha}
+
+
+def encode(model: SequenceModel, batch: Batch) -> Any:
+    """The memory of a batch, one row per target."""
+    memory = model.encode(*batch.source)
+    return memory if batch.source_index is None else select_rows(memory, batch.source_index)
+
+
+def decode_samples(model: SequenceModel, memory: Any, target: Tensor, samples: Tensor) -> Tensor:
+    """Teacher forcing on the ground truth (B, T) and its samples (L, B, T) in one pass: (1 + L, B, T, D)."""
+    sequences = torch.cat((target[None], samples))
+    rows = torch.arange(target.shape[0], device=target.device).repeat(sequences.shape[0])
+    hidden = model.decode(select_rows(memory, rows), shift_right(sequences.flatten(0, 1)))
+    return hidden.view(*sequences.shape[:2], *hidden.shape[1:])
+
+
+def build_loss(
+    config: LossConfig,
+    table: SimilarityTable | None,
+    num_tokens: int,
+    weights: SampleWeights | None = None,
+    timed: Timer = nullcontext,
+) -> TrainingLoss:
+    """The loss of a recipe.
+
+    Args:
+        config: The recipe's ``loss:`` section.
+        table: The similarity table, needed when ``config.needs_table``.
+        num_tokens: Size of the target vocabulary.
+        weights: What weighs the samples, when ``config.reward`` has a name.
+        timed: Times its parts.
+
+    Raises:
+        RecipeError: when the table is missing, of another vocabulary's size, or the settings contradict each other.
+    """
+    if config.name == "label_smoothing" and not config.label_smoothing:
+        raise RecipeError("loss.label_smoothing must be above 0 for loss.name label_smoothing, got 0")
+    if config.needs_table:
+        if table is None:
+            wanted = f"loss.name {config.name}" if config.smooths_tokens else "loss.pool similar"
+            raise RecipeError(f"{wanted} needs a similarity table")
+        if table.num_tokens != num_tokens:
+            sizes = f"of {table.num_tokens} tokens, the target vocabulary {num_tokens}"
+            raise RecipeError(f"the similarity table is {sizes}: they belong to different vocabularies")
+    sampler = _sampler(config, table, num_tokens) if config.samples_sequences else None
+    return TrainingLoss(config, table if config.smooths_tokens else None, sampler, weights, timed)
+
+
+def _sampler(config: LossConfig, table: SimilarityTable | None, num_tokens: int) -> Sampler:
+    pool = _pool(config, table, num_tokens)
+    if config.sampler == "hamming":
+        return HammingSampler(config.tau, pool)
+    assert isinstance(pool, UniformPool)  # of a recipe that was checked
+    return EditSampler(config.tau, pool, max_insertions=config.max_insertions, pad=PAD)
+
+
+def _pool(config: LossConfig, table: SimilarityTable | None, num_tokens: int) -> Pool:
+    if config.pool == "vocabulary" or config.name == "raml":
+        return VocabularyPool(num_tokens, exclude=SPECIAL_TOKENS)
+    if config.pool == "similar":
+        assert table is not None  # build_loss has refused that
+        return SimilarPool(table, exclude=SPECIAL_TOKENS)
+    return BatchPool(exclude=SPECIAL_TOKENS) if config.pool == "batch" else ReferencePool(exclude=SPECIAL_TOKENS)

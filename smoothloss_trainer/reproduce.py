@@ -1,0 +1,366 @@
+"""``smoothloss reproduce TABLE``: the runs behind a table of the paper, and the table.
+
+A table is a YAML file with the fields of :class:`Table`. Its runs lie under the output directory as ``<row>/seed<n>``;
+those that are done are skipped and those that were interrupted go on, so the same command can be given again and again.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import mean, median, stdev
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from smoothloss._files import write_atomically
+from smoothloss_trainer import report
+from smoothloss_trainer.checkpoint import write_json
+from smoothloss_trainer.errors import RecipeError, RunError
+from smoothloss_trainer.evaluation import evaluate_into
+from smoothloss_trainer.files import read_json
+from smoothloss_trainer.folder import check_part_name, folder_of_runs
+from smoothloss_trainer.models import open_checkpoints, open_task
+from smoothloss_trainer.processes import Children, last_words
+from smoothloss_trainer.recipe import load_recipe, read_yaml
+from smoothloss_trainer.run import RunDirectory
+from smoothloss_trainer.schema import FilePath, Seed, SplitName, Words, build
+from smoothloss_trainer.significance import Comparison, paired_bootstrap
+from smoothloss_trainer.tasks import Task
+
+FILES = ("table.md", "table.json", "report.html")  # besides the runs and their logs
+
+
+@dataclass
+class TableRow:
+    """A row: one recipe, trained once for each seed.
+
+    Args:
+        recipe: Its file, relative to the table's.
+        label: Its name in the table; left out, the row's key.
+        paper: What the paper reports, by metric.
+        overrides: Changes to the recipe, as on the command line: ``{"loss.tau": 0.17}``.
+    """
+
+    recipe: FilePath
+    label: Words | None = None
+    paper: dict[str, float] = field(default_factory=dict)
+    overrides: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Table:
+    """A table of runs.
+
+    Args:
+        title: Its title.
+        rows: The rows by key, which names their directories.
+        metrics: Heading of each metric's column by its key in ``scores.<split>.json``. Significance is that of the
+            task's own metric, the first.
+        baseline: Key of the row that the others are compared with.
+        split: What is scored: a test split, or "validation" to choose temperatures and shares by.
+        seeds: What each row is trained with.
+        overrides: Changes to every row's recipe; a row's own come after them.
+        note: What differs from the paper.
+    """
+
+    title: Words
+    rows: dict[Words, TableRow]
+    metrics: dict[Words, Words]
+    baseline: str
+    split: SplitName = "test"
+    seeds: list[Seed] = field(default_factory=lambda: [1, 2])
+    overrides: dict[str, Any] = field(default_factory=dict)
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run of a table."""
+
+    row: str
+    seed: int
+    recipe: Path
+    overrides: list[str]
+    directory: RunDirectory
+
+    def is_done(self, split: str) -> bool:
+        """Whether it was trained to its end and scored."""
+        return (self.directory.path / f"scores.{split}.json").is_file() and self.directory.finished
+
+    def words(self) -> list[str]:
+        """What ``smoothloss train`` is told, to train it from where it stands."""
+        words = [str(self.recipe), "--out", str(self.directory.path), "--seed", str(self.seed), *self.overrides]
+        return [*words, "--resume"] if self.directory.folder.is_marked else words
+
+
+def load_table(path: str | Path) -> Table:
+    """Read a table's file.
+
+    Raises:
+        RecipeError: one line that names the wrong key or value, or a row's recipe that is missing.
+    """
+    try:
+        table = build(Table, read_yaml(Path(path)))
+    except RecipeError as error:
+        raise RecipeError(f"table {path}: {error}") from None
+    if table.baseline not in table.rows:
+        raise RecipeError(f"table {path}: baseline must be one of {', '.join(table.rows)}, got {table.baseline!r}")
+    for row in table.rows:
+        check_part_name(row, f"table {path}: the key of a row")
+    if not table.metrics or not table.seeds:
+        raise RecipeError(f"table {path}: metrics and seeds must not be empty")
+    return table
+
+
+def reproduce(
+    path: Path,
+    out: Path,
+    *,
+    rows: Sequence[str] = (),
+    seeds: Sequence[int] = (),
+    jobs: int = 1,
+    overrides: Sequence[str] = (),
+    train: bool = True,
+) -> Path:
+    """Train what is missing of a table, and write ``table.md``, ``table.json`` and ``report.html`` of what is there.
+
+    Args:
+        path: The table's file.
+        out: Gets the runs and the table.
+        rows: Only these rows; all when empty. The baseline is always among them.
+        seeds: Instead of the table's.
+        jobs: Runs trained side by side, the machine's cores shared out among them.
+        overrides: Changes to every recipe, as on the command line.
+        train: False only writes the table.
+
+    Returns:
+        The Markdown table's path.
+
+    Raises:
+        RecipeError: when the table or a recipe is wrong, before anything is trained; when the data have no such
+            split, once the first run is trained; when ``out`` holds something else, or another process writes there.
+        RunError: when a run failed, after the others were trained and the table was written.
+    """
+    table = load_table(path)
+    table.seeds = list(seeds) or table.seeds
+    table.rows = _chosen(table, rows)
+    runs = [
+        _run(row, seed, path.parent / config.recipe, out, [*_words(table.overrides | config.overrides), *overrides])
+        for seed in table.seeds
+        for row, config in table.rows.items()
+    ]
+    for run in runs:  # what is wrong is said before anything starts
+        recipe = load_recipe(run.recipe, ["--seed", str(run.seed), *run.overrides])
+        if run.directory.folder.is_marked and run.directory.recipe_file.is_file():
+            run.directory.check_same(recipe)  # a table must not mix runs of then with those of now
+    names = [*FILES, *(_log(run).relative_to(out).as_posix() for run in runs)]
+    # The table of runs of an earlier version, which has no list of its files.
+    known = FILES if not train and (out / "table.json").is_file() else ()
+    with folder_of_runs(out, "reproduce", names, known):
+        return _reproduce(table, runs, out, jobs, train=train)
+
+
+def _reproduce(table: Table, runs: list[Run], out: Path, jobs: int, *, train: bool) -> Path:
+    def finish(run: Run) -> None:
+        if not run.is_done(table.split):  # training scores the test splits
+            _score(run, table.split)
+        _write(table, runs, out)
+
+    missing = [run for run in runs if not run.is_done(table.split)]
+    failed = _train_all(missing, jobs, finish) if train else []
+    written = _write(table, runs, out)
+    if failed:
+        raise RunError("; ".join(failed))
+    return written
+
+
+def _chosen(table: Table, rows: Sequence[str]) -> dict[str, TableRow]:
+    unknown = [row for row in rows if row not in table.rows]
+    if unknown:
+        raise RecipeError(f"--rows must be some of {', '.join(table.rows)}, got {unknown[0]!r}")
+    return {key: row for key, row in table.rows.items() if not rows or key in rows or key == table.baseline}
+
+
+def _words(overrides: dict[str, Any]) -> list[str]:
+    def word(value: Any) -> str:
+        return value if isinstance(value, str) else json.dumps(value)
+
+    return [each for key, value in overrides.items() for each in (f"--{key}", word(value))]
+
+
+def _run(row: str, seed: int, recipe: Path, out: Path, overrides: list[str]) -> Run:
+    return Run(row, seed, recipe, overrides, RunDirectory(out / row / f"seed{seed}"))
+
+
+def _score(run: Run, split: str) -> None:
+    path = run.directory.path
+    recipe, task, model, device = open_checkpoints([path], splits=[split])
+    for _ in evaluate_into(path, task, model, [split], recipe.decoding, device):
+        pass
+
+
+def _train_all(runs: list[Run], jobs: int, finish: Callable[[Run], None]) -> list[str]:
+    """Train the runs, ``jobs`` at a time; returns a line for each that failed. ``finish`` is called for each other."""
+    waiting, failed = list(runs), []
+    running: list[tuple[Run, subprocess.Popen[bytes]]] = []
+    with Children() as children:  # each goes on from its last checkpoint next time
+        while waiting or running:
+            while waiting and len(running) < max(1, jobs):
+                run = waiting.pop(0)
+                running.append((run, children.start(run.words(), _log(run), jobs)))
+            ended = [(run, process) for run, process in running if process.poll() is not None]
+            for run, process in ended:
+                running.remove((run, process))
+                if process.returncode:
+                    failed.append(f"{run.row}, seed {run.seed} failed: {last_words(_log(run))} ({_log(run)})")
+                else:
+                    finish(run)
+            if not ended:
+                time.sleep(0.2)
+    return failed
+
+
+def _log(run: Run) -> Path:
+    return run.directory.path.with_suffix(".log")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a row came to."""
+
+    key: str
+    label: str
+    scores: dict[str, list[float]]  # by metric, one for each seed
+    paper: dict[str, float]
+    step_ms: list[float]
+    comparison: Comparison | None
+
+
+def _write(table: Table, runs: list[Run], out: Path) -> Path:
+    """Write the table of the runs that are done."""
+    done = [run for run in runs if run.is_done(table.split)]
+    results = _results(table, done)
+    text = f"# {table.title}\n\n{markdown(table, results)}\n"
+    write_atomically(out / "table.md", text.encode())
+    content = {"title": table.title, "split": table.split, "rows": [asdict(result) for result in results]}
+    environments = {run.row: _read(run, "environment.json") for run in done}
+    for environment in environments.values():
+        environment.pop("command", None)  # paths of the machine it ran on
+    write_json(out / "table.json", {**content, "note": table.note, "environments": environments})
+    shown = [run for run in done if run.seed == table.seeds[0]]
+    if shown:
+        _write_report(table, results, [run.directory for run in shown], out)
+    return out / "table.md"
+
+
+def _results(table: Table, done: list[Run]) -> list[Result]:
+    by_row = {key: [run for run in done if run.row == key] for key in table.rows}
+    baseline = by_row[table.baseline]
+    task = open_task(baseline[0].directory, table.split) if baseline else None
+    if task is not None:
+        for run in done:
+            run.directory.check_data(task, [table.split])
+    found = []
+    for key, row in table.rows.items():
+        if not by_row[key]:
+            continue
+        scores = [_read(run, f"scores.{table.split}.json") for run in by_row[key]]
+        comparison = None
+        if task is not None and key != table.baseline:
+            comparison = _compare(task, table.split, by_row[key], baseline)
+        by_metric = {
+            metric: [float(values[metric]) for values in scores if metric in values] for metric in table.metrics
+        }
+        times = [step_ms(run.directory) for run in by_row[key]]
+        found.append(Result(key, row.label or key, by_metric, row.paper, times, comparison))
+    return found
+
+
+def _compare(task: Task, split: str, system: list[Run], baseline: list[Run]) -> Comparison:
+    def statistics(runs: list[Run]) -> Tensor:
+        return torch.stack([task.statistics(split, _read(run, f"hypotheses.{split}.json")) for run in runs])
+
+    return paired_bootstrap(task.metric_of, statistics(system), statistics(baseline))
+
+
+def _read(run: Run, name: str) -> Any:
+    return read_json(str(run.directory.path / name), name)
+
+
+def step_ms(run: RunDirectory) -> float:
+    """Median time of a training step in milliseconds, between two lines of training loss of one epoch."""
+    lines = run.metrics()
+    steps = [
+        1000 * (after["seconds"] - before["seconds"]) / (after["step"] - before["step"])
+        for before, after in itertools.pairwise(lines)
+        if "train_loss" in before and "train_loss" in after and before["epoch"] == after["epoch"]
+    ]
+    return median(steps) if steps else math.nan
+
+
+def cells(table: Table, result: Result, base_ms: float) -> list[str]:
+    """A row's cells, as text."""
+    shown = [result.label]
+    for metric in table.metrics:
+        values = result.scores[metric]
+        spread = f" ± {stdev(values):.2f}" if len(values) > 1 else ""
+        shown += [f"{mean(values):.2f}{spread}" if values else "–"]
+    comparison = result.comparison
+    if comparison is None:
+        shown += ["–", "–"]
+    else:
+        shown += [
+            f"{comparison.difference:+.2f} [{comparison.low:+.2f}, {comparison.high:+.2f}]",
+            f"{comparison.p_value:.3f}",
+        ]
+    shown += [f"{result.paper[metric]:.2f}" if metric in result.paper else "–" for metric in table.metrics]
+    milliseconds = mean(result.step_ms)
+    return [*shown, str(len(result.step_ms)), f"{milliseconds:.0f}", f"{milliseconds / base_ms:.2f}"]
+
+
+def headings(table: Table) -> list[str]:
+    """The headings of :func:`cells`."""
+    names = list(table.metrics.values())
+    compared = [f"{names[0]} less {table.rows[table.baseline].label or table.baseline}", "p"]
+    return ["", *names, *compared, *(f"{name}, paper" for name in names), "seeds", "ms a step", "relative"]
+
+
+def _legend(table: Table) -> str:
+    spread = "± is the standard deviation over seeds. The difference is averaged over seeds, with its 95 % interval and"
+    bootstrap = "two-sided p of a paired bootstrap over the test sentences (2,000 resamples)."
+    return f"Split {table.split}. {spread} {bootstrap} {table.note}".strip()
+
+
+def _base_ms(table: Table, results: list[Result]) -> float:
+    return next((mean(result.step_ms) for result in results if result.key == table.baseline), math.nan)
+
+
+def markdown(table: Table, results: list[Result]) -> str:
+    """The table and what it means."""
+    head = headings(table)
+    base_ms = _base_ms(table, results)
+    lines = [head, ["---"] * len(head), *(cells(table, result, base_ms) for result in results)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{_legend(table)}"
+
+
+def _write_report(table: Table, results: list[Result], runs: list[RunDirectory], out: Path) -> None:
+    base_ms = _base_ms(table, results)
+    rows = [cells(table, result, base_ms) for result in results]
+    section = report.section(table.title, headings(table), rows, _legend(table))
+    introduction = f"Curves, examples and settings below are of seed {table.seeds[0]}."
+    report.write(
+        runs,
+        out / "report.html",
+        title=table.title,
+        introduction=introduction,
+        split=table.split,
+        sections=[section],
+    )

@@ -1,0 +1,36 @@
+"""Learning rates."""
+
+from __future__ import annotations
+
+import math
+
+from smoothloss_trainer.config import OptimizerConfig
+
+
+def learning_rate(config: OptimizerConfig, epoch: int, step: int = 0, total_steps: int = 1) -> float:
+    r"""The learning rate of a step.
+
+    During the first ``warmup_steps`` steps it is ``lr * (step + 1) / warmup_steps``. From then on, with ``t`` steps
+    done since and ``T`` to do in all:
+
+    * ``step``: ``lr * decay ** n``, n the number of decays up to this epoch;
+    * ``cosine``: ``lr * (1 + cos(pi t / T)) / 2`` (Loshchilov and Hutter 2017, without restarts);
+    * ``inverse_sqrt``: ``lr * sqrt(warmup_steps / step)`` (Vaswani et al. 2017).
+
+    Args:
+        config: The recipe's ``optimizer:`` section.
+        epoch: Counted from 0.
+        step: Steps done before this one.
+        total_steps: Steps that the whole training has.
+    """
+    warmup = config.warmup_steps
+    if step < warmup:
+        return config.lr * (step + 1) / warmup
+    if config.schedule == "cosine":
+        share = min(1.0, (step - warmup) / max(1, total_steps - warmup))
+        return config.lr * 0.5 * (1.0 + math.cos(math.pi * share))
+    if config.schedule == "inverse_sqrt":
+        return config.lr * math.sqrt(max(1, warmup) / max(1, warmup, step))
+    if epoch < config.decay_start:
+        return config.lr
+    return config.lr * config.decay ** ((epoch - config.decay_start) // config.decay_every + 1)
