@@ -12,20 +12,20 @@ import shutil
 import subprocess
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 
-from smoothloss.backends import reference
-from smoothloss.backends.common import DenseRows, RowOptions, SparseRows
-from smoothloss.testing import Inputs, assert_error_budget, make_inputs, relative_error
+from smoothloss.backends import native, reference
+from smoothloss.backends.common import Candidates, DenseRows, RowOptions, RowTarget, TableRows
+from smoothloss.ops.logsumexp_and_select import logsumexp_and_select, logsumexp_of
+from smoothloss.testing import Inputs, assert_error_budget, make_inputs, relative_error, row_target
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
 ARCHITECTURES = (75, 80, 90, 100, 120)
-CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 OPTIONS = {
     "plain": RowOptions(),
     "general": RowOptions(label_smoothing=0.1, entropy=0.3, z_loss=0.01, logit_scale=0.7),
@@ -66,27 +66,11 @@ def test_no_kernel_spills(source: Path, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def kernels(emulated_cuda: ModuleType) -> ModuleType:
-    return emulated_cuda
+def kernels(native_on_emulated_cuda: Any) -> Any:
+    return native_on_emulated_cuda
 
 
 # ---- calling the kernels
-
-
-def pointer(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
-
-
-def logits_tuple(logits: Tensor) -> tuple[int, int, int, int, int]:
-    return pointer(logits), CODES[logits.dtype], *logits.shape, logits.stride(0)
-
-
-def target_tuples(inputs: Inputs, dense: DenseRows | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    targets = (pointer(inputs.indices), pointer(inputs.weights), pointer(inputs.uniform), inputs.indices.shape[1])
-    if dense is None:
-        return targets, (0, 0, 0, 0, 0)
-    rows = (pointer(dense.values), pointer(dense.rows), pointer(dense.weights), len(dense.values), dense.rows.shape[1])
-    return targets, rows
 
 
 def poisoned(count: int, dtype: torch.dtype) -> Tensor:
@@ -94,34 +78,25 @@ def poisoned(count: int, dtype: torch.dtype) -> Tensor:
 
 
 def two_steps(
-    kernels: ModuleType, inputs: Inputs, options: RowOptions, grad: Tensor, out: Tensor, dense: DenseRows | None = None,
+    inputs: Inputs, options: RowOptions, grad: Tensor, out: Tensor, dense: DenseRows | None = None,
     scale: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    rows, dtype = len(inputs.logits), inputs.weights.dtype
-    loss, entropy, mass = (poisoned(rows, dtype) for _ in range(3))
-    lse = poisoned(rows, torch.float64)
-    logits, targets = logits_tuple(inputs.logits), target_tuples(inputs, dense)
-    kernels.sparse_cross_entropy_forward(
-        logits, *targets, tuple(options), *map(pointer, (loss, lse, entropy, mass)), 0, 0
-    )
-    kernels.sparse_cross_entropy_backward(
-        logits, *targets, tuple(options), pointer(grad), grad.numel() == 1, pointer(scale), pointer(lse),
-        pointer(entropy), 0, (pointer(out), CODES[out.dtype], out.stride(0)), 0, 0,
-    )  # fmt: skip
+    target = row_target(inputs, dense)
+    loss, statistics, mass, _ = native.forward(inputs.logits, target, options, "none")
+    native.backward(grad, scale, inputs.logits, statistics, target, options, out)
+    assert statistics is not None and mass is not None
     assert not mass.isnan().any()
     return loss
 
 
 def one_step(
-    kernels: ModuleType, inputs: Inputs, options: RowOptions, out: Tensor, dense: DenseRows | None = None,
+    kernels: Any, inputs: Inputs, options: RowOptions, out: Tensor, dense: DenseRows | None = None,
     device: int = PLAIN_GPU,
 ) -> Tensor:  # fmt: skip
-    loss, mass = (poisoned(len(inputs.logits), inputs.weights.dtype) for _ in range(2))
-    kernels.sparse_cross_entropy_forward_backward(
-        logits_tuple(inputs.logits), *target_tuples(inputs, dense), tuple(options), pointer(loss), pointer(mass),
-        (pointer(out), CODES[out.dtype], out.stride(0)), device, 0,
-    )  # fmt: skip
-    assert not mass.isnan().any()
+    kernels.device = device
+    (loss, _, mass, _), _ = native.forward_backward(inputs.logits, row_target(inputs, dense), options, out, "none")
+    kernels.device = PLAIN_GPU
+    assert mass is not None and not mass.isnan().any()
     return loss
 
 
@@ -140,9 +115,8 @@ def solve(
     uniform = None if inputs.uniform is None else inputs.uniform.to(dtype)
     if dense is not None:
         dense = DenseRows(dense.values.to(dtype), dense.rows, dense.weights.to(dtype))
-    loss, _ = reference.sparse_cross_entropy(
-        logits, inputs.indices, inputs.weights.to(dtype), uniform, options, dense=dense
-    )
+    target = RowTarget(inputs.indices, inputs.weights.to(dtype), uniform, dense)
+    loss = reference.forward(logits, target, options, "none").loss
     gradient = torch.autograd.grad(loss, logits, grad.to(dtype).expand(len(loss)), allow_unused=True)[0]
     return Expected(loss.detach(), torch.zeros_like(logits) if gradient is None else gradient)
 
@@ -197,13 +171,13 @@ ONE = torch.ones(1)
 @pytest.mark.parametrize("name", OPTIONS)
 @pytest.mark.parametrize("classes", [1, 7, 100, 1003, 9800])
 @pytest.mark.parametrize("types", TYPES)
-def test_rows(kernels: ModuleType, types: str, classes: int, name: str) -> None:
+def test_rows(kernels: Any, types: str, classes: int, name: str) -> None:
     dtype, out_dtype = TYPES[types]
     rows = 4 if classes > 1000 else 16
     inputs = make_inputs(rows, classes, 21, dtype=dtype, uniform=name != "plain", seed=classes)
     grad = random_grad(inputs)
     out = torch.full_like(inputs.logits, float("nan"), dtype=out_dtype)
-    assert_solved(two_steps(kernels, inputs, OPTIONS[name], grad, out), out, inputs, OPTIONS[name], grad)
+    assert_solved(two_steps(inputs, OPTIONS[name], grad, out), out, inputs, OPTIONS[name], grad)
     for device in (PLAIN_GPU, CLUSTERS, MANY_CLUSTERS):
         out.fill_(float("nan"))
         loss = one_step(kernels, inputs, OPTIONS[name], out, device=device)
@@ -212,7 +186,7 @@ def test_rows(kernels: ModuleType, types: str, classes: int, name: str) -> None:
 
 @pytest.mark.parametrize("classes", [7, 1003, 9800])
 @pytest.mark.usefixtures("order")
-def test_rows_in_place_and_misaligned(kernels: ModuleType, classes: int) -> None:
+def test_rows_in_place_and_misaligned(kernels: Any, classes: int) -> None:
     options = OPTIONS["general"]
     for dtype, offset in itertools.product((torch.float32, torch.bfloat16), (0, 3)):
         inputs = make_inputs(3, classes, 40, dtype=dtype, uniform=True, seed=1, ignored=0.3)
@@ -223,7 +197,7 @@ def test_rows_in_place_and_misaligned(kernels: ModuleType, classes: int) -> None
             logits.copy_(inputs.logits)
             moved = inputs._replace(logits=logits)
             if steps == 2:
-                loss = two_steps(kernels, moved, options, grad, logits, scale=scale)
+                loss = two_steps(moved, options, grad, logits, scale=scale)
             else:
                 loss = one_step(kernels, moved, options, logits, device=device)
             assert_solved(loss, logits, inputs, options, grad * scale if steps == 2 else ONE)
@@ -231,7 +205,7 @@ def test_rows_in_place_and_misaligned(kernels: ModuleType, classes: int) -> None
             assert not buffer.any(), "written beyond the row"
 
 
-def test_rows_aligned_unlike(kernels: ModuleType) -> None:
+def test_rows_aligned_unlike(kernels: Any) -> None:
     inputs = make_inputs(3, 1003, 21, seed=2)
     for stride, offset, device in itertools.product((1003, 1009), (0, 1), (PLAIN_GPU, CLUSTERS)):
         out = torch.full((3, stride + 1), float("nan"))[:, offset : offset + 1003]
@@ -242,13 +216,13 @@ def test_rows_aligned_unlike(kernels: ModuleType) -> None:
 @pytest.mark.parametrize("name", ["plain", "softcap"])
 @pytest.mark.parametrize("classes", [1003, 9800])
 @pytest.mark.usefixtures("order")
-def test_many_entries(kernels: ModuleType, classes: int, name: str) -> None:
+def test_many_entries(kernels: Any, classes: int, name: str) -> None:
     for dtype, slots in ((torch.float32, 3600), (torch.float64, 2100), (torch.bfloat16, 3413)):
         inputs = make_inputs(2, classes, slots, dtype=dtype, seed=3, ignored=0.0)
         for rows in (None, dense_rows(inputs)):
             grad = random_grad(inputs)
             in_place = inputs._replace(logits=inputs.logits.clone())
-            loss = two_steps(kernels, in_place, OPTIONS[name], grad, in_place.logits, rows)
+            loss = two_steps(in_place, OPTIONS[name], grad, in_place.logits, rows)
             assert_solved(loss, in_place.logits, inputs, OPTIONS[name], grad, rows)
             in_place = inputs._replace(logits=inputs.logits.clone())
             loss = one_step(kernels, in_place, OPTIONS[name], in_place.logits, rows)
@@ -258,21 +232,21 @@ def test_many_entries(kernels: ModuleType, classes: int, name: str) -> None:
 @pytest.mark.parametrize("name", OPTIONS)
 @pytest.mark.parametrize("classes", [1, 100, 1003, 9800])
 @pytest.mark.parametrize("types", TYPES)
-def test_dense_rows(kernels: ModuleType, types: str, classes: int, name: str) -> None:
+def test_dense_rows(kernels: Any, types: str, classes: int, name: str) -> None:
     dtype, out_dtype = TYPES[types]
     for slots in (0, 21):
         inputs = make_inputs(6, classes, slots, dtype=dtype, uniform=True, seed=4, ignored=0.5)
         rows, grad = dense_rows(inputs), random_grad(inputs)
         rows.rows[0] = -1
         out = torch.full_like(inputs.logits, float("nan"), dtype=out_dtype)
-        loss = two_steps(kernels, inputs, OPTIONS[name], grad, out, rows)
+        loss = two_steps(inputs, OPTIONS[name], grad, out, rows)
         assert_solved(loss, out, inputs, OPTIONS[name], grad, rows)
         out.fill_(float("nan"))
         loss = one_step(kernels, inputs, OPTIONS[name], out, rows, CLUSTERS)
         assert_solved(loss, out, inputs, OPTIONS[name], ONE, rows)
 
 
-def test_what_has_no_weight_has_no_influence(kernels: ModuleType) -> None:
+def test_what_has_no_weight_has_no_influence(kernels: Any) -> None:
     inputs = make_inputs(4, 1003, 5, seed=5, ignored=0.0)
     rows = dense_rows(inputs)
     inputs.logits[:, ::3] = -torch.inf  # where the rows are 0
@@ -284,7 +258,7 @@ def test_what_has_no_weight_has_no_influence(kernels: ModuleType) -> None:
     inputs.logits[2], inputs.indices[2], rows.rows[2] = torch.nan, -1, -1
     for dense in (None, rows):
         out = torch.full_like(inputs.logits, float("nan"))
-        loss = two_steps(kernels, inputs, OPTIONS["plain"], torch.ones(4), out, dense)
+        loss = two_steps(inputs, OPTIONS["plain"], torch.ones(4), out, dense)
         assert_solved(loss, out, inputs, OPTIONS["plain"], ONE, dense)
         for device in (PLAIN_GPU, CLUSTERS, MANY_CLUSTERS):
             out.fill_(float("nan"))
@@ -292,34 +266,69 @@ def test_what_has_no_weight_has_no_influence(kernels: ModuleType) -> None:
             assert_solved(loss, out, inputs, OPTIONS["plain"], ONE, dense)
 
 
+@pytest.mark.parametrize("device", [PLAIN_GPU, CLUSTERS, MANY_CLUSTERS])
+@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_labels_equal_entries_of_weight_one(kernels: Any, dtype: torch.dtype, name: str, device: int) -> None:
+    for ignored, logits_dtype in ((-100, torch.float32), (3, torch.bfloat16)):
+        inputs = make_inputs(4, 203, 1, dtype=logits_dtype, uniform=name != "plain", empty=0.0, ignored=0.0)
+        labels = inputs.indices[:, 0].to(dtype)
+        labels[2], labels[3] = ignored, 202
+        entries = inputs._replace(
+            indices=labels.masked_fill(labels == ignored, -1).int()[:, None], weights=torch.ones_like(inputs.weights)
+        )
+        target, grad = RowTarget(labels, None, inputs.uniform, None, ignored), random_grad(inputs)
+        expected, out = torch.full_like(inputs.logits, torch.nan), torch.full_like(inputs.logits, torch.nan)
+        loss = two_steps(entries, OPTIONS[name], grad, expected)
+        actual, statistics, *_ = native.forward(inputs.logits, target, OPTIONS[name], "none")
+        native.backward(grad, None, inputs.logits, statistics, target, OPTIONS[name], out)
+        assert torch.equal(actual, loss) and torch.equal(out, expected)
+        loss = one_step(kernels, entries, OPTIONS[name], expected, device=device)
+        kernels.device = device
+        (actual, *_), _ = native.forward_backward(inputs.logits, target, OPTIONS[name], out, "none")
+        assert torch.equal(actual, loss) and torch.equal(out, expected)
+
+
+@pytest.mark.parametrize("name", ["plain", "general"])
+def test_a_large_common_offset_changes_nothing(kernels: Any, name: str) -> None:
+    options = OPTIONS[name]._replace(z_loss=0.0, logit_scale=1.0)
+    inputs = make_inputs(4, 203, 3, uniform=name != "plain", ignored=0.0)
+    inputs.logits.copy_((inputs.logits * 2).round())
+    grad, results = random_grad(inputs), []
+    for offset in (0.0, 2.0**20, -(2.0**20)):
+        moved = inputs._replace(logits=inputs.logits + offset)
+        outs = [torch.full_like(inputs.logits, torch.nan) for _ in range(2)]
+        results.append([two_steps(moved, options, grad, outs[0]), one_step(kernels, moved, options, outs[1]), *outs])
+    for result in results[1:]:
+        torch.testing.assert_close(result, results[0], rtol=1e-5, atol=1e-6)
+    equal = []
+    for offset in (0.0, torch.finfo(torch.float32).min, -2e38, 1e15):
+        moved, out = inputs._replace(logits=torch.full_like(inputs.logits, offset)), torch.zeros_like(inputs.logits)
+        equal.append((two_steps(moved, options, grad, out), out))
+    for result in equal[1:]:
+        assert all(map(torch.equal, result, equal[0]))
+
+
 @pytest.mark.usefixtures("order")
-def test_logsumexp_and_select_and_its_gradient(kernels: ModuleType) -> None:
+def test_logsumexp_and_select_and_its_gradient(kernels: Any) -> None:
     inputs = make_inputs(4, 1003, 9, dtype=torch.bfloat16, seed=6)
     rows = len(inputs.logits)
-    lse, selected = poisoned(rows, torch.float64), torch.full((rows, 9), torch.nan)
-    targets = (pointer(inputs.indices), 0, 0, 9)
-    kernels.logsumexp_and_select_forward(
-        logits_tuple(inputs.logits), targets, pointer(lse), pointer(selected), PLAIN_GPU, 0
-    )
+    statistics, selected = native.select(inputs.logits, inputs.indices)
     wide = inputs.logits.double().requires_grad_()
-    expected = reference.logsumexp_and_select(wide, inputs.indices)
-    torch.testing.assert_close(lse, expected[0].detach(), rtol=1e-6, atol=1e-6)
+    expected = logsumexp_and_select(wide, inputs.indices, "reference")
+    torch.testing.assert_close(logsumexp_of(statistics), expected[0].detach(), rtol=1e-6, atol=1e-6)
     assert torch.equal(selected.double(), expected[1])
     grads = random_grad(inputs), torch.randn(rows, 9, generator=torch.Generator().manual_seed(1))
     grads[0][0] = 0.0  # a row whose logits have no influence
     out = torch.full_like(inputs.logits, float("nan"))
-    weights = -grads[1]
-    kernels.sparse_cross_entropy_backward(
-        logits_tuple(inputs.logits), (pointer(inputs.indices), pointer(weights), 0, 9), (0, 0, 0, 0, 0),
-        tuple(RowOptions()), pointer(ONE), True, 0, pointer(lse), 0, pointer(grads[0]),
-        (pointer(out), CODES[out.dtype], out.stride(0)), PLAIN_GPU, 0,
-    )  # fmt: skip
+    target = RowTarget(inputs.indices, -grads[1])
+    native.backward(ONE, None, inputs.logits, statistics, target, RowOptions(), out, mass=grads[0])
     d_logits = torch.autograd.grad(expected, wide, [grad.double() for grad in grads])[0]
     torch.testing.assert_close(out, d_logits.bfloat16())
 
 
 @pytest.mark.parametrize("step", [0.1, 0.3, 1.0])
-def test_a_long_row_loses_nothing_to_its_running_sum(kernels: ModuleType, step: float) -> None:
+def test_a_long_row_loses_nothing_to_its_running_sum(kernels: Any, step: float) -> None:
     """A thread adds up 500 equal exponentials here, all rounded alike; the error of the sum is that of the gradient."""
     inputs = make_inputs(2, 128256, 3, dtype=torch.float32)
     inputs.logits.zero_()
@@ -327,7 +336,7 @@ def test_a_long_row_loses_nothing_to_its_running_sum(kernels: ModuleType, step: 
     grad, out = torch.ones(()), torch.empty_like(inputs.logits)
     expected = solve(inputs, RowOptions(), grad, torch.float64).grad
     others = torch.ones(128256, dtype=torch.bool).index_fill(0, inputs.indices.flatten().long().clamp(min=0), False)
-    two_steps(kernels, inputs, RowOptions(), grad, out)
+    two_steps(inputs, RowOptions(), grad, out)
     assert relative_error(out[:, others], expected[:, others]) < 4 * torch.finfo(torch.float32).eps
     one_step(kernels, inputs, RowOptions(), out.zero_())
     assert relative_error(out[:, others], expected[:, others]) < 4 * torch.finfo(torch.float32).eps
@@ -339,50 +348,44 @@ def test_a_long_row_loses_nothing_to_its_running_sum(kernels: ModuleType, step: 
 @pytest.mark.parametrize("neighbours", [None, 0, 7, 64])
 @pytest.mark.parametrize("candidates", [1, 5, 40])
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
-def test_smoothed_target(kernels: ModuleType, dtype: torch.dtype, candidates: int, neighbours: int | None) -> None:
+def test_smoothed_target(kernels: Any, dtype: torch.dtype, candidates: int, neighbours: int | None) -> None:
     generator = torch.Generator().manual_seed(candidates)
     batch, length, tokens = 3, 5, 30
     tokens_drawn = torch.randint(-2, tokens + 2, (candidates, batch, length), generator=generator).to(dtype)
     tokens_drawn[0, 1, 2:] = -100
     weights = torch.rand(candidates, batch, generator=generator)
-    table, table_tuple = None, (0, 0, 0, 0, 0)
+    table = None
     if neighbours is not None:
         indices = torch.randint(-1, tokens, (tokens, neighbours), generator=generator, dtype=torch.int32)
-        table = SparseRows(
+        table = TableRows(
             indices, torch.rand(indices.shape, generator=generator), torch.rand(tokens, generator=generator)
         )
-        table_tuple = (pointer(indices), pointer(table.weights), pointer(table.tail), tokens, neighbours)
-    slots = candidates * ((neighbours or 0) + 1)
-    out_indices = torch.full((batch * length, slots), -7, dtype=torch.int32)
-    out_weights, out_uniform = torch.full((batch * length, slots), torch.nan), poisoned(batch * length, torch.float32)
-    for given in (weights, None):
-        drawn = (pointer(tokens_drawn), dtype == torch.int64, candidates, batch, length, pointer(given), 0.3, -100)
-        kernels.smoothed_target(
-            drawn, table_tuple, pointer(out_indices), pointer(out_weights), pointer(out_uniform) if table else 0, 0, 0
-        )
-        expected = reference.smoothed_target(
-            tokens_drawn, torch.ones_like(weights) if given is None else given, table, 0.3, -100
-        )
-        assert torch.equal(out_indices, expected[0])
-        torch.testing.assert_close(out_weights, expected[1])
-        if table is not None:
-            torch.testing.assert_close(out_uniform, expected[2])
+    samples = tokens_drawn[1:] if candidates > 1 else None
+    for own, omega in ((weights[0], weights[1:] if candidates > 1 else None), (None, None)):
+        drawn = Candidates(tokens_drawn[0], samples, own, omega, 0.6, -100)
+        made, expected = native.smoothed_target(drawn, table, 0.3), reference.smoothed_target(drawn, table, 0.3)
+        assert torch.equal(made[0], expected[0])
+        torch.testing.assert_close(made[1], expected[1])
+        assert (made[2] is None) == (table is None)
+        if made[2] is not None:
+            torch.testing.assert_close(made[2], expected[2])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("rows", [0, 1, 5, 1024, 5000])
-@pytest.mark.usefixtures("order")
-def test_mean(kernels: ModuleType, rows: int, dtype: torch.dtype) -> None:
+@pytest.mark.usefixtures("order", "kernels")
+def test_reduce(rows: int, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(rows)
     losses, mass = (torch.rand(rows, generator=generator, dtype=dtype) for _ in range(2))
     for ignored in (0.0, 0.4, 1.0):
         mass = mass.masked_fill(torch.rand(rows, generator=generator) < ignored, 0.0)
-        loss, scale = poisoned(1, dtype), poisoned(1, dtype)
-        arguments = (pointer(losses), pointer(mass), CODES[dtype], rows, pointer(loss), pointer(scale))
-        kernels.mean(*arguments, PLAIN_GPU, 0)
+        loss, scale = native.reduce(losses, mass, "mean")
         count = mass.count_nonzero()
-        torch.testing.assert_close(loss[0], (losses.double().sum() / count).to(dtype), equal_nan=True)
-        torch.testing.assert_close(scale[0], (1 / count.clamp(min=1).double()).to(dtype))
+        torch.testing.assert_close(loss, (losses.double().sum() / count).to(dtype), equal_nan=True)
+        torch.testing.assert_close(scale, (1 / count.clamp(min=1).double()).to(dtype))
+        total, one = native.reduce(losses, mass, "sum")
+        torch.testing.assert_close(total, losses.double().sum().to(dtype))
+        assert one == 1
 
 
 @pytest.mark.parametrize(
@@ -394,19 +397,20 @@ def test_mean(kernels: ModuleType, rows: int, dtype: torch.dtype) -> None:
 )  # fmt: skip
 @pytest.mark.parametrize("size", [0, 1, 3, 4, 5, 1027, 4096, 9001])
 @pytest.mark.usefixtures("order")
-def test_scaled_copy(kernels: ModuleType, size: int, dtype: torch.dtype, out_dtype: torch.dtype) -> None:
+def test_scaled_copy(emulated_cuda: ModuleType, size: int, dtype: torch.dtype, out_dtype: torch.dtype) -> None:
     values = torch.randn(size, generator=torch.Generator().manual_seed(size), dtype=dtype)
     factor, out = torch.tensor(0.37, dtype=dtype), torch.full((size + 1,), torch.nan, dtype=out_dtype)
-    kernels.scaled_copy(
-        pointer(values), CODES[dtype], size, pointer(factor), pointer(out), CODES[out_dtype], PLAIN_GPU, 0
+    codes = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+    emulated_cuda.scaled_copy(
+        values.data_ptr(), codes[dtype], size, factor.data_ptr(), out.data_ptr(), codes[out_dtype], PLAIN_GPU, 0
     )
     assert torch.equal(out[:size], (values * factor).to(out_dtype))
     assert out[size].isnan()
 
 
-def test_scaled_copy_says_what_it_cannot_take(kernels: ModuleType) -> None:
+def test_scaled_copy_says_what_it_cannot_take(emulated_cuda: ModuleType) -> None:
     values, factor, out = torch.zeros(8), torch.ones(()), torch.zeros(8)
     with pytest.raises(ValueError, match="multiples of 16"):
-        kernels.scaled_copy(pointer(values) + 4, 0, 4, pointer(factor), pointer(out), 0, PLAIN_GPU, 0)
+        emulated_cuda.scaled_copy(values.data_ptr() + 4, 0, 4, factor.data_ptr(), out.data_ptr(), 0, PLAIN_GPU, 0)
     with pytest.raises(ValueError, match="null pointer"):
-        kernels.scaled_copy(pointer(values), 0, 4, 0, pointer(out), 0, PLAIN_GPU, 0)
+        emulated_cuda.scaled_copy(values.data_ptr(), 0, 4, 0, out.data_ptr(), 0, PLAIN_GPU, 0)

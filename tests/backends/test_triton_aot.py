@@ -27,7 +27,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from smoothloss.backends import triton as triton_kernels
-from smoothloss.backends.common import DenseRows, RowOptions, SparseRows
+from smoothloss.backends.common import Candidates, DenseRows, RowOptions, RowTarget, TableRows
 from smoothloss.backends.triton.config import CONFIGS, DENSE_CONFIGS, ENTRY_BLOCKS, TARGET_BLOCKS, UNITS, RowConfig
 
 ARCHITECTURES = (80, 90, 100, 120)
@@ -39,7 +39,7 @@ KERNELS = (
     "_sparse_cross_entropy_backward_kernel",
     "_logsumexp_and_select_forward_kernel",
     "_smoothed_target_kernel",
-    "_mean_kernel",
+    "_reduce_kernel",
     "_scaled_copy_kernel",
 )
 # What the launchers can be asked for, each with the dtypes of the logits and of the gradient.
@@ -47,8 +47,10 @@ F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float6
 SAME = ((F16, F16), (BF16, BF16), (F32, F32), (F64, F64))
 CALLS = {
     "forward": SAME,
+    "forward_labels": SAME,
     "forward_dense": SAME,
     "backward": SAME,
+    "backward_labels": SAME,
     "backward_dense": SAME,
     "backward_with_mass": SAME,
     "backward_with_scale": SAME,
@@ -108,21 +110,21 @@ def call(
     per_row = torch.zeros(rows, dtype=accumulator)
     uniform = None if options == PLAIN else per_row
     dense = DenseRows(weights.new_zeros(1, v), indices[:, :1], weights[:, :1]) if "dense" in name else None
-    target = (indices, weights, uniform, options)
+    target = RowTarget(indices, weights, uniform, dense)
+    if name.endswith("labels"):
+        target = RowTarget(torch.zeros(rows, dtype=torch.int64), None, uniform, None, -100)
     if name.startswith("forward_backward"):
         programs = (lambda *_: 1) if "row_loop" in name else triton_kernels.row_programs
         with patch.object(triton_kernels, "row_programs", programs):
-            triton_kernels.sparse_cross_entropy_forward_backward(logits, *target, out, dense)
+            triton_kernels.forward_backward(logits, target, options, out, "none")
     elif name.startswith("forward"):
-        triton_kernels.sparse_cross_entropy_forward(logits, *target, dense)
+        triton_kernels.forward(logits, target, options, "none")
     elif name == "logsumexp_and_select":
-        triton_kernels.logsumexp_and_select_forward(logits, indices)
+        triton_kernels.select(logits, indices)
     else:
         mass, scale = (per_row if what in name else None for what in ("with_mass", "with_scale"))
-        lse = per_row.double()
-        triton_kernels.sparse_cross_entropy_backward(
-            per_row, logits, lse, per_row, *target, out, mass, dense=dense, scale=scale
-        )
+        statistics = torch.zeros(rows, 3, dtype=accumulator)
+        triton_kernels.backward(per_row, scale, logits, statistics, target, options, out, mass)
 
 
 def source(launch: Launch) -> tuple[ASTSource, dict[str, Any]]:
@@ -195,14 +197,19 @@ def test_compiles_without_stack(architecture: int, name: str, launches: list[Lau
 def test_targets_and_mean_compile_without_stack(architecture: int, launches: list[Launch], tmp_path: Path) -> None:
     for dtype in (torch.int32, torch.int64):
         for k in (1, 20, 200):  # one for each number of slots that a program fills at a time
-            candidates, weights = torch.zeros(5, 2, 3, dtype=dtype), torch.zeros(5, 2)
+            target, samples = torch.zeros(2, 3, dtype=dtype), torch.zeros(4, 2, 3, dtype=dtype)
+            own, omega = torch.zeros(2), torch.zeros(4, 2)
             indices, similar, tail = torch.zeros(9, k, dtype=torch.int32), torch.zeros(9, k), torch.zeros(9)
-            triton_kernels.smoothed_target(candidates, weights, SparseRows(indices, similar, tail), 0.1, -100)
-            triton_kernels.smoothed_target(candidates, None, SparseRows(indices, similar, None), 0.1, -100)
-            triton_kernels.smoothed_target(candidates[..., :1], weights, None, 0.1, -100)
+            triton_kernels.smoothed_target(
+                Candidates(target, samples, None, omega), TableRows(indices, similar, tail), 0.1
+            )
+            triton_kernels.smoothed_target(Candidates(target, samples), TableRows(indices, similar, None), 0.1)
+            triton_kernels.smoothed_target(Candidates(target, None, own), TableRows(indices, similar, tail), 0.1)
+            triton_kernels.smoothed_target(Candidates(target, samples, own, omega), None, 0.1)
     assert {launch.keywords["BLOCK_S"] for launch in launches} == {block for block, _ in TARGET_BLOCKS}
     for accumulator in (F32, F64):
-        triton_kernels.mean(torch.zeros(3, dtype=accumulator), torch.zeros(3, dtype=accumulator))
+        for reduction in ("mean", "sum"):
+            triton_kernels.reduce(torch.zeros(3, dtype=accumulator), torch.zeros(3, dtype=accumulator), reduction)
         for out_dtype in (F32, BF16, F16) if accumulator == F32 else (F64,):
             triton_kernels.scaled_copy(torch.zeros(3, dtype=accumulator), torch.ones((), dtype=accumulator), out_dtype)
     compile_all(launches, architecture, tmp_path)
@@ -278,9 +285,10 @@ def test_numbers_that_vary_are_no_reason_to_compile_again(name: str, launches: l
 
 def test_sizes_of_targets_are_no_reason_to_compile_again(launches: list[Launch]) -> None:
     for j, k, b, t, alpha in ((3, 16, 16, 1, 0.5), (2, 20, 1, 5, 0.1)):
-        table = SparseRows(torch.zeros(16, k, dtype=torch.int32), torch.zeros(16, k), torch.zeros(16))
-        triton_kernels.smoothed_target(torch.zeros(j, b, t).long(), torch.zeros(j, b), table, alpha, -100)
-    triton_kernels.mean(torch.zeros(16), torch.zeros(16))
+        table = TableRows(torch.zeros(16, k, dtype=torch.int32), torch.zeros(16, k), torch.zeros(16))
+        candidates = Candidates(torch.zeros(b, t).long(), torch.zeros(j, b, t).long(), None, torch.zeros(j, b), alpha)
+        triton_kernels.smoothed_target(candidates, table, alpha)
+    triton_kernels.reduce(torch.zeros(16), torch.zeros(16), "mean")
     assert launches[0].keywords == launches[1].keywords
     for launch in launches:
         numbers = {

@@ -114,7 +114,7 @@ def test_a_perfect_candidate_scores_one():
 
 def test_options_are_checked():
     references = References([[[1]]])
-    with pytest.raises(ValueError, match="n: got 9, expected 1 to 8"):
+    with pytest.raises(ValueError, match="n: got 9, expected at most 8"):
         sentence_bleu([[1]], None, references, n=9)
     with pytest.raises(TypeError, match=r"n: got 2\.0"):
         sentence_bleu([[1]], None, references, n=2.0)
