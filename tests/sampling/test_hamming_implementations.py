@@ -101,7 +101,7 @@ def cases(draw: st.DrawFn, largest: int = 70) -> Case:
     )
 
 
-@pytest.fixture(params=NAMES or ["triton"], scope="module")
+@pytest.fixture(params=NAMES or ["triton"])
 def impl(request: pytest.FixtureRequest) -> Iterator[str]:
     """The `impl` to ask for, with what must be replaced for it to be the one of this name."""
     name = str(request.param)
