@@ -90,7 +90,7 @@ run_tests() {
     cores=$(nproc)
     "$python" -c "import xdist" 2>/dev/null && workers=(-n $((cores > 12 ? 12 : cores)))
     # Warnings of versions that nobody pinned here are no errors.
-    cd "$root/tests" && "$python" -m pytest backends ops rewards sampling -m gpu --quiet -p no:cacheprovider -W default "${workers[@]}"
+    cd "$root/tests" && "$python" -m pytest backends rewards sampling -m gpu --quiet -p no:cacheprovider -W default "${workers[@]}"
 }
 
 # One tool over the CUDA kernels. The allocator of torch is switched off, or it would hide what lies between tensors.

@@ -60,8 +60,10 @@ def check_number(
 
     NumPy's numbers are numbers like others.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float, numbers.Real)):
-        raise TypeError(f"{name}: got {type(value).__name__}, expected a number")
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
+            raise TypeError(f"{name}: got {type(value).__name__}, expected a number")
+        value = float(value)
     inside = (value > low if open_low else value >= low) and value <= high
     # Comparisons, not math.isinf: torch.compile follows them with numbers that vary from call to call.
     if not (inside and -math.inf < value < math.inf):

@@ -124,7 +124,10 @@ class Target:
             return None if tensor is None else tensor.to(device)
 
         if source is not None:
-            source = type(source)(*(part.to(device) if isinstance(part, Tensor) else part for part in source))
+            parts: dict[str, Any] = {
+                name: value.to(device) for name, value in source._asdict().items() if isinstance(value, Tensor)
+            }
+            source = source._replace(**parts)
         flat = FlatTarget(moved(indices), moved(weights), moved(uniform), ignore_index, source)
         return Target(self.shape, flat, (), self.num_classes, moved(self.counted))
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 
+import numpy as np
 import pytest
 import torch
 
 import smoothloss.functional as F
-from smoothloss import nn
+from smoothloss import nn, targets
 from smoothloss.testing import make_sequences, make_table
 
 B, T, V, L = 3, 5, 60, 4
@@ -45,11 +47,74 @@ def test_every_module_has_a_function() -> None:
         assert function in F.__all__
 
 
-def test_options_are_checked_at_construction() -> None:
-    with pytest.raises(ValueError, match="reduction: got 'avg'"):
-        nn.CrossEntropyLoss(reduction="avg")
-    with pytest.raises(ValueError, match="label_smoothing: got -1"):
-        nn.SparseCrossEntropyLoss(label_smoothing=-1.0)
+WRONG: dict[str, tuple[object, type[Exception], str]] = {
+    "reduction": ("avg", ValueError, "reduction: got 'avg'"),
+    "impl": ("gpu", ValueError, "impl: got 'gpu'"),
+    "label_smoothing": (-1.0, ValueError, "label_smoothing: got -1"),
+    "entropy": ("1", TypeError, "entropy: got str"),
+    "z_loss": (torch.ones(1), TypeError, "z_loss: got Tensor"),
+    "logit_scale": (0, ValueError, "logit_scale: got 0"),
+    "softcap": (-1, ValueError, "softcap: got -1"),
+    "kl": ("no", TypeError, "kl: got str"),
+    "inplace": (1, TypeError, "inplace: got int"),
+    "chunk_bytes": (-1, ValueError, "chunk_bytes: got -1"),
+    "memory": ("x", ValueError, "memory: got 'x'"),
+    "alpha": (2.0, ValueError, "alpha: got 2"),
+    "token_alpha": (0.5, ValueError, "token_alpha: got 0.5 without a table"),
+    "ignore_index": (None, TypeError, "ignore_index: got NoneType"),
+    "table": ({}, TypeError, "table: got dict"),
+    "label_smooting": (0.1, TypeError, "label_smooting"),
+}
+
+
+@pytest.mark.parametrize("option", WRONG)
+@pytest.mark.parametrize("name", nn.__all__)
+def test_options_are_named_and_checked_at_construction(name: str, option: str) -> None:
+    module, (value, error, message) = getattr(nn, name), WRONG[option]
+    required = {"alpha": 0.5} if "Sequence" in name else {}
+    if option not in inspect.signature(module).parameters:
+        error, message = TypeError, f"unexpected keyword argument '{option}'"
+    with pytest.raises(error, match=message):
+        module(**{**required, option: value})
+    assert module(**required).training
+
+
+def test_alpha_needs_a_table() -> None:
+    with pytest.raises(ValueError, match=r"alpha: got 0\.1 without a table"):
+        nn.CrossEntropyLoss(alpha=0.1)
+
+
+def test_numpy_numbers_are_numbers() -> None:
+    module = nn.LinearCrossEntropyLoss(
+        make_table(V), alpha=np.float32(0.5), ignore_index=np.int64(-1), label_smoothing=np.float64(0.1),
+        chunk_bytes=np.int32(4096), kl=np.bool_(True),
+    )  # fmt: skip
+    target, *_ = make_sequences(B, T, V, L)
+    hidden, weight = torch.randn(B, T, 8), torch.randn(V, 8)
+    expected = F.linear_cross_entropy(
+        hidden, weight, target.where(target >= 0, -1), table=make_table(V), alpha=0.5, ignore_index=-1,
+        label_smoothing=float(np.float64(0.1)), chunk_bytes=4096, kl=True,
+    )  # fmt: skip
+    torch.testing.assert_close(module(hidden, weight, target.where(target >= 0, -1)), expected)
+
+
+def test_class_weights_move_with_the_module() -> None:
+    module, target = nn.CrossEntropyLoss(weight=torch.rand(V)), torch.randint(V, (4,))
+    logits = torch.randn(4, V)
+    expected = torch.nn.functional.cross_entropy(logits, target, weight=module.weight)
+    torch.testing.assert_close(module(logits, target), expected)
+    assert module.to("meta").weight.device.type == "meta"
+
+
+def test_a_module_takes_a_target() -> None:
+    target, samples, omega = make_sequences(B, T, V, L)
+    logits = torch.randn(B, T, V)
+    value = targets.lazy_sequence(target, samples, omega, alpha=0.5)
+    torch.testing.assert_close(nn.CrossEntropyLoss()(logits, value), F.cross_entropy(logits, value))
+
+
+def test_a_module_with_a_table_on_meta_can_be_printed() -> None:
+    assert "meta" in repr(nn.CrossEntropyLoss(make_table(V), alpha=0.5).to("meta"))
 
 
 def test_the_table_moves_with_the_module() -> None:

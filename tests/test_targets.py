@@ -210,36 +210,40 @@ def test_to_another_device_and_repr() -> None:
 
 
 Y, SAMPLES = torch.zeros(B, T, dtype=torch.long), torch.zeros(L, B, T, dtype=torch.long)
+TABLE = make_table(V)
+NEGATIVE = Y.index_put((torch.tensor(1), torch.tensor(2)), torch.tensor(-7))
+LOG_PROBS = torch.zeros(L, B, T)
 WRONG: dict[str, tuple[type[Exception], str, Callable[[], object]]] = {
     "labels": (TypeError, "target: got list, expected a torch.Tensor", lambda: targets.labels([1, 2])),
     "ignore_index": (TypeError, "ignore_index: got NoneType", lambda: targets.labels(Y, ignore_index=None)),
-    "alpha": (ValueError, "alpha: got 2", lambda: targets.token(Y, make_table(V), 2)),
+    "alpha": (ValueError, "alpha: got 2", lambda: targets.token(Y, TABLE, 2)),
     "no table": (ValueError, "alpha: got 0.5 without a table", lambda: targets.token(Y, None, 0.5)),
     "samples": (ValueError, r"samples: got shape \(4, 3, 4\), expected \(4, 3, 5\)",
                 lambda: targets.lazy_sequence(Y, SAMPLES[..., 1:], alpha=0.5)),
     "one sequence": (ValueError, r"target: got shape \(5,\), expected \(B, T\)",
                      lambda: targets.lazy_sequence(Y[0], SAMPLES, alpha=0.5)),
-    "token_alpha": (ValueError, "token_alpha: got 0.5 without", lambda: targets.sequence(Y, SAMPLES, alpha=1, token_alpha=0.5)),
+    "token_alpha": (ValueError, "token_alpha: got 0.5 without",
+                    lambda: targets.sequence(Y, SAMPLES, alpha=1, token_alpha=0.5)),
     "sample weights": (ValueError, r"sample_weights: got shape \(3, 4\)",
                        lambda: targets.sequence(Y, SAMPLES, torch.ones(B, L), alpha=1)),
     "weights": (ValueError, r"weights: got shape \(3, 5\), expected \(4, 3, 5\)",
                 lambda: targets.entries(SAMPLES, torch.ones(B, T))),
     "grad": (ValueError, "log_probs: got a tensor that requires grad",
-             lambda: targets.top_k(SAMPLES, torch.zeros(L, B, T, requires_grad=True))),
-    "missing": (ValueError, "missing: got 'bucket'", lambda: targets.top_k(SAMPLES, torch.zeros(L, B, T), missing="bucket")),
-    "temperature": (ValueError, "temperature: got 0", lambda: targets.top_k(SAMPLES, torch.zeros(L, B, T), temperature=0)),
+             lambda: targets.top_k(SAMPLES, LOG_PROBS.clone().requires_grad_())),
+    "missing": (ValueError, "missing: got 'bucket'", lambda: targets.top_k(SAMPLES, LOG_PROBS, missing="bucket")),
+    "temperature": (ValueError, "temperature: got 0", lambda: targets.top_k(SAMPLES, LOG_PROBS, temperature=0)),
     "sum of shapes": (ValueError, "target: got shapes", lambda: targets.labels(Y) + targets.labels(Y[0])),
     "sum of tables": (ValueError, "got targets over 60 and 7 classes",
-                      lambda: targets.token(Y, make_table(V), 0.1) + targets.token(Y, make_table(7, k=3), 0.1)),
+                      lambda: targets.token(Y, TABLE, 0.1) + targets.token(Y, make_table(7, k=3), 0.1)),
     "sum of exact tails": (ValueError, "two tables with exact tails",
                            lambda: targets.token(Y, EXACT, 0.1) + targets.token(Y, make_table(V, tail="exact"), 0.1)),
     "factor": (TypeError, "factor: got str", lambda: targets.labels(Y) * "2"),
     "summand": (TypeError, "unsupported operand", lambda: targets.labels(Y) + 1),
-    "classes": (ValueError, "num_classes: got 7, expected 60", lambda: targets.token(Y, make_table(V), 0.1).dense(7)),
+    "classes": (ValueError, "num_classes: got 7, expected 60", lambda: targets.token(Y, TABLE, 0.1).dense(7)),
     "no classes": (ValueError, "num_classes: got 0", lambda: targets.labels(Y).dense(0)),
-    "negative label": (IndexError, r"target\[1, 2\]: got -7",
-                       lambda: targets.labels(Y.index_put((torch.tensor(1), torch.tensor(2)), torch.tensor(-7))).dense(V)),
-    "negative sample": (IndexError, r"samples\[0, 0, 0\]: got -1", lambda: targets.lazy_sequence(Y, SAMPLES - 1, alpha=0.5)),
+    "negative label": (IndexError, r"target\[1, 2\]: got -7", lambda: targets.labels(NEGATIVE).dense(V)),
+    "negative sample": (IndexError, r"samples\[0, 0, 0\]: got -1",
+                        lambda: targets.lazy_sequence(Y, SAMPLES - 1, alpha=0.5)),
 }  # fmt: skip
 
 

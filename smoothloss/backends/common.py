@@ -61,7 +61,7 @@ class Candidates(NamedTuple):
     ignore_index: int = -100
 
     @property
-    def count(self) -> int:
+    def per_position(self) -> int:
         """Number of candidates of a position."""
         return 1 if self.samples is None else 1 + self.samples.shape[0]
 

@@ -12,7 +12,7 @@ from smoothloss.backends.common import Forward, RowOptions, accumulator_dtype, w
 from smoothloss.ops.checks import checked_op
 from smoothloss.ops.register import OPTIONS_SCHEMA, TARGET_SCHEMA, define, no_gradients
 from smoothloss.ops.target import FlatTarget
-from smoothloss.ops.transforms import apply, differentiable_once, is_eager, is_transformed
+from smoothloss.ops.transforms import apply, differentiable_once, is_batched, is_eager
 
 # One piece of dense rows; on CUDA as much as the linear op takes.
 SOURCE_BYTES = {"cpu": 256 << 20, "cuda": 3 << 29}
@@ -29,7 +29,7 @@ def cross_entropy(
         return loss
     if not (torch.is_grad_enabled() and logits.requires_grad):
         return forward(logits, target, options, reduction, impl).loss
-    return apply(_CrossEntropy, logits, target, options, reduction, inplace and owns_its_memory(logits), impl)
+    return apply(_CrossEntropy, logits, (target, options, reduction, inplace and owns_its_memory(logits), impl))
 
 
 def reference_loss(logits: Tensor, target: FlatTarget, options: RowOptions, reduction: str) -> Tensor:
@@ -49,7 +49,7 @@ def owns_its_memory(logits: Tensor) -> bool:
 
 def parts(rows: int, target: FlatTarget, device_type: str) -> list[slice | None]:
     """Return None for the whole batch, or pieces of it whose dense rows fit the budget."""
-    if not target.row_bytes:
+    if target.source is None or not target.row_bytes:
         return [None]
     budget = SOURCE_BYTES.get(device_type, SOURCE_BYTES["cpu"])
     size = max(1, budget // target.row_bytes)
@@ -63,7 +63,7 @@ def forward(logits: Tensor, target: FlatTarget, options: RowOptions, reduction: 
     kernels, dtype = backends.kernels(impl), accumulator_dtype(logits.dtype)
     pieces = parts(logits.shape[0], target, logits.device.type)
     if len(pieces) == 1:
-        return kernels.forward(logits, target.rows(dtype, pieces[0]), options, reduction)
+        return kernels.forward(logits, target.rows(dtype), options, reduction)
     results = [kernels.forward(logits[part], target.rows(dtype, part), options, "none") for part in pieces]
     losses, statistics, masses, _ = zip(*results, strict=True)
     loss, mass = torch.cat(losses), torch.cat(masses)
@@ -83,13 +83,14 @@ def backward(
         logits = logits.contiguous()
     grad = grad.to(dtype).contiguous()
     mass = None if mass is None else mass.to(dtype).contiguous()
-    for part in parts(logits.shape[0], target, logits.device.type):
+    pieces = parts(logits.shape[0], target, logits.device.type)
+    if len(pieces) == 1:
+        kernels.backward(grad, scale, logits, statistics, target.rows(dtype), options, out, mass)
+        return
+    for part in pieces:
+        own = grad if grad.numel() == 1 else grad[part]
         rows = target.rows(dtype, part)
-        if part is None:
-            kernels.backward(grad, scale, logits, statistics, rows, options, out, mass)
-        else:
-            own = grad if grad.numel() == 1 else grad[part]
-            kernels.backward(own, scale, logits[part], statistics[part], rows, options, out[part], mass)
+        kernels.backward(own, scale, logits[part], statistics[part], rows, options, out[part], mass)
 
 
 def new_gradient(logits: Tensor) -> Tensor:
@@ -97,18 +98,20 @@ def new_gradient(logits: Tensor) -> Tensor:
     return torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
 
 
+# Everything about a call but its tensors is one argument: each costs time of its own.
+_Call = tuple[FlatTarget, RowOptions, str, bool, str]
+
+
 class _CrossEntropy(torch.autograd.Function):
     """The node of eager code; the backward recomputes the probabilities from the saved statistics."""
 
     @staticmethod
-    def forward(
-        ctx: Any, logits: Tensor, target: FlatTarget, options: RowOptions, reduction: str, inplace: bool, impl: str
-    ) -> Tensor:
-        loss, statistics, _, scale = forward(logits, target, options, reduction, impl)
+    def forward(ctx: Any, logits: Tensor, call: _Call) -> Tensor:
+        target, ctx.options, reduction, ctx.inplace, ctx.impl = call
+        loss, statistics, _, scale = forward(logits, target, ctx.options, reduction, ctx.impl)
         indices, weights, uniform, source, settings, ignore_index = target.pack()
         ctx.save_for_backward(logits, statistics, scale, indices, weights, uniform, *source)
-        ctx.settings, ctx.options, ctx.impl = (settings, ignore_index), options, impl
-        ctx.inplace, ctx.is_consumed = inplace, False
+        ctx.settings, ctx.is_consumed = (settings, ignore_index), False
         return loss
 
     @staticmethod
@@ -116,18 +119,21 @@ class _CrossEntropy(torch.autograd.Function):
         if ctx.is_consumed:
             raise RuntimeError("backward a second time: the logits were overwritten by their gradient (inplace=True)")
         logits, statistics, scale, indices, weights, uniform, *source = ctx.saved_tensors
-        target = (indices, weights, uniform, source, *ctx.settings)
-        if is_transformed():  # is_grads_batched
-            d_logits = backward_op(grad, scale, logits, statistics, *target, None, *ctx.options, ctx.impl)
-            return d_logits, None, None, None, None, None
-        with torch.no_grad():
-            d_logits = logits.detach() if ctx.inplace else new_gradient(logits)
-            backward(grad, scale, logits, statistics, FlatTarget.unpack(*target), ctx.options, d_logits, ctx.impl)
+        target = FlatTarget.unpack(indices, weights, uniform, source, *ctx.settings)
+        values, incoming = logits, grad
+        if torch.is_grad_enabled():  # what is done here is no part of the graph that is being built
+            values, incoming = logits.detach(), grad.detach()
+        d_logits = logits.detach() if ctx.inplace else new_gradient(logits)
+        if is_batched(grad):  # each row's gradient is linear in what comes in, for which torch knows the rule
+            incoming = scale.new_ones(()) if scale is not None else statistics.new_ones(())
+        backward(incoming, scale, values, statistics, target, ctx.options, d_logits, ctx.impl)
+        if is_batched(grad):
+            return (d_logits * (grad if grad.dim() == 0 else grad.unsqueeze(-1))).to(logits.dtype), None
         if ctx.inplace:
             ctx.is_consumed = True
             # Whoever saved the logits for a backward of their own must hear of it.
             torch.autograd.graph.increment_version(logits)
-        return *differentiable_once([d_logits], logits, grad), None, None, None, None, None
+        return *differentiable_once([d_logits], logits, grad), None
 
 
 # ---- as torch operators
@@ -164,7 +170,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 def _backward_of_op(ctx: Any, grad: Tensor | None, *unused: Any) -> tuple[Any, ...]:
     del unused
-    rest = no_gradients(ctx.sources, len(ctx.settings[0]), 7)
+    rest = no_gradients((ctx.sources, len(ctx.settings[0])), 7)
     if grad is None:
         return None, *rest
     logits, statistics, scale, indices, weights, uniform, *source = ctx.saved_tensors

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from smoothloss import backends
 from smoothloss.backends.common import Forward, RowOptions, RowTarget, accumulator_dtype, without_autocast
+from smoothloss.ops.cross_entropy import backward as backward_of_logits
 from smoothloss.ops.cross_entropy import reference_loss
 from smoothloss.ops.linear_layer import (
     ClassSums,
@@ -28,7 +29,7 @@ from smoothloss.ops.linear_layer import (
 from smoothloss.ops.logsumexp_and_select import logsumexp_and_select, logsumexp_of
 from smoothloss.ops.register import OPTIONS_SCHEMA, TARGET_SCHEMA, define, no_gradients
 from smoothloss.ops.target import FlatTarget
-from smoothloss.ops.transforms import apply, differentiable_once, is_eager, is_transformed
+from smoothloss.ops.transforms import apply, differentiable_once, is_batched, is_eager
 
 
 class Linear(NamedTuple):
@@ -59,14 +60,14 @@ def linear_cross_entropy(
     wanted = _wanted_gradients(inputs, weight, bias)
     # Without gradients there is nothing to make in the forward but the loss.
     recompute = reduction == "none" or linear.memory == "low" or not any(wanted)
-    problem = (linear.budget(), wanted, impl)
+    how = (linear.budget(), wanted, impl)
     if is_eager(inputs, weight, bias, target.indices, target.weights):
         if not any(wanted):
-            return _losses(inputs, weight, bias, target, options, reduction, *problem[::2]).loss
+            return _losses(inputs, weight, bias, target, options, reduction, *how[::2]).loss
         function = _LinearCrossEntropyRecompute if recompute else _LinearCrossEntropy
-        return apply(function, inputs, weight, bias, target, options, reduction, *problem)
+        return apply(function, inputs, weight, bias, (target, options, reduction, *how))
     operator = recompute_op if recompute else fused_op
-    loss: Tensor = operator(inputs, weight, bias, *target.pack(), *options, reduction, *problem)[0]
+    loss: Tensor = operator(inputs, weight, bias, *target.pack(), *options, reduction, *how)[0]
     return loss
 
 
@@ -131,7 +132,8 @@ def _fused(
         sums.add_chunk(None, d_logits)
         assert result.scale is not None
         return result.loss, result.scale, *sums.results()
-    losses, masses = [], []
+    losses: list[Tensor] = []
+    masses: list[Tensor] = []
     for chunk in layout.chunks(layer.num_rows):
         for part, place in chunk.parts:
             rows = target.rows(layer.accumulator, part)
@@ -141,6 +143,7 @@ def _fused(
             )
             if some_ignored:
                 layer.ignore(result.mass, part)
+            assert result.mass is not None
             losses.append(result.loss)
             masses.append(result.mass)
             sums.add_part(part, d_logits)
@@ -281,17 +284,18 @@ def _backward_by_rows(
 # ---- the nodes of eager code
 
 
+# Everything about a call but its tensors is one argument: each costs time of its own.
+_Call = tuple[FlatTarget, RowOptions, str, int, list[bool], str]
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     """Reduced ("mean", "sum") loss of ``inputs @ weight.T + bias``; the gradients are made in the forward."""
 
     @staticmethod
-    def forward(
-        ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None, target: FlatTarget, options: RowOptions,
-        reduction: str, chunk_bytes: int, wanted: list[bool], impl: str,
-    ) -> Tensor:  # fmt: skip
-        loss, scale, *grads = _fused(inputs, weight, bias, target, options, reduction, chunk_bytes, wanted, impl)
+    def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None, call: _Call) -> Tensor:
+        loss, scale, *grads = _fused(inputs, weight, bias, *call)
         ctx.save_for_backward(scale, inputs, weight, bias, *grads)
-        ctx.wanted, ctx.impl = wanted, impl
+        *_, ctx.wanted, ctx.impl = call
         return loss
 
     @staticmethod
@@ -299,31 +303,31 @@ class _LinearCrossEntropy(torch.autograd.Function):
         scale, inputs, weight, bias, *grads = ctx.saved_tensors
         with torch.no_grad():
             scaled = _scaled(grad * scale, grads, (inputs, weight, bias), ctx.wanted, ctx.impl)
-        return *differentiable_once(scaled, inputs, weight, bias, grad), *(None,) * 6
+        return *differentiable_once(scaled, inputs, weight, bias, grad), None
 
 
 def _scaled(
     factor: Tensor, grads: list[Tensor], like: tuple[Tensor | None, ...], wanted: list[bool], impl: str
 ) -> list[Tensor | None]:
     """Scale the saved gradients, in the accumulator dtype, and only then round them."""
-    copy = backends.kernels(impl).scaled_copy
-    is_plain = is_eager(factor)
+    is_plain = is_eager(factor) and not is_batched(factor)
+    copy = backends.kernels(impl).scaled_copy if is_plain else _scaled_copy
     return [
-        (copy(saved, factor, tensor.dtype) if is_plain else (saved * factor).to(tensor.dtype))
-        if use and tensor is not None
-        else None
+        copy(saved, factor, tensor.dtype) if use and tensor is not None else None
         for saved, tensor, use in zip(grads, like, wanted, strict=True)
     ]
+
+
+def _scaled_copy(values: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    return (values * factor).to(dtype)
 
 
 class _LinearCrossEntropyRecompute(torch.autograd.Function):
     """Loss of ``inputs @ weight.T + bias``, of every row or reduced; the backward computes the logits again."""
 
     @staticmethod
-    def forward(
-        ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None, target: FlatTarget, options: RowOptions,
-        reduction: str, chunk_bytes: int, wanted: list[bool], impl: str,
-    ) -> Tensor:  # fmt: skip
+    def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None, call: _Call) -> Tensor:
+        target, options, reduction, chunk_bytes, wanted, impl = call
         loss, statistics, _, scale = _losses(inputs, weight, bias, target, options, reduction, chunk_bytes, impl)
         indices, weights, uniform, source, settings, ignore_index = target.pack()
         ctx.save_for_backward(inputs, weight, bias, statistics, scale, indices, weights, uniform, *source)
@@ -334,15 +338,31 @@ class _LinearCrossEntropyRecompute(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         inputs, weight, bias, statistics, scale, indices, weights, uniform, *source = ctx.saved_tensors
-        packed = (indices, weights, uniform, source, *ctx.settings)
-        arguments = (grad, scale, inputs, weight, bias, statistics)
-        rest = (None, *ctx.options, ctx.chunk_bytes, ctx.wanted, ctx.impl)
+        target = FlatTarget.unpack(indices, weights, uniform, source, *ctx.settings)
+        how = (None, ctx.options, ctx.chunk_bytes, ctx.wanted, ctx.impl)
         with torch.no_grad():
-            grads = (
-                backward_op(*arguments, *packed, *rest) if is_transformed() else _backward(*arguments, *packed, *rest)
-            )
-        grads = _cast(grads, ctx.wanted)
-        return *differentiable_once(grads, inputs, weight, bias, grad), *(None,) * 6
+            if is_batched(grad):
+                saved = (scale, inputs, weight, bias, statistics, target)
+                return *_batched(grad, *saved, ctx.options, ctx.wanted, ctx.impl), None
+            grads = _recomputed(grad, scale, inputs, weight, bias, statistics, target, *how)
+        return *differentiable_once(_cast(grads, ctx.wanted), inputs, weight, bias, grad), None
+
+
+def _batched(
+    grad: Tensor, scale: Tensor | None, inputs: Tensor, weight: Tensor, bias: Tensor | None, statistics: Tensor,
+    target: FlatTarget, options: RowOptions, wanted: list[bool], impl: str,
+) -> list[Tensor | None]:  # fmt: skip
+    """Return the gradients for several incoming ones, with all logits at once: torch knows the rules of the rest."""
+    dtype = accumulator_dtype(inputs.dtype)
+    inputs = inputs.where(target.mass(weight.shape[0], dtype)[:, None] != 0, 0.0)
+    logits = torch.nn.functional.linear(inputs.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
+    backward_of_logits(logits.new_ones(()), scale, logits, statistics, target, options, logits, impl)
+    d_logits = logits * (grad if grad.dim() == 0 else grad.unsqueeze(-1))
+    return [
+        (d_logits @ weight.to(dtype)).to(inputs.dtype) if wanted[0] else None,
+        (d_logits.transpose(-1, -2) @ inputs.to(dtype)).to(weight.dtype) if wanted[1] else None,
+        d_logits.sum(-2).to(weight.dtype) if wanted[2] else None,
+    ]
 
 
 def _cast(grads: tuple[Tensor, ...], wanted: list[bool]) -> list[Tensor | None]:
@@ -393,7 +413,7 @@ def _fused_backward(ctx: Any, grad: Tensor, *unused: Any) -> tuple[Any, ...]:
     factor = grad * scale
     scaled = _scaled(factor, grads, (inputs, weight, bias), ctx.wanted, ctx.impl)
     scaled = list(differentiable_once(scaled, inputs, weight, bias, grad)) if is_eager(factor) else scaled
-    return *scaled, *no_gradients(*ctx.sources, 9)
+    return *scaled, *no_gradients(ctx.sources, 9)
 
 
 def _recompute_impl(
@@ -433,7 +453,7 @@ def _recompute_backward(ctx: Any, grad: Tensor, *unused: Any) -> tuple[Any, ...]
         grad, scale, inputs, weight, bias, statistics, indices, weights, uniform, source, *ctx.settings,
         None, *ctx.options, ctx.chunk_bytes, ctx.wanted, ctx.impl,
     )  # fmt: skip
-    return *_cast(grads, ctx.wanted), *no_gradients(*ctx.sources, 9)
+    return *_cast(grads, ctx.wanted), *no_gradients(ctx.sources, 9)
 
 
 def _backward(

@@ -50,9 +50,10 @@ def _backward(ctx: Any, grad_lse: Tensor, grad_selected: Tensor, unused: Tensor)
     """Return ``grad_lse * p + scatter_add(grad_selected)``: the primitive's backward with that mass and target."""
     del unused
     logits, indices, statistics = ctx.saved_tensors
-    target = (indices, -grad_selected, None, [], [], None)
     one = grad_selected.new_ones(1)
-    grad = backward_op(one, None, logits, statistics, *target, grad_lse, *RowOptions(), ctx.impl)
+    grad = backward_op(
+        one, None, logits, statistics, indices, -grad_selected, None, [], [], None, grad_lse, *RowOptions(), ctx.impl
+    )  # fmt: skip
     return grad, None, None
 
 

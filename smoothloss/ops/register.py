@@ -91,8 +91,9 @@ def _without_lists(backward: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def no_gradients(sources: int, settings: int, others: int) -> tuple[Any, ...]:
-    """Return what a backward says of a target, and of so many arguments after it: lists for the empty ones."""
+def no_gradients(lengths: tuple[int, int], others: int) -> tuple[Any, ...]:
+    """Return what a backward says of a target, with lists of these lengths, and of so many arguments after it."""
+    sources, settings = lengths
     return None, None, None, [None] * sources, None if settings else [], None, *(None,) * others
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from smoothloss import backends
 from smoothloss.backends.common import Candidates, TableRows
-from smoothloss.ops.checks import check_index_values
+from smoothloss.ops.checks import check_index_values, checked_op
 from smoothloss.ops.register import define
 from smoothloss.ops.transforms import is_eager, needs_the_reference
 
@@ -28,6 +28,11 @@ def smoothed_target(
             if tokens is not None:
                 limit = torch.iinfo(tokens.dtype).max
                 check_index_values(tokens, limit, name, ignore=candidates.ignore_index)
+    if kind == "reference" and torch.compiler.is_compiling():  # nobody else could say that one is out of range
+        limit, ignored = torch.iinfo(torch.int32).max, candidates.ignore_index
+        candidates = candidates._replace(target=checked_op(candidates.target, limit, ignored))
+        if candidates.samples is not None:
+            candidates = candidates._replace(samples=checked_op(candidates.samples, limit, ignored))
     if kind == "reference" or is_eager(candidates.target, candidates.samples, candidates.sample_weights):
         return backends.get(kind).smoothed_target(candidates, table, token_alpha)
     if torch.compiler.is_compiling():

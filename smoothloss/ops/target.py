@@ -31,6 +31,8 @@ class FlatTarget(NamedTuple):
     def rows(self, dtype: torch.dtype, part: slice | None = None) -> RowTarget:
         """Return all rows, or a part of them, in the accumulator dtype, with their dense rows computed."""
         source = self.source
+        if source is None and part is None and self.weights is None and self.uniform is None:  # class numbers
+            return RowTarget(self.indices.contiguous(), None, None, None, self.ignore_index)
         if source is not None:
             source = (
                 source.dense_rows(part or slice(None), dtype)

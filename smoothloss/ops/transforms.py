@@ -19,12 +19,20 @@ def is_eager(*tensors: Tensor | None) -> bool:
     """Return whether the tensors hold numbers that a kernel may read now."""
     if torch.compiler.is_compiling() or is_transformed() or torch._C._len_torch_dispatch_stack():
         return False
-    return all(tensor is None or (type(tensor) in _PLAIN and not tensor.is_meta) for tensor in tensors)
+    for tensor in tensors:  # noqa: SIM110 (a generator costs more than the tensors)
+        if tensor is not None and (type(tensor) not in _PLAIN or tensor.is_meta):
+            return False
+    return True
 
 
 def is_transformed() -> bool:
-    """Return whether a transform of `torch.func`, or `is_grads_batched`, is at work."""
+    """Return whether a transform of `torch.func` is at work."""
     return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def is_batched(grad: Tensor) -> bool:
+    """Return whether an incoming gradient stands for several: under vmap, or ``torch.autograd.grad``'s older kind."""
+    return is_transformed() or torch._C._functorch.is_legacy_batchedtensor(grad)
 
 
 def needs_the_reference() -> bool:

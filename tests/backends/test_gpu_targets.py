@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 import smoothloss.functional as F
-from smoothloss.backends import implementation, reference, unavailable
-from smoothloss.backends.common import DenseRows, RowOptions, SparseRows
+from smoothloss import backends
+from smoothloss.backends import reference, unavailable
+from smoothloss.backends.common import Candidates, DenseRows, RowOptions, TableRows
 from smoothloss.similarity import TailMode
 from smoothloss.testing import (
     Inputs,
@@ -22,6 +23,7 @@ from smoothloss.testing import (
     make_inputs,
     make_sequences,
     make_table,
+    row_target,
 )
 
 pytestmark = [
@@ -65,7 +67,8 @@ def test_dense_rows_within_the_error_budget(
     impl: str, dtype: torch.dtype, n: int, v: int, s: int, j: int, options: RowOptions, inplace: bool
 ) -> None:
     inputs = make_inputs(n, v, s, dtype=dtype, device="cuda", uniform=options == ALL)
-    dense, grad, kernels = make_dense_rows(inputs, 9, j), random_grad(inputs), implementation(impl)
+    dense, grad, kernels = make_dense_rows(inputs, 9, j), random_grad(inputs), backends.kernels(impl)
+    target = row_target(inputs, dense)
     for is_fused in (False, True):
         grad = torch.ones_like(grad) if is_fused else grad
         expected = dense_expected(inputs, dense, options, grad, torch.float64)
@@ -73,10 +76,10 @@ def test_dense_rows_within_the_error_budget(
         logits = inputs.logits.clone()
         out = logits if inplace else torch.empty_like(logits)
         if is_fused:
-            loss, _ = kernels.sparse_cross_entropy_forward_backward(logits, *inputs[1:], options, out, dense)
+            (loss, *_), _ = kernels.forward_backward(logits, target, options, out, "none")
         else:
-            loss, lse, entropy, _ = kernels.sparse_cross_entropy_forward(logits, *inputs[1:], options, dense)
-            kernels.sparse_cross_entropy_backward(grad, logits, lse, entropy, *inputs[1:], options, out, None, dense)
+            loss, statistics, *_ = kernels.forward(logits, target, options, "none")
+            kernels.backward(grad, None, logits, statistics, target, options, out)
         assert_error_budget(loss, yardstick.loss, expected.loss)
         assert_error_budget(out, yardstick.grad, expected.grad)
 
@@ -87,15 +90,14 @@ def test_dense_rows_within_the_error_budget(
 def test_smoothed_target_equals_the_reference(impl: str, k: int, dtype: torch.dtype) -> None:
     target, samples, weights = make_sequences(64, 20, 100, 9)
     samples[0, 3, 2], samples[1, 5] = 105, -3
-    candidates = torch.cat((target[None], samples)).to(dtype)
-    shares = torch.cat((torch.full((1, 64), 0.4), 0.6 * weights))
     built = make_table(100, k=max(k, 1))
-    table = SparseRows(built.indices, built.weights, built.tail) if k else None
-    moved = SparseRows(*(tensor.cuda() for tensor in table)) if table else None
-    for given in (shares, None):
-        expected = reference.smoothed_target(candidates, given, table, 0.3, -100)
-        on_device = None if given is None else given.cuda()
-        actual = implementation(impl).smoothed_target(candidates.cuda(), on_device, moved, 0.3, -100)
+    table = TableRows(built.indices, built.weights, built.tail) if k else None
+    moved = TableRows(*(tensor.cuda() for tensor in table)) if table else None
+    for omega in (weights, None):
+        candidates = Candidates(target.to(dtype), samples.to(dtype), None, omega, 0.6, -100)
+        on_device = Candidates(*(each.cuda() if isinstance(each, Tensor) else each for each in candidates))
+        expected = reference.smoothed_target(candidates, table, 0.3)
+        actual = backends.get(impl).smoothed_target(on_device, moved, 0.3)
         assert torch.equal(actual[0].cpu(), expected[0])
         torch.testing.assert_close(actual[1].cpu(), expected[1])
         assert (actual[2] is None) == (expected[2] is None) == (k == 0)
@@ -104,16 +106,16 @@ def test_smoothed_target_equals_the_reference(impl: str, k: int, dtype: torch.dt
 
 
 @pytest.mark.parametrize("n", [0, 1, 8192, 1_000_003])
-def test_mean(impl: str, n: int) -> None:
+def test_reduce(impl: str, n: int) -> None:
     generator = torch.Generator("cuda").manual_seed(n)
     loss = torch.rand(n, generator=generator, device="cuda") * 10
     mass = torch.rand(n, generator=generator, device="cuda").round()
-    average, scale = implementation(impl).mean(loss, mass)
+    average, scale = backends.get(impl).reduce(loss, mass, "mean")
     count = mass.count_nonzero()
     torch.testing.assert_close(average, (loss.double().sum() / count).float(), equal_nan=True)
     assert scale == count.clamp(min=1).float().reciprocal()
     for _ in range(5):
-        again, _ = implementation(impl).mean(loss, mass)
+        again, _ = backends.get(impl).reduce(loss, mass, "mean")
         assert torch.equal(again.view(torch.int32), average.view(torch.int32))
 
 
@@ -139,10 +141,11 @@ def test_forward_and_backward_of_a_mean_are_three_launches(
 
 @pytest.mark.filterwarnings("ignore")  # of the profiler
 def test_a_smoothed_target_is_one_launch(impl: str, launched: Launched) -> None:
-    candidates = torch.randint(100, (5, 16, 20), device="cuda")
+    target, samples = torch.randint(100, (5, 16, 20), device="cuda").split((1, 4))
     built = make_table(100).to("cuda")
-    table, weights = SparseRows(built.indices, built.weights, built.tail), torch.rand(5, 16, device="cuda")
-    names = launched(lambda: implementation(impl).smoothed_target(candidates, weights, table, 0.3, -100))
+    table, weights = TableRows(built.indices, built.weights, built.tail), torch.rand(4, 16, device="cuda")
+    candidates = Candidates(target[0], samples, None, weights, 0.6)
+    names = launched(lambda: backends.get(impl).smoothed_target(candidates, table, 0.3))
     assert len(names) == 1, names
 
 
@@ -171,9 +174,8 @@ def test_programs_that_take_several_rows(
         monkeypatch.setattr(triton_kernels, "memory", lambda _, limits=limits: limits)
         logits = inputs.logits.clone()
         out = logits if inplace else torch.full_like(logits, torch.nan)
-        loss, _ = triton_kernels.sparse_cross_entropy_forward_backward(
-            logits, *inputs[1:], options, out, dense if j else None
-        )
+        target = row_target(inputs, dense if j else None)
+        (loss, *_), _ = triton_kernels.forward_backward(logits, target, options, out, "none")
         results.append((loss, out))
     expected = dense_expected(inputs, dense, options, torch.ones(600, device="cuda"), torch.float64)
     for actual, yardstick, oracle in zip(*results, expected, strict=True):

@@ -66,11 +66,11 @@ def instruction_sets() -> list[str]:
 
 def forward(logits: Tensor, target: RowTarget, options: RowOptions, reduction: str) -> Forward:
     """Return the losses of logits ``(N, V)``, see `Backend`; in one crossing, with two launches on CUDA."""
-    rows, dtype, device = logits.shape[0], accumulator_dtype(logits.dtype), logits.device
+    rows, dtype = logits.shape[0], accumulator_dtype(logits.dtype)
     results = _Results(logits, rows, dtype, reduction, needs_mass=False)
-    statistics = torch.empty((rows, 3), dtype=dtype, device=device)
+    statistics = torch.empty((rows, 3), dtype=dtype, device=logits.device)
     wrong = _call(
-        "sparse_cross_entropy_forward", logits, _logits(logits), _target(target, rows), _dense(target.dense), options,
+        "sparse_cross_entropy_forward", logits, _logits(logits), _target(target), _dense(target.dense), options,
         *results.rows, statistics.data_ptr(), *results.reduced,
     )  # fmt: skip
     if wrong >= 0:
@@ -89,7 +89,7 @@ def backward(
     """
     _check_out(out, logits)
     _call(
-        "sparse_cross_entropy_backward", logits, _logits(logits), _target(target, logits.shape[0]),
+        "sparse_cross_entropy_backward", logits, _logits(logits), _target(target),
         _dense(target.dense), options, _array(grad), 0 if scale is None else scale.data_ptr(), _array(statistics),
         _array(mass), (out.data_ptr(), _CODES[out.dtype], out.stride(0)),
     )  # fmt: skip
@@ -107,7 +107,7 @@ def forward_backward(
     rows = logits.shape[0]
     results = _Results(logits, rows, accumulator_dtype(logits.dtype), reduction, needs_mass=True)
     answer = _call(
-        "sparse_cross_entropy_forward_backward", logits, _logits(logits), _target(target, rows), _dense(target.dense),
+        "sparse_cross_entropy_forward_backward", logits, _logits(logits), _target(target), _dense(target.dense),
         options, *results.rows, (out.data_ptr(), _CODES[out.dtype], out.stride(0)), *results.reduced,
     )  # fmt: skip
     some_ignored = True
@@ -130,19 +130,21 @@ class _Results:
 
     def __init__(self, logits: Tensor, rows: int, dtype: torch.dtype, reduction: str, needs_mass: bool) -> None:
         device, is_reduced = logits.device, reduction != "none"
-        self.mass = self.scale = None
+        is_cpu = _is_cpu(logits)
+        self.mass: Tensor | None = None
+        self.scale: Tensor | None = None
         losses = 0
-        if needs_mass or not is_reduced or not _is_cpu(logits):
+        if needs_mass or not is_reduced or not is_cpu:
             self.mass = torch.empty(rows, dtype=dtype, device=device)
         if not is_reduced:
             self.loss = torch.empty(rows, dtype=dtype, device=device)
             losses = self.loss.data_ptr()
-            self.reduced = (0, 0, 0)
+            self.reduced: tuple[int, int, int] = (0, 0, 0)
         else:
             self.loss = torch.empty((), dtype=dtype, device=device)
             self.scale = torch.empty((), dtype=dtype, device=device)
             self.reduced = (_REDUCTIONS[reduction], self.loss.data_ptr(), self.scale.data_ptr())
-            if not _is_cpu(logits):  # where only torch can make room
+            if not is_cpu:  # where only torch can make room
                 self._losses = torch.empty(rows, dtype=dtype, device=device)
                 losses = self._losses.data_ptr()
         self.rows = losses, 0 if self.mass is None else self.mass.data_ptr()
@@ -154,7 +156,7 @@ def select(logits: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
     statistics = torch.empty((logits.shape[0], 3), dtype=dtype, device=logits.device)
     selected = torch.empty(indices.shape, dtype=dtype, device=logits.device)
     wrong = _call(
-        "logsumexp_and_select_forward", logits, _logits(logits), _target(target, logits.shape[0]),
+        "logsumexp_and_select_forward", logits, _logits(logits), _target(target),
         statistics.data_ptr(), selected.data_ptr(),
     )  # fmt: skip
     if wrong >= 0:
@@ -167,7 +169,7 @@ def smoothed_target(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return the indices, weights and uniform mass that `reference.smoothed_target` defines, in one pass."""
     target, samples, target_weights, sample_weights, alpha, ignore_index = candidates
-    device, (batch, length), count = target.device, target.shape, candidates.count
+    device, (batch, length), count = target.device, target.shape, candidates.per_position
     neighbours = 0 if table is None else table.indices.shape[1]
     shape = (batch * length, count * (neighbours + 1))
     indices = torch.empty(shape, dtype=torch.int32, device=device)
@@ -271,12 +273,14 @@ def _logits(logits: Tensor) -> tuple[int, int, int, int, int]:
     return logits.data_ptr(), code, rows, classes, logits.stride(0)
 
 
-def _target(target: RowTarget, rows: int) -> tuple[Any, ...]:
-    indices, ignore_index = target.indices, target.ignore_index
+def _target(target: RowTarget) -> tuple[Any, ...]:
+    indices, given_weights, given_uniform, _, ignore_index = target
     slots = indices.shape[1] if indices.dim() == 2 else 1
-    is_label = ignore_index is not None
-    weights, uniform = _array(target.weights), _array(target.uniform)
-    return _array(indices), slots, weights, uniform, is_label, ignore_index if is_label else -1
+    weights = _NONE if given_weights is None else _array(given_weights)
+    uniform = _NONE if given_uniform is None else _array(given_uniform)
+    if ignore_index is None:
+        return _array(indices), slots, weights, uniform, False, -1
+    return _array(indices), slots, weights, uniform, True, ignore_index
 
 
 def _dense(dense: DenseRows | None) -> tuple[Any, ...] | None:
