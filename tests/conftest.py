@@ -18,6 +18,7 @@ import torch
 
 from smoothloss.backends import native, unavailable
 
+
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
     """Return the folder of real data sets, or skip where there is none."""
