@@ -1,4 +1,4 @@
-# make test | demo | lint | bench | plots | sanitize      Variables: PYTHON=python3 VENV=.venv TESTS=backends/test_native.py PYTEST_ARGS=-x
+# make test | quick | demo | lint | bench | plots | sanitize      Variables: PYTHON=python3 VENV=.venv TESTS=backends PYTEST_ARGS=-x
 # On a fresh machine this needs Python 3.10 or newer, a C++ compiler and a package index.
 PYTHON ?= python3
 VENV ?= .venv
@@ -7,32 +7,31 @@ PYTEST_ARGS ?=
 TESTS ?=
 EXTRAS ?= train,translate,tensorboard,caption,features,bench,dev
 
-# Absolute, because the tests run from within tests/: there, `import smoothloss` finds the installed package with its
-# compiled modules and never the source folder of that name.
 BIN := $(abspath $(VENV))/bin
 STAMP := $(VENV)/.installed
-PACKAGE := $(shell find smoothloss smoothloss_trainer csrc cmake -type f -not -name '*.so' -not -path '*/__pycache__/*') \
-           pyproject.toml setup.py CMakeLists.txt constraints.txt README.md
+# An editable install: the compiled modules lie beside the Python sources, whose changes need no new installation.
+BUILT_FROM := $(shell find csrc cmake -type f) pyproject.toml setup.py CMakeLists.txt constraints.txt
 
-.PHONY: install test lint demo bench plots sanitize clean
+.PHONY: install test quick lint demo bench plots sanitize clean
 
 install: $(STAMP)
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-# The way a user installs it: an isolated build of a wheel. build/lib* goes first, because setuptools would pack files
-# into the wheel that are no longer in the source tree.
-$(STAMP): $(BIN)/python $(PACKAGE)
-	rm -rf build/lib* build/bdist*
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt ".[$(EXTRAS)]"
+$(STAMP): $(BIN)/python $(BUILT_FROM)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$(EXTRAS)]"
 	touch $@
 
 # Triton's interpreter is chosen by the environment when triton is imported, so its tests have a process of their own.
+INTERPRETED := backends/test_triton_interpreter.py backends/test_triton_targets.py sampling/test_hamming_implementations.py
 test: $(STAMP)
-	cd tests && $(BIN)/python -m pytest $(TESTS) $(PYTEST_ARGS)
-	cd tests && TRITON_INTERPRET=1 $(BIN)/python -m pytest backends/test_triton_interpreter.py \
-	    backends/test_triton_targets.py sampling/test_hamming_implementations.py $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(addprefix tests/,$(TESTS)) $(PYTEST_ARGS)
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest $(addprefix tests/,$(INTERPRETED)) $(PYTEST_ARGS)
+
+# What one runs while editing: under two minutes. The trainer's tests and the slow ones are left to `make test`.
+quick: $(STAMP)
+	$(BIN)/python -m pytest -q -n 2 -m "not slow and not gpu" --ignore=tests/trainer $(addprefix tests/,$(TESTS)) $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -44,17 +43,14 @@ demo: $(STAMP)
 	$(BIN)/smoothloss demo --out build/demo
 	@echo "report: $$(find $(abspath build/demo) -maxdepth 1 -name '*.html')"
 
-# `-m` puts the working folder on the path: one that holds the benchmarks alone, for the reason given above.
 # BENCH_ARGS="--suite logits --shapes coco", for example.
 BENCH_ARGS ?=
 bench: $(STAMP)
-	mkdir -p build/path && ln -sfn $(CURDIR)/benchmarks build/path/benchmarks
-	cd build/path && $(BIN)/python -m benchmarks --out $(CURDIR)/build/benchmarks $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks --out build/benchmarks $(BENCH_ARGS)
 
 # The figures of the results that are kept, as PNG files beside them.
 plots: $(STAMP)
-	mkdir -p build/path && ln -sfn $(CURDIR)/benchmarks build/path/benchmarks
-	cd build/path && $(BIN)/python -m benchmarks.plots $(CURDIR)/benchmarks/results
+	$(BIN)/python -m benchmarks.plots benchmarks/results
 
 # _C with AddressSanitizer and UndefinedBehaviorSanitizer, beside a copy of the Python sources. Leaks are not looked for:
 # the interpreter itself never frees everything. libstdc++ is preloaded because the sanitizer looks for it on startup.

@@ -48,6 +48,8 @@ def write_atomically(path: str | Path, content: bytes) -> None:
 def write_out(path: str | Path, content: bytes) -> None:
     """Write what a command's ``--out`` names, as :func:`write_atomically` does; ``-`` is the standard output."""
     if str(path) == "-":
+        if sys.stdout is None:
+            raise OSError("standard output is closed")
         sys.stdout.flush()
         sys.stdout.buffer.write(content)
         sys.stdout.flush()
@@ -101,7 +103,8 @@ def _open_special(path: str | Path) -> BinaryIO | None:
     """Open what is no regular file for writing; None for a regular file, or when there is nothing."""
     number = _own_descriptor(path)
     if number is not None:
-        sys.stdout.flush()
+        if sys.stdout is not None:  # closed
+            sys.stdout.flush()
         return os.fdopen(os.dup(number), "wb")  # a descriptor opened anew would begin at the file's first byte
     try:
         status = Path(path).stat()

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from smoothloss._files import write_atomically, write_out
+from smoothloss._tensor_file import open_tensors
 from smoothloss_trainer.errors import RecipeError
 
 
@@ -47,7 +48,7 @@ def load_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
     if not Path(path).is_file():
         raise RecipeError(f"no such checkpoint: {path}")
     try:
-        with safe_open(str(path), framework="pt") as file:
+        with open_tensors(path) as file:
             state: dict[str, Any] = json.loads((file.metadata() or {})["state"])
             return {name: file.get_tensor(name) for name in file.keys()}, state  # noqa: SIM118 (not a mapping)
     except (SafetensorError, KeyError, json.JSONDecodeError) as error:

@@ -15,7 +15,7 @@ from types import FrameType
 
 from smoothloss_trainer.cli.signals import STOPPING
 
-# Not `-m`, which looks into the working directory first: in the source folder that is a package without binaries.
+# Not `-m`, which takes a package of this name in the working directory first.
 _TRAIN = """import sys
 sys.path[:] = filter(None, sys.path)
 from smoothloss_trainer.processes import end_with

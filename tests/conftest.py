@@ -18,10 +18,6 @@ import torch
 
 from smoothloss.backends import native, unavailable
 
-_SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
-if "SMOOTHLOSS_DATA" not in os.environ and _SHARED.is_dir():
-    os.environ["SMOOTHLOSS_DATA"] = str(_SHARED)
-
 
 @pytest.fixture(scope="session")
 def data_dir() -> Path:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 import smoothloss
@@ -17,6 +18,17 @@ from smoothloss.backends import native
 def test_the_compiled_module_is_there() -> None:
     assert native.unavailable("cpu", torch.float32) is None, f"smoothloss was imported from {smoothloss.__file__}"
     assert native.instruction_sets()[-1] == "baseline"
+
+
+def test_a_wheel_holds_every_module_template_and_recipe(tmp_path: Path) -> None:
+    pytest.importorskip("setuptools")
+    root = Path(__file__).resolve().parents[1]
+    build = ["-c", "import setuptools; setuptools.setup()", "-q", "egg_info", "--egg-base", tmp_path, "build_py"]
+    subprocess.run([sys.executable, *build, "--build-lib", tmp_path / "lib"], cwd=root, check=True, capture_output=True)
+    kept = {".py", ".yaml", ".j2", ".css", ".typed"}
+    for package in ("smoothloss", "smoothloss_trainer"):
+        there = {file.relative_to(root) for file in (root / package).rglob("*") if file.suffix in kept}
+        assert there == {file.relative_to(tmp_path / "lib") for file in (tmp_path / "lib" / package).rglob("*.*")}
 
 
 def test_version_is_that_of_the_distribution() -> None:

@@ -42,9 +42,9 @@ def draw(sentences: Sentences, num_samples: int, seed: Tensor, temperature: Temp
     dtype = pool.token_dtype(target.dtype, None if references is None else references.dtype)
     excluded, kernel_pool = pool.excluded(target.device), pool.kernel_pool(target.device, references)
     assert kernel_pool is not None
-    tokens = target.new_empty((num_samples, batch, width), dtype=dtype)
-    distance = target.new_empty((num_samples, batch), dtype=torch.int64)
-    log_prob = target.new_empty((num_samples, batch), dtype=torch.float32)
+    tokens = torch.empty((num_samples, batch, width), dtype=dtype, device=target.device)
+    distance = torch.empty((num_samples, batch), dtype=torch.int64, device=target.device)
+    log_prob = torch.empty((num_samples, batch), dtype=torch.float32, device=target.device)
     arguments: tuple[object, ...] = (
         (target.data_ptr(), target.element_size(), batch, width, 0 if lengths is None else lengths.data_ptr()),
         (excluded.data_ptr(), excluded.shape[0]),
@@ -55,7 +55,7 @@ def draw(sentences: Sentences, num_samples: int, seed: Tensor, temperature: Temp
     )
     if target.device.type != "cpu":
         words = scratch_words(kernel_pool.kind, batch, width, kernel_pool.references_width)
-        scratch = target.new_empty(words, dtype=torch.int64)
+        scratch = torch.empty(words, dtype=torch.int64, device=target.device)
         arguments = (*arguments, scratch.data_ptr(), words)
     compiled.call("draw_hamming", target, *arguments)
     return Samples(tokens, distance, log_prob, sentences.lengths.expand(num_samples, -1))

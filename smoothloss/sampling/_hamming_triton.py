@@ -51,9 +51,9 @@ def draw(sentences: Sentences, num_samples: int, seed: Tensor, temperature: Temp
     count = substitutes.count.where(sentences.replaceable, 0)
     dtype = pool.token_dtype(target.dtype, None if references is None else references.dtype)
     batch, width = target.shape
-    tokens = target.new_empty((num_samples, batch, width), dtype=dtype)
-    distance = target.new_empty((num_samples, batch), dtype=torch.int64)
-    ratio = target.new_empty((num_samples, batch), dtype=torch.float64)
+    tokens = torch.empty((num_samples, batch, width), dtype=dtype, device=target.device)
+    distance = torch.empty((num_samples, batch), dtype=torch.int64, device=target.device)
+    ratio = torch.empty((num_samples, batch), dtype=torch.float64, device=target.device)
     if num_samples * batch:
         _draw_kernel[(num_samples * batch,)](
             target, seed, coin_threshold(count, temperature.kept_share), count, *_tables(substitutes, target),

@@ -48,7 +48,9 @@ class Sentences:
 
     def __init__(self, target: Tensor, lengths: Tensor | None, references: Tensor | None, pool: Pool) -> None:
         self.target, self.pool = target.contiguous(), pool
-        self.given_lengths = None if lengths is None else lengths.to(torch.int64).contiguous()
+        if lengths is not None and lengths.dtype != torch.int64:
+            lengths = lengths.to(torch.int64)
+        self.given_lengths = None if lengths is None else lengths.contiguous()
         self.references = None if references is None else references.contiguous()
 
     @functools.cached_property

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 
 from smoothloss_trainer.cli.signals import Signals
+from smoothloss_trainer.cli.streams import prepare_streams
 
 TYPE_CHECKING = False  # not of typing: until signals are handled, every import counts
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         package, a bug); 128 + the signal's number when a signal ended it (130: Ctrl-C, 143: SIGTERM), and 141 when
         nobody reads its output any more.
     """
+    if arguments is None:
+        prepare_streams()
     with Signals(alone=arguments is None) as signals:
         from smoothloss_trainer.cli.run import run_command
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,6 +13,7 @@ from tqdm import tqdm
 
 from smoothloss.similarity import SimilarityTable
 from smoothloss_trainer import report
+from smoothloss_trainer.commands.output import say
 from smoothloss_trainer.config import LossConfig, LossName
 from smoothloss_trainer.demo.task import DemoTask
 from smoothloss_trainer.errors import RecipeError, RunError
@@ -69,7 +69,7 @@ def _run_demo(out: Path, overrides: Sequence[str]) -> Path:
     times = step_times(task, runs[1])
     path = out / "report.html"
     report.write(runs, path, title=TITLE, introduction=INTRODUCTION, task=task, words=WORDS, step_times=times)
-    sys.stdout.write(f"{path}\n")
+    say(str(path))
     return path
 
 

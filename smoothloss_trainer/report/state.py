@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
+from smoothloss._tensor_file import open_tensors
 from smoothloss_trainer.folder import LOCK
 from smoothloss_trainer.run import RunDirectory
 
@@ -97,7 +98,7 @@ def is_in_use(folder: Path) -> bool:
 
 def _progress(checkpoint: Path) -> dict[str, Any] | None:
     try:
-        with safe_open(str(checkpoint), framework="pt") as file:
+        with open_tensors(checkpoint) as file:
             progress = json.loads((file.metadata() or {})["state"])["progress"]
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError):
         return None
@@ -122,7 +123,7 @@ def count_parameters(run: RunDirectory) -> int | None:
 
 
 def _count(checkpoint: Path) -> int:
-    with safe_open(str(checkpoint), framework="pt") as file:
+    with open_tensors(checkpoint) as file:
         names = [name for name in file.keys() if name.startswith("model.")]  # noqa: SIM118 (not a mapping)
         if not names:
             raise KeyError("model")

@@ -101,7 +101,7 @@ def cases(draw: st.DrawFn, largest: int = 70) -> Case:
     )
 
 
-@pytest.fixture(params=NAMES or ["triton"], scope="module")
+@pytest.fixture(params=NAMES or ["triton"])
 def impl(request: pytest.FixtureRequest) -> Iterator[str]:
     """The `impl` to ask for, with what must be replaced for it to be the one of this name."""
     name = str(request.param)
@@ -194,18 +194,34 @@ def test_nothing_is_written_beyond_the_end(impl: str) -> None:
         expected = case.draw("reference")
         with pytest.MonkeyPatch.context() as patch:
             given: list[Tensor] = []
-            original = Tensor.new_empty
+            original = torch.empty
 
-            def guarded(like: Tensor, shape: Any, **options: Any) -> Tensor:
+            def guarded(shape: tuple[int, ...] | int, **options: Any) -> Tensor:
                 count = int(torch.Size(shape if isinstance(shape, tuple) else (shape,)).numel())
-                given.append(original(like, (count + GUARD,), **options).fill_(3))  # noqa: B023
+                given.append(original(count + GUARD, **options).fill_(3))  # noqa: B023
                 return given[-1][:count].view(shape)  # noqa: B023
 
-            patch.setattr(Tensor, "new_empty", guarded)
+            patch.setattr(torch, "empty", guarded)
             actual = case.draw(impl)
         assert_equal(actual, expected)
         assert given
         assert all((memory[-GUARD:] == 3).all() for memory in given)
+
+
+@pytest.mark.skipif(not HAS_NATIVE, reason="no C++ here")
+@pytest.mark.parametrize("name", POOLS)
+def test_a_draw_is_a_few_operators_and_one_kernel(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    sampler, target = HammingSampler(0.3, make_pool(name, 40, (0,))), torch.randint(1, 40, (8, 6))
+    arguments = (target, torch.full((8,), 6), 10, torch.Generator(), target)
+    sampler(*arguments)  # what is made once
+    kernels: list[str] = []
+    call = compiled.call
+    monkeypatch.setattr(compiled, "call", lambda *given: (kernels.append(given[0]), call(*given)))
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as recorded:
+        sampler(*arguments)
+    operators = [event.key for event in recorded.events() if event.key.startswith("aten::")]
+    assert len(operators) <= 10, operators
+    assert kernels == ["draw_hamming"]
 
 
 @pytest.mark.skipif(not HAS_NATIVE, reason="no C++ here")

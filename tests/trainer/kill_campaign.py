@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,9 @@ def fork(work: Callable[[], int], log: Path, *, group: bool = False) -> int:
     """Do ``work`` in a fork, with a process group of its own; returns its process id."""
     child = os.fork()
     if child:
+        if group:  # here too: it may be killed before it has done so itself
+            with suppress(ProcessLookupError, PermissionError):
+                os.setpgid(child, child)
         return child
     code = 70
     try:

@@ -119,3 +119,27 @@ def test_an_average_of_one_is_that_one_bit_for_bit(tmp_path: Path) -> None:
     assert load_model(tmp_path / "mean", other) == {"step": 8}
     assert torch.equal(other.weight, model.weight)
     assert torch.equal(other.bias, model.bias)
+
+
+def test_names_that_are_no_utf8(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"\x80 f\xe4hrt")
+    try:
+        folder.mkdir()
+    except OSError:
+        pytest.skip("this file system takes UTF-8 alone")
+    save_checkpoint(folder / "a.safetensors", {"model.w": torch.ones(2)}, {"step": 1})
+    tensors, state = load_checkpoint(folder / "a.safetensors")
+    assert tensors["model.w"].tolist() == [1, 1]
+    assert state == {"step": 1}
+
+
+def test_a_file_that_may_not_be_read_is_not_called_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.safetensors"
+    save_checkpoint(path, {"model.w": torch.ones(2)}, {})
+
+    def refuse(self: Path, *arguments: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(PermissionError, match="Permission denied"):
+        load_checkpoint(path)

@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from smoothloss._files import write_atomically
+from smoothloss._tensor_file import open_tensors
 from smoothloss.distillation.cache import fixed_point
 from smoothloss.distillation.cache.index import Settings, ShardRecord, parse_settings
 from smoothloss.distillation.cache.packing import Integers, Packing
@@ -182,10 +183,8 @@ class Shard:
         return Packing.of(self._settings.vocabulary_size)
 
     def _open(self) -> tuple[Arrays, int | None]:
-        from safetensors import safe_open
-
         # As torch's tensors: those are mapped into memory, numpy's are read.
-        with safe_open(self.path, framework="pt") as file:
+        with open_tensors(self.path) as file:
             metadata = json.loads((file.metadata() or {}).get(_KEY, "null"))
             arrays = {name: file.get_tensor(name).numpy() for name in file.keys()}  # noqa: SIM118 (not a dict)
         if not isinstance(metadata, dict) or set(metadata) != {"settings", "slots"}:

@@ -139,6 +139,17 @@ with Signals(alone=True) as signals:
     assert (done.stdout, done.stderr) == ("15\n", "")
 
 
+def test_a_second_signal_at_once_does_not_end_the_ending(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Signals(alone=False):
+        with pytest.raises(Stop):
+            signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
+        monkeypatch.setattr("smoothloss_trainer.cli.signals.AT_ONCE", 0.0)
+        with pytest.raises(Stop, match="2"):
+            signal.raise_signal(signal.SIGINT)
+
+
 def test_handlers_are_put_back() -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with Signals(alone=False), pytest.raises(Stop) as caught:
