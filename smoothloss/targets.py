@@ -16,11 +16,11 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from smoothloss._numbers import as_integer
 from smoothloss._validation import (
     check_choice,
     check_constant,
     check_device,
-    check_integer,
     check_local,
     check_number,
     check_shape,
@@ -185,7 +185,7 @@ class Target:
         return FlatTarget(indices, weights)
 
     def _checked(self, num_classes: int) -> int:
-        num_classes = check_integer(num_classes, "num_classes", 1)
+        num_classes = as_integer(num_classes, "num_classes", 1)
         if self.num_classes not in (None, num_classes):
             raise ValueError(f"num_classes: got {num_classes}, expected {self.num_classes}, those of the target")
         return num_classes
@@ -215,7 +215,7 @@ def labels(y: Tensor, *, ignore_index: int = -100) -> Target:
     Source: Eq. 4-7.
     """
     check_tensor(y, "target", floating=False)
-    ignore_index = check_integer(ignore_index, "ignore_index")
+    ignore_index = as_integer(ignore_index, "ignore_index")
     flat = FlatTarget(y if y.dim() == 1 else y.reshape(-1), ignore_index=ignore_index)
     return Target(y.shape, flat, (Given("target", y, ignore_index),))
 
@@ -247,7 +247,7 @@ def token(
         return _of_table(labels(y, ignore_index=ignore_index), table)
     check_tensor(y, "target", floating=False)
     _check_table(table, alpha, "alpha", y)
-    ignore_index = check_integer(ignore_index, "ignore_index")
+    ignore_index = as_integer(ignore_index, "ignore_index")
     candidates = Candidates(y.reshape(1, -1).contiguous(), ignore_index=ignore_index)
     given = (Given("target", y, ignore_index),)
     return Target(y.shape, _smoothed(candidates, table, alpha, given, impl), given, table.num_tokens)
@@ -390,7 +390,7 @@ def _check_smoothing(
     alpha = check_number(alpha, "alpha", 0.0, 1.0)
     token_alpha = check_number(token_alpha, "token_alpha", 0.0, 1.0)
     _check_table(table, token_alpha, "token_alpha", y)
-    return alpha, token_alpha, check_integer(ignore_index, "ignore_index")
+    return alpha, token_alpha, as_integer(ignore_index, "ignore_index")
 
 
 def check_table(table: object, alpha: float, name: str) -> None:

@@ -24,7 +24,7 @@ struct Entries {
     int slots;
     uint32_t classes;
     bool are_int64;
-    int64_t ignored;  // -1, or the class number that is ignored
+    int32_t ignored;  // -1, or the class number that is ignored
 
     // -1 if there is no such class.
     __device__ __forceinline__ int32_t index(int s) const {
@@ -51,12 +51,15 @@ __device__ __forceinline__ Entries<T> entries_of(const Targets& targets, int64_t
     const auto* wide = static_cast<const int64_t*>(targets.indices) + first;
     const auto* narrow = static_cast<const int32_t*>(targets.indices) + first;
     const auto* weights = static_cast<const T*>(targets.weights);
+    // What is no class need not be ignored.
+    bool is_class = targets.are_labels && targets.ignore_index >= 0 && targets.ignore_index < classes;
+    int32_t ignored = is_class ? static_cast<int32_t>(targets.ignore_index) : -1;
     return {targets.are_int64 ? static_cast<const void*>(wide) : static_cast<const void*>(narrow),
             weights ? weights + first : nullptr,
             static_cast<int>(targets.slots),
             classes,
             targets.are_int64,
-            targets.are_labels ? targets.ignore_index : -1};
+            ignored};
 }
 
 // A row and its target, as all kernels see it.
