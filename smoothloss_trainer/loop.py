@@ -388,7 +388,7 @@ class Trainer:
         """Go back to the last checkpoint.
 
         Raises:
-            RecipeError: when it is missing or broken, or of another number of processes.
+            RecipeError: when it, or the best one so far, is missing or broken, or of another number of processes.
         """
         tensors, state = checkpoint.load_checkpoint(self.run.last)
         random = checkpoint.without_prefix("random", tensors)
@@ -405,6 +405,8 @@ class Trainer:
         own = {name: states[self.processes.rank].clone() for name, states in random.items()}
         checkpoint.restore_random_states(own, self.generator)
         self.progress = progress = Progress(**state["progress"])
+        if progress.best is not None:  # it may stay the best one, and is tested then
+            checkpoint.load_checkpoint(self.run.best)
         if not self.processes.is_main:  # the first one has the sums of all
             progress.loss_sum, progress.tokens, progress.reward_sums, progress.rewarded = 0.0, 0, [0.0, 0.0], 0
         self._loss_sum.fill_(progress.loss_sum)
