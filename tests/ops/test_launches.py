@@ -11,6 +11,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import smoothloss.functional as F
+from smoothloss import _compiled as compiled
+from smoothloss.rewards import Cider, References
+from smoothloss.sampling import BatchPool, HammingSampler, Pool, VocabularyPool, _hamming_native, importance_weights
 from smoothloss.testing import make_sequences, make_table
 
 B, T, V, L, D = 2, 3, 20, 4, 6
@@ -80,3 +83,83 @@ def test_a_linear_step(native_on_emulated_cuda: Any) -> None:
     loss = F.linear_cross_entropy(hidden, weight, torch.arange(B * T))
     loss.backward()
     assert native_on_emulated_cuda.launched == [*ALL_AT_ONCE, "scaled_copy", "scaled_copy"]
+
+
+# ---- draws and rewards before the loss
+
+# What a crossing launches, see csrc/cuda: a forward its reduction too, a draw the sets of its pool first.
+LAUNCHES = {"sparse_cross_entropy_forward": 2, "draw from a set": 2}
+SENTENCES, LENGTHS = make_sequences(B, T, V, L)[0].clamp(min=0), torch.full((B,), T)
+
+
+@pytest.fixture
+def everything_on_emulated_cuda(native_on_emulated_cuda: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Let draws and rewards take CPU tensors for CUDA tensors as well."""
+    emulated = native_on_emulated_cuda
+
+    def draw(name: str, like: Tensor, *arguments: Any) -> None:
+        (_, _, batch, width, _), (kind, _, _, references_width, *_) = arguments[0], arguments[2]
+        words = _hamming_native.scratch_words(kind, batch, width, references_width)
+        scratch = torch.empty(words, dtype=torch.int64)
+        emulated.launch(name, like, *arguments, scratch.data_ptr(), words)
+        if words:
+            emulated.launched[-1] = "draw from a set"
+
+    def score(name: str, like: Tensor, *arguments: Any) -> None:
+        if name == "cider":  # the last but one is scratch, of which the CPU kernels need none
+            scratch = torch.empty(L * B * T * 8, dtype=torch.int64)
+            arguments = (*arguments[:-2], scratch.data_ptr(), arguments[-1])
+        emulated.launch(name, like, *arguments)
+
+    calls = {"draw_hamming": draw, "cider": score, "cider_norms": score}
+    monkeypatch.setattr(compiled, "call", lambda name, *arguments: calls[name](name, *arguments))
+    return emulated
+
+
+def operators(step: Callable[[], None]) -> list[str]:
+    """Return the operators of torch that a step launches where the tensors are on a GPU, whose values nobody reads."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("cross_entropy", "smoothed_target"):
+            patch.setattr(f"smoothloss.ops.{module}.is_eager", lambda *tensors: True)
+        patch.setattr("smoothloss.sampling.samples.is_eager", lambda *tensors: True)
+        patch.setattr("smoothloss.ops.checks.is_eager", lambda *tensors: False)
+        with Counting() as counting:
+            step()
+    return counting.launched
+
+
+def count(names: list[str]) -> int:
+    return sum(LAUNCHES.get(name, 1) for name in names)
+
+
+@pytest.mark.parametrize(("pool", "launches"), [(VocabularyPool(V), 6), (BatchPool(), 7)])
+def test_a_lazy_step_with_its_draw(everything_on_emulated_cuda: Any, pool: Pool, launches: int) -> None:
+    """The seed, the draw (its pool's sets before it), the target, the rows, their reduction, the gradient."""
+    emulated, table = everything_on_emulated_cuda, make_table(V)
+    logits, one, sampler = torch.randn(B, T, V, requires_grad=True), torch.ones(()), HammingSampler(0.5, pool)
+
+    def step() -> None:
+        samples = sampler(SENTENCES, LENGTHS, L)
+        loss = F.lazy_sequence_cross_entropy(logits, SENTENCES, samples.tokens, alpha=0.4, table=table, token_alpha=0.3)
+        torch.autograd.grad(loss, logits, one)
+
+    operators(step)  # what a pool makes once for each device
+    emulated.launched.clear()
+    assert operators(step) == ["aten.random_.default"]
+    drawn = "draw_hamming" if isinstance(pool, VocabularyPool) else "draw from a set"
+    assert emulated.launched == [drawn, "smoothed_target", *ROWS]
+    assert 1 + count(emulated.launched) == launches
+
+
+def test_importance_weights_by_cider(everything_on_emulated_cuda: Any) -> None:
+    emulated = everything_on_emulated_cuda
+    references = References([[row.tolist()] for row in SENTENCES])
+    corpus = Cider(references)
+    corpus.prepare(references)
+    samples = HammingSampler(0.5, VocabularyPool(V))(SENTENCES, LENGTHS, L)
+    emulated.launched.clear()
+    launched = operators(
+        lambda: importance_weights(corpus(samples.tokens, samples.lengths, references), samples.log_prob, tau=0.5)
+    )
+    assert emulated.launched == ["cider"]
+    assert len(launched) <= 21  # operators of torch: the lengths in a row, and the softmax with its infinities
