@@ -101,9 +101,13 @@ def recomputed(
     upstream = grad.to(layer.accumulator).contiguous()
     if scale is not None:
         upstream = upstream * scale
-    saved = _Saved(upstream.expand(layer.num_rows), statistics)
     total = target.mass(layer.num_classes, layer.accumulator)
-    layer.ignore(total if mass is None else None)
+    upstream = upstream.expand(layer.num_rows)
+    if mass is None:
+        layer.ignore(total)
+        if grad.numel() > 1:  # what comes down to an ignored row may be anything, too
+            upstream = upstream.masked_fill(total == 0, 0.0)
+    saved = _Saved(upstream, statistics)
     if target.source is not None:
         grads = _backward_by_rows(layer, target, saved, options, chunk_bytes, wanted, impl)
     else:
