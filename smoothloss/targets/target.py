@@ -9,11 +9,19 @@ from torch import Tensor
 
 from smoothloss._numbers import as_integer
 from smoothloss._validation import check_number
-from smoothloss.backends.common import Candidates, DenseRows, OutOfRange, TableRows, merge_equal, without_autocast
+from smoothloss.backends.common import (
+    Candidates,
+    DenseRows,
+    OutOfRange,
+    TableRows,
+    merge_equal,
+    replaced,
+    without_autocast,
+)
 from smoothloss.ops.checks import check_index_values
 from smoothloss.ops.similarity_rows import SimilarityMixture
 from smoothloss.ops.smoothed_target import smoothed_target
-from smoothloss.ops.target import FlatTarget
+from smoothloss.ops.target import FlatTarget, scaled
 
 LARGEST = torch.iinfo(torch.int32).max
 
@@ -114,9 +122,9 @@ class Target:
         factor = check_number(factor, "factor")
         flat = self._entries()
         assert flat.weights is not None
-        source = flat.source and flat.source._replace(weights=flat.source.weights * factor)
+        source = scaled(flat.source, factor)
         uniform = None if flat.uniform is None else flat.uniform * factor
-        flat = flat._replace(weights=flat.weights * factor, uniform=uniform, source=source)
+        flat = replaced(FlatTarget, flat, weights=flat.weights * factor, uniform=uniform, source=source)
         return Target(self.shape, flat, self._given, self.num_classes, self.counted)
 
     __rmul__ = __mul__
@@ -218,7 +226,8 @@ def _joined_sources(
         return b if a is None else a
     if not (isinstance(a, SimilarityMixture) and isinstance(b, SimilarityMixture) and a.has_the_factors_of(b)):
         raise ValueError("target: got two tables with exact tails, expected one table, or tails of another kind")
-    return a._replace(tokens=torch.cat((a.tokens, b.tokens), -1), weights=torch.cat((a.weights, b.weights), -1))
+    tokens, weights = torch.cat((a.tokens, b.tokens), -1), torch.cat((a.weights, b.weights), -1)
+    return replaced(SimilarityMixture, a, tokens=tokens, weights=weights)
 
 
 def _float_dtype(flat: FlatTarget) -> torch.dtype:

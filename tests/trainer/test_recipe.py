@@ -367,7 +367,8 @@ def test_any_value_of_any_key_is_a_recipe_or_one_line(recipe_values: Values, dat
     keys = recipe_keys("translation")
     name = data.draw(st.sampled_from(list(keys)))
     scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
-    value = data.draw(st.recursive(scalars, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
+    lists, mappings = st.lists(scalars), st.dictionaries(st.text(), scalars)
+    value = data.draw(scalars | lists | mappings | st.lists(lists | mappings) | st.dictionaries(st.text(), lists))
     values = nested = copy.deepcopy(recipe_values())
     *sections, last = name.split(".")
     for section in sections:
