@@ -7,7 +7,7 @@ from torch import Tensor
 
 from smoothloss import backends
 from smoothloss._validation import check_constant, check_device, check_local, check_shape, check_tensor
-from smoothloss.backends.common import DenseRows, OutOfRange, RowOptions, replaced
+from smoothloss.backends.common import DenseRows, OutOfRange, RowOptions, has_autocast, replaced
 from smoothloss.ops.checks import is_debugging
 from smoothloss.ops.cross_entropy import cross_entropy
 from smoothloss.ops.linear_cross_entropy import Linear, linear_cross_entropy, linear_logsumexp_and_select
@@ -44,7 +44,7 @@ def check_linear(input: Tensor, weight: Tensor, bias: Tensor | None, options: Op
         check_shape(bias, "linear_bias", (weight.shape[0],), "(V,)")
         check_device(bias, "linear_bias", input, "input")
     device_type = input.device.type
-    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+    if has_autocast(device_type) and torch.is_autocast_enabled(device_type):
         dtype = torch.get_autocast_dtype(device_type)
         input, weight = _autocast(input, dtype), _autocast(weight, dtype)
         bias = None if bias is None else _autocast(bias, dtype)

@@ -60,7 +60,6 @@ class Candidates(NamedTuple):
     alpha: float = 0.0
     ignore_index: int = -100
 
-    @property
     def per_position(self) -> int:
         """Number of candidates of a position."""
         return 1 if self.samples is None else 1 + self.samples.shape[0]
@@ -136,9 +135,15 @@ def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def has_autocast(device_type: str) -> bool:
+    """Return whether a device has autocast; torch 2.6 does not compile the question."""
+    return torch.amp.is_autocast_available(device_type)
+
+
 def without_autocast(device_type: str) -> contextlib.AbstractContextManager[object]:
     """Return the context in which autocast casts nothing, on devices that have it."""
-    if not torch.amp.is_autocast_available(device_type):
+    if not has_autocast(device_type):
         return contextlib.nullcontext()
     return torch.autocast(device_type, enabled=False)
 
