@@ -250,7 +250,10 @@ struct EditDraw {
             int64_t most = t + 1 < count ? t + 1 : count;
             if (least < 0) least = 0;
             double largest = 0;
-            for (int64_t r = most; r >= least; --r) largest = fmax(largest, advance(t, r, count));
+            for (int64_t r = most; r >= least; --r) {
+                double of_row = advance(t, r, count);
+                largest = of_row > largest ? of_row : largest;
+            }
             log_scale += rescale(largest, least * columns, (most + 1) * columns);
         }
         double sum = 0;
@@ -262,18 +265,19 @@ struct EditDraw {
     // Row r behind token t, from itself and the row before it; returns its largest cell.
     SMOOTHLOSS_HD double advance(int64_t t, int64_t r, int64_t count) const {
         int64_t columns = a.max_insertions + 1, end = count - r < a.max_insertions ? count - r : a.max_insertions;
+        int64_t token = s.tokens[t], row = r * columns, before = row - columns;
         double weight = s.weights[t], largest = 0, any = 0;  // any: of those too that end with an insertion
         for (int64_t k = 0; k <= end; ++k) {
-            double& cell = scratch.cells[r * columns + k];
-            double value = cell * weight;
+            double value = scratch.cells[row + k] * weight;
             if (r > 0) {
                 int64_t word = r + k - 1;
-                double settled = scratch.cells[(r - 1) * columns + k];
+                double settled = scratch.cells[before + k];
                 any = k > 0 ? settled + any * (a.draw.replaced_odds * scratch.pooled[word - 1]) : settled;
-                value += scratch.words[word] == s.tokens[t] ? any : settled * (weight * scratch.pooled[word]);
+                double replaced = settled * (weight * scratch.pooled[word]);
+                value += scratch.words[word] == token ? any : replaced;
             }
-            cell = value;
-            largest = fmax(largest, value);
+            scratch.cells[row + k] = value;
+            largest = value > largest ? value : largest;
         }
         return largest;
     }
