@@ -19,11 +19,12 @@ void draw(const SentencesTuple& sentences, const ExcludedTuple& excluded, const 
 
 void draw_by_edits(const SentencesTuple& sentences, const ExcludedTuple& excluded, const PoolTuple& pool,
                    const TemperatureTuple& temperature, uintptr_t seed, const SamplesTuple& out, const EditTuple& edit,
-                   int threads, const std::string&) {
+                   int threads, const std::string& isa) {
     require(threads >= 1, "threads: got " + std::to_string(threads) + ", expected at least 1");
     EditArguments a = make_edit(make_draw(sentences, excluded, pool, temperature, seed, out), edit);
+    const DrawKernels& kernels = draw_kernels_for(isa);
     py::gil_scoped_release release;
-    draw_edit(a, threads);
+    draw_edit(a, kernels, threads);
 }
 
 }  // namespace

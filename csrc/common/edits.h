@@ -176,10 +176,16 @@ struct EditDraw {
         return begin;
     }
 
+    // What is replaced is chosen by keys, which nobody needs where nothing is.
+    SMOOTHLOSS_HD bool needs_keys(int64_t pair) const { return pair > a.max_insertions; }
+
+    SMOOTHLOSS_HD void draw_keys() const {
+        for (int64_t t = 0; t < s.length; ++t) scratch.keys[t] = coin(words_of(t, kEditReplaced));
+    }
+
     // The largest key of those that are replaced: the smallest keys are. Sets `chosen`: more than `count` of them
     // where keys are equal.
     SMOOTHLOSS_HD int64_t draw_replaced(int64_t count, int64_t* chosen) const {
-        for (int64_t t = 0; count && t < s.length; ++t) scratch.keys[t] = coin(words_of(t, kEditReplaced));
         int64_t last = -1;
         *chosen = 0;
         while (*chosen < count) {
@@ -316,8 +322,9 @@ struct EditDraw {
         }
     }
 
-    SMOOTHLOSS_HD void run() const {
-        int64_t pair = draw_pair(), columns = a.max_insertions + 1;
+    // Draws the sample of this pair, once there are its keys.
+    SMOOTHLOSS_HD void run(int64_t pair) const {
+        int64_t columns = a.max_insertions + 1;
         int64_t num_replaced = pair / columns, num_inserted = pair - num_replaced * columns;
         int64_t count = edit(num_replaced, num_inserted), sequence = sample * a.draw.batch + s.number;
         write_tokens(sequence, count);

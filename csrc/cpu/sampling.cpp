@@ -335,7 +335,7 @@ void draw_hamming(const DrawArguments& a, const DrawKernels& kernels, int thread
     (void)workers;
 }
 
-void draw_edit(const EditArguments& a, int threads) {
+void draw_edit(const EditArguments& a, const DrawKernels& kernels, int threads) {
     check_lengths(a.draw);
     EditSentences sentences(a);
     int64_t count = a.draw.samples * a.draw.batch;
@@ -352,8 +352,13 @@ void draw_edit(const EditArguments& a, int threads) {
 #pragma omp for schedule(dynamic, 8)
 #endif
         for (int64_t i = 0; i < count; ++i) {
-            const EditSentence& sentence = sentences[i / a.draw.samples];
-            EditDraw{a, sentence, scratch, seed, static_cast<uint32_t>(i % a.draw.samples)}.run();
+            uint32_t sentence = static_cast<uint32_t>(i / a.draw.samples);
+            EditDraw draw{a, sentences[sentence], scratch, seed, static_cast<uint32_t>(i % a.draw.samples)};
+            int64_t pair = draw.draw_pair();
+            if (draw.needs_keys(pair)) {
+                kernels.coins(seed, sentence, draw.sample, kEditReplaced, draw.s.length, scratch.keys.data);
+            }
+            draw.run(pair);
         }
     }
     (void)workers;

@@ -10,6 +10,6 @@ namespace smoothloss {
 void draw_hamming(const DrawArguments& arguments, const DrawKernels& kernels, int threads);
 
 // Throws std::invalid_argument for a length outside 0 .. width.
-void draw_edit(const EditArguments& arguments, int threads);
+void draw_edit(const EditArguments& arguments, const DrawKernels& kernels, int threads);
 
 }  // namespace smoothloss

@@ -256,7 +256,10 @@ __global__ void __launch_bounds__(kMaxThreads) draw_edit_kernel(EditSetArguments
     for (int64_t l = own; l < d.samples; l += step) {
         int64_t* memory = a.samples + number * words * d.samples + l;
         EditScratch scratch = edit_scratch(memory, d.samples, d.width, a.edit.max_insertions);
-        EditDraw{a.edit, sentence, scratch, static_cast<uint64_t>(*d.seed), static_cast<uint32_t>(l)}.run();
+        EditDraw draw{a.edit, sentence, scratch, static_cast<uint64_t>(*d.seed), static_cast<uint32_t>(l)};
+        int64_t pair = draw.draw_pair();
+        if (draw.needs_keys(pair)) draw.draw_keys();
+        draw.run(pair);
     }
 }
 

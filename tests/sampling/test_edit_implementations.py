@@ -30,6 +30,7 @@ from smoothloss.sampling import (
 from smoothloss.sampling.samples import Samples, Sentences
 
 HAS_NATIVE = compiled.load("_C")[0] is not None
+ISAS = list(compiled.require("_C").available_isas()) if HAS_NATIVE else []
 POOLS = ("vocabulary", "batch", "references")
 GUARD = 5
 DRAWS = {"native": _edit_native.draw, "reference": _edit_reference.draw}
@@ -84,14 +85,14 @@ def cases(draw: st.DrawFn, largest: int = 70) -> Case:
     return Case(draw(samplers(size)), target, lengths, draw(st.integers(1, 4)), seed, references)
 
 
-@pytest.fixture(params=["C++", "emulated CUDA"])
+@pytest.fixture(params=[*(f"native {isa}" for isa in ISAS), "emulated CUDA"])
 def kernels(request: pytest.FixtureRequest) -> Iterator[str]:
     """Let the kernels of this name draw for CPU tensors."""
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "emulated CUDA":
             emulate(patch, request.getfixturevalue("emulated_cuda"))
-        elif not HAS_NATIVE:
-            pytest.skip("no C++ here")
+        else:
+            patch.setenv("SMOOTHLOSS_ISA", request.param.split()[1])
         yield request.param
 
 
