@@ -26,12 +26,12 @@ $(STAMP): $(BIN)/python $(BUILT_FROM)
 # Triton's interpreter is chosen by the environment when triton is imported, so its tests have a process of their own.
 INTERPRETED := backends/test_triton_interpreter.py backends/test_triton_targets.py sampling/test_hamming_implementations.py
 test: $(STAMP)
-	$(BIN)/python -m pytest $(addprefix tests/,$(TESTS)) $(PYTEST_ARGS)
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest $(addprefix tests/,$(INTERPRETED)) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n auto --dist worksteal $(addprefix tests/,$(TESTS)) $(PYTEST_ARGS)
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n auto $(addprefix tests/,$(INTERPRETED)) $(PYTEST_ARGS)
 
 # What one runs while editing: under two minutes. The trainer's tests and the slow ones are left to `make test`.
 quick: $(STAMP)
-	$(BIN)/python -m pytest -q -n 2 -m "not slow and not gpu" --ignore=tests/trainer $(addprefix tests/,$(TESTS)) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -n auto --dist worksteal -m "not slow and not gpu" --ignore=tests/trainer $(addprefix tests/,$(TESTS)) $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -1,12 +1,11 @@
 """``python -m smoothloss``: versions, devices, and which implementations work here and why the others do not."""
 
+import signal
 import sys
 
-from smoothloss_trainer.cli.signals import Signals
-
 if __name__ == "__main__":
-    with Signals(alone=True):
-        from smoothloss._diagnostics import report
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # torch takes seconds to import, in which nothing needs to be undone
 
-        sys.stdout.write(report() + "\n")
-        sys.stdout.flush()
+    from smoothloss._diagnostics import report
+
+    sys.stdout.write(report() + "\n")

@@ -15,7 +15,7 @@ from smoothloss.ops.logsumexp_and_select import logsumexp_and_select
 from smoothloss.ops.target import FlatTarget
 from smoothloss.ops.transforms import needs_the_reference
 from smoothloss.options import Options
-from smoothloss.targets import Given, Target
+from smoothloss.targets.target import Given, Target
 
 
 def check_logits(input: Tensor) -> None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import numbers
-import operator
 import sys
-from typing import Any, SupportsIndex
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,19 +69,6 @@ def check_number(
         bracket = "(" if open_low else "["
         raise ValueError(f"{name}: got {value}, expected a number in {bracket}{low}, {high}]")
     return float(value)
-
-
-def check_integer(value: SupportsIndex, name: str, low: int | None = None) -> int:
-    """Return `value` as an int when it is an integer, of NumPy too, and not below `low`."""
-    try:
-        number = operator.index(value) if not isinstance(value, (bool, Tensor)) else None
-    except TypeError:
-        number = None
-    if number is None:
-        raise TypeError(f"{name}: got {type(value).__name__}, expected an integer")
-    if low is not None and number < low:
-        raise ValueError(f"{name}: got {number}, expected at least {low}")
-    return number
 
 
 def check_choice(value: object, name: str, choices: tuple[str, ...]) -> None:

@@ -77,6 +77,7 @@ def _begin(recipe: Recipe, run: RunDirectory, processes: Processes, *, goes_on: 
     trainer, table, cider = _open(recipe, run, processes, opened=goes_on)
     task, splits = trainer.task, trainer.scored_splits
     trainer.check_metric()
+    trainer.check_warmup()
     names = ["report.html", *(name for split in splits for name in result_files(task, split))]
     parts = ["train", "validation", *(f"vocabulary.{name}" for name in task.vocabularies)]
     if goes_on:
@@ -235,8 +236,7 @@ class Trainer:
         """The rest of an epoch, or of the budget of steps or time."""
         progress, config = self.progress, self.recipe.training
         width = self.processes.count * config.accumulate
-        total_steps = config.epochs * -(-len(plan) // width)
-        total_steps = min(total_steps, config.max_steps or total_steps)
+        total_steps = self._total_steps(plan)
         bar = tqdm(
             desc=f"{self.recipe.name} epoch {progress.epoch + 1}/{config.epochs}",
             total=len(plan),
@@ -339,6 +339,22 @@ class Trainer:
             checkpoint.save_checkpoint(self.run.best, weights, about)
         return metric
 
+    def _total_steps(self, plan: Sequence[Sequence[int]]) -> int:
+        """Steps of the whole training, when every epoch is as long as this one."""
+        config = self.recipe.training
+        total_steps = config.epochs * -(-len(plan) // (self.processes.count * config.accumulate))
+        return min(total_steps, config.max_steps or total_steps)
+
+    def check_warmup(self) -> None:
+        """Refuse a warm-up that lasts as long as the training, which may then train next to nothing.
+
+        Raises:
+            RecipeError: saying how many steps there are.
+        """
+        warmup, steps = self.recipe.optimizer.warmup_steps, self._total_steps(self.task.train_plan(0))
+        if warmup and warmup >= steps:
+            raise RecipeError(f"optimizer.warmup_steps must be below the {steps} steps of all epochs, got {warmup}")
+
     def check_metric(self) -> None:
         """Refuse a ``training.metric`` that the task does not score, before an epoch is trained.
 
@@ -388,7 +404,7 @@ class Trainer:
         """Go back to the last checkpoint.
 
         Raises:
-            RecipeError: when it is missing or broken, or of another number of processes.
+            RecipeError: when it, or the best one so far, is missing or broken, or of another number of processes.
         """
         tensors, state = checkpoint.load_checkpoint(self.run.last)
         random = checkpoint.without_prefix("random", tensors)
@@ -405,6 +421,8 @@ class Trainer:
         own = {name: states[self.processes.rank].clone() for name, states in random.items()}
         checkpoint.restore_random_states(own, self.generator)
         self.progress = progress = Progress(**state["progress"])
+        if progress.best is not None:  # it may stay the best one, and is tested then
+            checkpoint.load_checkpoint(self.run.best)
         if not self.processes.is_main:  # the first one has the sums of all
             progress.loss_sum, progress.tokens, progress.reward_sums, progress.rewarded = 0.0, 0, [0.0, 0.0], 0
         self._loss_sum.fill_(progress.loss_sum)

@@ -61,7 +61,7 @@ WRONG: dict[str, tuple[object, type[Exception], str]] = {
     "memory": ("x", ValueError, "memory: got 'x'"),
     "alpha": (2.0, ValueError, "alpha: got 2"),
     "token_alpha": (0.5, ValueError, "token_alpha: got 0.5 without a table"),
-    "ignore_index": (None, TypeError, "ignore_index: got NoneType"),
+    "ignore_index": (None, TypeError, "ignore_index: got None"),
     "table": ({}, TypeError, "table: got dict"),
     "label_smooting": (0.1, TypeError, "label_smooting"),
 }

@@ -215,7 +215,7 @@ NEGATIVE = Y.index_put((torch.tensor(1), torch.tensor(2)), torch.tensor(-7))
 LOG_PROBS = torch.zeros(L, B, T)
 WRONG: dict[str, tuple[type[Exception], str, Callable[[], object]]] = {
     "labels": (TypeError, "target: got list, expected a torch.Tensor", lambda: targets.labels([1, 2])),
-    "ignore_index": (TypeError, "ignore_index: got NoneType", lambda: targets.labels(Y, ignore_index=None)),
+    "ignore_index": (TypeError, "ignore_index: got None", lambda: targets.labels(Y, ignore_index=None)),
     "alpha": (ValueError, "alpha: got 2", lambda: targets.token(Y, TABLE, 2)),
     "no table": (ValueError, "alpha: got 0.5 without a table", lambda: targets.token(Y, None, 0.5)),
     "samples": (ValueError, r"samples: got shape \(4, 3, 4\), expected \(4, 3, 5\)",

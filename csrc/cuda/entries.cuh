@@ -24,7 +24,7 @@ struct Entries {
     int slots;
     uint32_t classes;
     bool are_int64;
-    int64_t ignored;  // -1, or the class number that is ignored
+    int32_t ignored;  // -1, or the class number that is ignored
 
     // -1 if there is no such class.
     __device__ __forceinline__ int32_t index(int s) const {
@@ -51,12 +51,15 @@ __device__ __forceinline__ Entries<T> entries_of(const Targets& targets, int64_t
     const auto* wide = static_cast<const int64_t*>(targets.indices) + first;
     const auto* narrow = static_cast<const int32_t*>(targets.indices) + first;
     const auto* weights = static_cast<const T*>(targets.weights);
+    // What is no class need not be ignored.
+    bool is_class = targets.are_labels && targets.ignore_index >= 0 && targets.ignore_index < classes;
+    int32_t ignored = is_class ? static_cast<int32_t>(targets.ignore_index) : -1;
     return {targets.are_int64 ? static_cast<const void*>(wide) : static_cast<const void*>(narrow),
             weights ? weights + first : nullptr,
             static_cast<int>(targets.slots),
             classes,
             targets.are_int64,
-            targets.are_labels ? targets.ignore_index : -1};
+            ignored};
 }
 
 // A row and its target, as all kernels see it.
@@ -100,16 +103,32 @@ __device__ __forceinline__ RowProblem<T> row_problem(const Arguments& a, int64_t
 
 // ---- the loss
 
-// By one warp; `logit(s)` is the untransformed logit of a filled entry.
-template <Mode MODE, class T, class Logit>
+// A slot of the target, with the untransformed logit of its class if there is one.
+template <class T>
+struct Entry {
+    bool filled;
+    T weight;
+    T logit;
+};
+
+template <class T, class Storage>
+__device__ __forceinline__ Entry<T> entry_at(const Entries<T>& entries, const Storage* logits, int s) {
+    int32_t index = entries.index(s);
+    if (index < 0) return {false, 0, 0};
+    return {true, entries.weight(s), to_accumulator(logits[index])};
+}
+
+// By one warp; `entry_of(s)` is the slot s.
+template <Mode MODE, class T, class EntryOf>
 __device__ __forceinline__ T warp_loss(const RowProblem<T>& problem, const RowSoftmax<T>& softmax,
-                                       const DenseState<T>& dense, const RowOptions& options, Logit logit) {
+                                       const DenseState<T>& dense, const RowOptions& options, EntryOf entry_of) {
     T loss = 0;
 #pragma unroll 1
     for (int s = lane_id(); s < problem.entries.slots; s += 32) {
-        if (!problem.entries.filled(s)) continue;
-        T z = transform<MODE>(logit(s), problem.row.transform).z;
-        loss += entry_loss(problem.target.keep * problem.entries.weight(s), z, softmax);
+        Entry<T> entry = entry_of(s);
+        if (!entry.filled) continue;
+        T z = transform<MODE>(entry.logit, problem.row.transform).z;
+        loss += entry_loss(problem.target.keep * entry.weight, z, softmax);
     }
     loss = warp_sum(loss);
     if (MODE != Mode::plain) loss += dense_rows_loss(dense, softmax);
@@ -125,6 +144,8 @@ struct SharedEntries {
     T* logits;
     int32_t* indices;
     int slots;
+
+    __device__ __forceinline__ Entry<T> operator[](int s) const { return {indices[s] >= 0, weights[s], logits[s]}; }
 };
 
 template <class T>
@@ -139,10 +160,10 @@ __device__ __forceinline__ void load_entries(const SharedEntries<T>& shared, con
                                              const Storage* logits) {
 #pragma unroll 1
     for (int s = threadIdx.x; s < shared.slots; s += blockDim.x) {
-        int32_t index = entries.index(s);
-        shared.indices[s] = index;
-        shared.weights[s] = index >= 0 ? entries.weight(s) : T(0);
-        shared.logits[s] = index >= 0 ? to_accumulator(logits[index]) : T(0);
+        Entry<T> entry = entry_at(entries, logits, s);
+        shared.indices[s] = entries.index(s);
+        shared.weights[s] = entry.weight;
+        shared.logits[s] = entry.logit;
     }
 }
 

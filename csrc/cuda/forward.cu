@@ -22,7 +22,7 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks<Storage>) forward_kern
         RowSoftmax<T> softmax = finish(state.softmax);
         if (problem.row.has_entropy) entropy = softmax.entropy;
         loss = warp_loss<MODE>(problem, softmax, state.dense, a.options,
-                               [&](int s) { return to_accumulator(logits[problem.entries.index(s)]); });
+                               [&](int s) { return entry_at(problem.entries, logits, s); });
     }
     if (threadIdx.x != 0) return;
     put(a.loss, problem.n, loss);

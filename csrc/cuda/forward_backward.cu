@@ -28,9 +28,8 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks<Storage>)
     RowState<T> state = block_merge<MODE>(thread_state<MODE, false, count>(logits, layout, problem.row, nullptr));
     RowSoftmax<T> softmax = finish(state.softmax);
     if (warp_id() == 0) {
-        T loss = warp_loss<MODE>(problem, softmax, state.dense, a.options, [&](int s) {
-            return many ? to_accumulator(logits[problem.entries.index(s)]) : entries.logits[s];
-        });
+        T loss = warp_loss<MODE>(problem, softmax, state.dense, a.options,
+                                 [&](int s) { return many ? entry_at(problem.entries, logits, s) : entries[s]; });
         if (lane_id() == 0) put(a.loss, problem.n, loss);
     }
     GradientTerms<T> terms = make_gradient_terms(gradient_inputs(a.options, T(1), problem.target.mass, problem.classes),

@@ -32,7 +32,7 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks<Storage>)
     state = cluster_merge<MODE>(state);  // from here on, no block reads logits that another overwrites
     RowSoftmax<T> softmax = finish(state.softmax);
     if (rank == 0 && warp_id() == 0) {
-        T loss = warp_loss<MODE>(problem, softmax, state.dense, a.options, [&](int s) { return entries.logits[s]; });
+        T loss = warp_loss<MODE>(problem, softmax, state.dense, a.options, [&](int s) { return entries[s]; });
         if (reports) put(a.loss, problem.n, loss);
     }
     GradientTerms<T> terms = make_gradient_terms(gradient_inputs(a.options, T(1), problem.target.mass, problem.classes),

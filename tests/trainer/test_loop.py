@@ -331,6 +331,21 @@ def test_resuming_with_another_recipe_is_refused(tmp_path: Path, make_recipe: Ma
         train(make_recipe(), RunDirectory(tmp_path / "nothing"), resume=True)
 
 
+@pytest.mark.parametrize("content", [None, b"", bytes(1000)])
+def test_resuming_without_the_best_checkpoint_is_refused_before_training(
+    tmp_path: Path, make_recipe: Make, content: bytes | None
+) -> None:
+    run = RunDirectory(tmp_path / "run")
+    train(make_recipe(training={"max_steps": 2}), run)
+    before = run.metrics()
+    run.best.unlink()
+    if content is not None:
+        run.best.write_bytes(content)
+    with pytest.raises(RecipeError, match=r"best\.safetensors"):
+        train(make_recipe(training={"max_steps": 4}), run, resume=True)
+    assert run.metrics() == before
+
+
 def test_validation_loss_is_that_of_mle_whatever_is_trained(tmp_path: Path, make_recipe: Make) -> None:
     found = []
     for name in ("mle", "label_smoothing"):
