@@ -59,7 +59,7 @@ class ParallelText:
             for place, (source, target) in enumerate(zip(self.source, self.target, strict=True))
             if 0 < len(source) <= max_length and 0 < len(target) <= max_length
         ]
-        if len(kept) < len(self):
+        if 0 < len(kept) < len(self):  # where none is left, an error says so
             left = f"{len(self) - len(kept)} of {len(self)} pairs have more than {max_length} words on a side, or none"
             _log.warning("data.train: %s; they are left out (data.max_length)", left)
         return ParallelText(

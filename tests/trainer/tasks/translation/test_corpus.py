@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import settings as drawing
 
 from smoothloss_trainer.errors import RecipeError, RunError
-from smoothloss_trainer.tasks.translation.corpus import hold_out, read_corpus, read_part
+from smoothloss_trainer.tasks.translation.corpus import ParallelText, hold_out, read_corpus, read_part
 from smoothloss_trainer.tasks.translation.data import TranslationData
 
 TATOEBA = "Hi.\tHallo!\nHi.\tGrüß Gott!\tCC-BY\nRun!\tLauf!\nWow!\tHallo!\n"
@@ -236,3 +236,8 @@ def test_columns_are_the_same_however_the_file_is_written(content: list[str], wr
         path = writing.write(Path(folder) / name, [f"{source}\t{target}\tCC-BY" for source, target in pairs])
         data = TranslationData(str(path), "en", "de", format="tsv")
         assert read_part(str(path), data, "data.train").pairs == pairs
+
+
+def test_an_error_alone_says_that_no_pair_is_short(caplog: pytest.LogCaptureFixture) -> None:
+    long = ParallelText([["a", "b"]], [["c", "d"]], [0])
+    assert len(long.short_pairs(1)) == 0 and not caplog.records
