@@ -17,7 +17,7 @@ from smoothloss_trainer.tokenizers import Tokenizer, tokenizer
 TITLES = {f"bleu_{n}": f"BLEU-{n}" for n in range(1, 5)}
 TITLES |= {"rouge_l": "ROUGE-L", "cider": "CIDEr-D", "bleu": "BLEU (sacrebleu)", "sentence_bleu": "sentence BLEU"}
 TITLES |= {"meteor": "METEOR", "spice": "SPICE"}
-# Time grows with the square of a text's length, and no signal is heard meanwhile: with 10,000 tokens it is up to half a minute.
+# Time grows with the square of a text's length, and no signal is heard meanwhile: up to half a minute for so many.
 MOST_TOKENS = 10_000
 
 
