@@ -17,18 +17,21 @@ void draw(const SentencesTuple& sentences, const ExcludedTuple& excluded, const 
     draw_hamming(a, kernels, threads);
 }
 
-void words(const WordsTuple& arguments, int threads, const std::string&) {
+void draw_by_edits(const SentencesTuple& sentences, const ExcludedTuple& excluded, const PoolTuple& pool,
+                   const TemperatureTuple& temperature, uintptr_t seed, const SamplesTuple& out, const EditTuple& edit,
+                   int threads, const std::string& isa) {
     require(threads >= 1, "threads: got " + std::to_string(threads) + ", expected at least 1");
-    WordArguments a = make_words(arguments);
+    EditArguments a = make_edit(make_draw(sentences, excluded, pool, temperature, seed, out), edit);
+    const DrawKernels& kernels = draw_kernels_for(isa);
     py::gil_scoped_release release;
-    philox_words(a, threads);
+    draw_edit(a, kernels, threads);
 }
 
 }  // namespace
 
 void bind_sampling(py::module_& m) {
     m.def("draw_hamming", &draw);
-    m.def("philox_words", &words);
+    m.def("draw_edit", &draw_by_edits);
 }
 
 }  // namespace smoothloss

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "bindings_common.h"
-#include "common/draws.h"
+#include "common/edits.h"
 
 namespace smoothloss {
 
@@ -85,17 +85,19 @@ inline DrawArguments make_draw(const SentencesTuple& sentences, const ExcludedTu
             inverse_tau};
 }
 
-// (seed_ptr, purpose, samples, batch, width, words_ptr)
-using WordsTuple = std::tuple<uintptr_t, uint32_t, int64_t, int64_t, int64_t, uintptr_t>;
+// (max_insertions, pad, lengths_ptr, bytes a log-probability)
+using EditTuple = std::tuple<int64_t, int64_t, uintptr_t, int>;
 
-inline WordArguments make_words(const WordsTuple& t) {
-    auto [seed, purpose, samples, batch, width, words] = t;
-    require(
-        samples >= 0 && batch >= 0 && width >= 0 && samples <= INT32_MAX && batch <= INT32_MAX && width <= INT32_MAX,
-        "words: got a size that is negative or beyond 2^31 - 1");
-    require(seed != 0 && (samples * batch * width == 0 || words != 0), "words: got a null pointer");
-    return {static_cast<const int64_t*>(pointer(seed)), purpose, samples, batch, width,
-            static_cast<int64_t*>(pointer(words))};
+inline EditArguments make_edit(const DrawArguments& draw, const EditTuple& t) {
+    auto [max_insertions, pad, lengths, log_prob_bytes] = t;
+    require(draw.pool != PoolKind::similar, "pool: got similarity rows, expected a set");
+    require(max_insertions >= 1 && max_insertions <= INT32_MAX && draw.width + max_insertions <= INT32_MAX,
+            "max_insertions: got " + std::to_string(max_insertions) + ", expected at least 1 and below 2^31");
+    bool empty = draw.samples * draw.batch == 0;
+    require(empty || (draw.tokens.data && lengths != 0), "tokens, lengths: got a null pointer");
+    require(log_prob_bytes == 4 || log_prob_bytes == 8,
+            "log_prob: got " + std::to_string(log_prob_bytes) + " bytes, expected 4 or 8");
+    return {draw, max_insertions, pad, static_cast<int64_t*>(pointer(lengths)), log_prob_bytes};
 }
 
 }  // namespace smoothloss

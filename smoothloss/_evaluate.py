@@ -7,15 +7,15 @@ from torch import Tensor
 
 from smoothloss import backends
 from smoothloss._validation import check_constant, check_device, check_local, check_shape, check_tensor
-from smoothloss.backends.common import DenseRows, OutOfRange
+from smoothloss.backends.common import DenseRows, OutOfRange, RowOptions, has_autocast, replaced
 from smoothloss.ops.checks import is_debugging
 from smoothloss.ops.cross_entropy import cross_entropy
 from smoothloss.ops.linear_cross_entropy import Linear, linear_cross_entropy, linear_logsumexp_and_select
 from smoothloss.ops.logsumexp_and_select import logsumexp_and_select
-from smoothloss.ops.target import FlatTarget
+from smoothloss.ops.target import FlatTarget, scaled
 from smoothloss.ops.transforms import needs_the_reference
 from smoothloss.options import Options
-from smoothloss.targets import Given, Target
+from smoothloss.targets.target import Given, Target
 
 
 def check_logits(input: Tensor) -> None:
@@ -44,7 +44,7 @@ def check_linear(input: Tensor, weight: Tensor, bias: Tensor | None, options: Op
         check_shape(bias, "linear_bias", (weight.shape[0],), "(V,)")
         check_device(bias, "linear_bias", input, "input")
     device_type = input.device.type
-    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+    if has_autocast(device_type) and torch.is_autocast_enabled(device_type):
         dtype = torch.get_autocast_dtype(device_type)
         input, weight = _autocast(input, dtype), _autocast(weight, dtype)
         bias = None if bias is None else _autocast(bias, dtype)
@@ -88,10 +88,10 @@ def evaluate_weighted(
     if options.kl:
         raise ValueError("kl: got True together with weight, expected one of them")
     weighted, total = _weighted(target, class_weight, options.row.label_smoothing)
-    plain = options._replace(row=options.row._replace(label_smoothing=0.0))
+    plain = replaced(Options, options, row=replaced(RowOptions, options.row, label_smoothing=0.0))
     if options.reduction != "mean":
         return evaluate(input, weighted, plain, linear)
-    return evaluate(input, weighted, plain._replace(reduction="sum"), linear) / total.sum()
+    return evaluate(input, weighted, replaced(Options, plain, reduction="sum"), linear) / total.sum()
 
 
 def evaluate_pair(input: Tensor, indices: Tensor, linear: Linear | None, impl: str) -> tuple[Tensor, Tensor]:
@@ -123,7 +123,10 @@ def _loss(
 ) -> Tensor:
     flat, row = target.flat, options.row
     if torch.compiler.is_compiling() and row.label_smoothing and impl != "reference":
-        flat, row = _with_smoothing(flat, num_classes, row.label_smoothing), row._replace(label_smoothing=0.0)
+        flat, row = (
+            _with_smoothing(flat, num_classes, row.label_smoothing),
+            replaced(RowOptions, row, label_smoothing=0.0),
+        )
     try:
         if linear is None:
             return cross_entropy(rows, flat, row, reduction, options.inplace, impl)
@@ -144,8 +147,8 @@ def _with_smoothing(flat: FlatTarget, num_classes: int, eps: float) -> FlatTarge
     if flat.uniform is not None:
         spread = spread + flat.uniform * keep
     weights = keep.unsqueeze(-1) if flat.weights is None else flat.weights * keep.unsqueeze(-1)
-    source = flat.source and flat.source._replace(weights=flat.source.weights * keep.unsqueeze(-1))
-    return flat._replace(weights=weights, uniform=spread, source=source)
+    source = scaled(flat.source, keep.unsqueeze(-1))
+    return replaced(FlatTarget, flat, weights=weights, uniform=spread, source=source)
 
 
 def _weighted(target: Target, class_weight: Tensor, eps: float) -> tuple[Target, Tensor]:

@@ -19,7 +19,8 @@ from smoothloss._validation import check_number
 from smoothloss.backends import Implementation
 from smoothloss.options import Memory
 from smoothloss.similarity import SimilarityTable
-from smoothloss.targets import Target, check_table
+from smoothloss.targets import Target
+from smoothloss.targets.constructors import check_table
 
 __all__ = [
     "CrossEntropyLoss",

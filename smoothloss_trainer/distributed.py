@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -15,6 +16,25 @@ from smoothloss_trainer.errors import RecipeError, RunError
 
 # The others wait while the first one validates.
 _TIMEOUT = timedelta(hours=12)
+
+
+@contextmanager
+def _others() -> Iterator[None]:
+    """Tell of others that are gone, or were never there, in one line."""
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        if isinstance(error, RecipeError | RunError):
+            raise
+        raise RunError(f"the other processes of this training cannot be reached: {str(error)[:200]}") from None
+
+
+def _world_size() -> int:
+    """How many processes were started, as their starter says."""
+    text = os.environ.get("WORLD_SIZE") or "1"
+    if not text.isdecimal() or not int(text):
+        raise RecipeError(f"the environment variable WORLD_SIZE must be a whole number from 1 on, got {text!r}")
+    return int(text)
 
 
 class Processes:
@@ -32,13 +52,13 @@ class Processes:
         device: Where this one trains.
 
     Raises:
-        RecipeError: when several were started and the device is one GPU.
-        RunError: when several were started and accelerate is not installed.
+        RecipeError: when several were started and the device is one GPU, or ``WORLD_SIZE`` is no number.
+        RunError: when several were started and accelerate is not installed, or the others cannot be reached.
     """
 
     def __init__(self, device: str) -> None:
         self.count, self.rank = 1, 0
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if _world_size() > 1:
             self._join(device)
         else:
             self.device = choose_device(device)
@@ -50,7 +70,8 @@ class Processes:
             raise RunError('several processes need accelerate: pip install "smoothloss[train]"') from None
         if device not in ("auto", "cpu", "cuda"):
             raise RecipeError(f"device must be auto, cpu or cuda for several processes, got {device!r}")
-        state = PartialState(cpu=choose_device(device).type == "cpu", timeout=_TIMEOUT)
+        with _others():
+            state = PartialState(cpu=choose_device(device).type == "cpu", timeout=_TIMEOUT)
         self.count, self.rank, self.device = state.num_processes, state.process_index, state.device
 
     @property
@@ -61,7 +82,8 @@ class Processes:
     def wait(self) -> None:
         """Wait until all processes are here."""
         if self.count > 1:
-            torch.distributed.barrier()
+            with _others():
+                torch.distributed.barrier()
 
     def first(self, work: Callable[[], Any]) -> bool:
         """Do ``work`` in the first process while the others wait; whether it gave something true, told to all.
@@ -84,7 +106,8 @@ class Processes:
         if self.count == 1:
             return list(values)
         total = torch.tensor(values, dtype=torch.float64, device=self.device)
-        torch.distributed.all_reduce(total)
+        with _others():
+            torch.distributed.all_reduce(total)
         return total.tolist()
 
     def of_main(self, values: Sequence[float]) -> list[float]:
@@ -97,7 +120,8 @@ class Processes:
             return
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         flat = torch.cat([gradient.flatten() for gradient in gradients])
-        torch.distributed.all_reduce(flat)
+        with _others():
+            torch.distributed.all_reduce(flat)
         for parameter, total in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
             parameter.grad = total.view_as(parameter)
 
@@ -107,7 +131,8 @@ class Processes:
             return tensor[None]
         rows = torch.zeros(self.count, *tensor.shape, dtype=torch.int64, device=self.device)
         rows[self.rank] = tensor
-        torch.distributed.all_reduce(rows)
+        with _others():
+            torch.distributed.all_reduce(rows)
         return rows.to(tensor.device, tensor.dtype)
 
     def close(self) -> None:

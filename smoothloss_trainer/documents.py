@@ -182,11 +182,15 @@ class _Builder:
     def _mapping(self, node: yaml.Node, depth: int) -> dict[str, Any]:
         merged: dict[str, Any] = {}
         values: dict[str, Any] = {}
+        merges = False
         for key, inner in node.value:
             value = self.build(inner, depth + 1)
             if not isinstance(key, yaml.ScalarNode):
                 raise _problem("a key must be text", key)
             if key.tag == f"{_TAG}merge":
+                if merges:
+                    raise _problem("the key '<<' occurs twice", key)
+                merges = True
                 for other in reversed(value if isinstance(value, list) else [value]):
                     if not isinstance(other, dict):
                         raise _problem("<< must merge mappings", key)

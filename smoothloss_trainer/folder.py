@@ -186,7 +186,7 @@ class Folder:
             raise RecipeError(f"{str(self.path)!r} can be no folder: choose another --out") from None
         lock = FileLock(self.path / LOCK)
         try:
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=0.3, poll_interval=0.05)  # a report looks whether it is held, and holds it meanwhile
         except Timeout:
             busy = "another process is writing there: wait for its end, or choose another --out"
             raise RecipeError(f"{self.path} is in use, {busy}") from None

@@ -77,6 +77,7 @@ def _begin(recipe: Recipe, run: RunDirectory, processes: Processes, *, goes_on: 
     trainer, table, cider = _open(recipe, run, processes, opened=goes_on)
     task, splits = trainer.task, trainer.scored_splits
     trainer.check_metric()
+    trainer.check_warmup()
     names = ["report.html", *(name for split in splits for name in result_files(task, split))]
     parts = ["train", "validation", *(f"vocabulary.{name}" for name in task.vocabularies)]
     if goes_on:
@@ -235,8 +236,7 @@ class Trainer:
         """The rest of an epoch, or of the budget of steps or time."""
         progress, config = self.progress, self.recipe.training
         width = self.processes.count * config.accumulate
-        total_steps = config.epochs * -(-len(plan) // width)
-        total_steps = min(total_steps, config.max_steps or total_steps)
+        total_steps = self._total_steps(plan)
         bar = tqdm(
             desc=f"{self.recipe.name} epoch {progress.epoch + 1}/{config.epochs}",
             total=len(plan),
@@ -338,6 +338,22 @@ class Trainer:
         if self.progress.best is None or metric > self.progress.best:
             checkpoint.save_checkpoint(self.run.best, weights, about)
         return metric
+
+    def _total_steps(self, plan: Sequence[Sequence[int]]) -> int:
+        """Steps of the whole training, when every epoch is as long as this one."""
+        config = self.recipe.training
+        total_steps = config.epochs * -(-len(plan) // (self.processes.count * config.accumulate))
+        return min(total_steps, config.max_steps or total_steps)
+
+    def check_warmup(self) -> None:
+        """Refuse a warm-up that lasts as long as the training, which may then train next to nothing.
+
+        Raises:
+            RecipeError: saying how many steps there are.
+        """
+        warmup, steps = self.recipe.optimizer.warmup_steps, self._total_steps(self.task.train_plan(0))
+        if warmup and warmup >= steps:
+            raise RecipeError(f"optimizer.warmup_steps must be below the {steps} steps of all epochs, got {warmup}")
 
     def check_metric(self) -> None:
         """Refuse a ``training.metric`` that the task does not score, before an epoch is trained.

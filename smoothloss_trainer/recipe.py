@@ -8,6 +8,7 @@ of the command line in the working folder alone.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cache
@@ -19,9 +20,22 @@ from smoothloss_trainer.config import DecodingConfig, LossConfig, Recipe
 from smoothloss_trainer.documents import MAX_YAML_CHARACTERS, parse_yaml
 from smoothloss_trainer.errors import RecipeError
 from smoothloss_trainer.files import expand_path
-from smoothloss_trainer.schema import Hints, Key, Text, build, check_path, explain, find_path, keys_of, unknown_key
+from smoothloss_trainer.schema import (
+    Hints,
+    Key,
+    Text,
+    build,
+    check_path,
+    explain,
+    find_path,
+    keys_of,
+    shown,
+    unknown_key,
+)
 from smoothloss_trainer.tasks import TASKS, task_class
 
+_LONGEST_CHAIN = 64  # recipes that are each other's base
+_LEAST_RATE = 1e-9  # as of optimizer.lr
 _MOST_SEARCHED = 100_000_000  # tokens of the hypotheses of one batch: about a gigabyte
 
 
@@ -39,11 +53,21 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         RecipeError: when a file is missing, is no YAML mapping, or is its own base.
     """
+    try:
+        check_path(str(path))
+        path.stat()
+    except ValueError as error:
+        raise RecipeError(f"recipe: {error}") from None
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise RecipeError(f"recipe {shown(str(path))}: {error.strerror}") from None
     return _read_chain(path, ())
 
 
 def _read_chain(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     path = shipped.find(path).resolve()
+    if len(seen) > _LONGEST_CHAIN:
+        raise RecipeError(f"recipe {seen[0]} has a chain of more than {_LONGEST_CHAIN} bases")
     if path in seen:
         raise RecipeError(f"recipe {path} is its own base")
     if not path.is_file():
@@ -237,6 +261,11 @@ def _check_steps(recipe: Recipe) -> None:
     if optimizer.lr * optimizer.weight_decay >= 1:
         product = f"{optimizer.lr} and {optimizer.weight_decay}"
         raise RecipeError(f"optimizer.lr times optimizer.weight_decay must be below 1, got {product}")
+    first = optimizer.lr * optimizer.decay
+    if optimizer.schedule == "step" and optimizer.decay_start == 0 and first < _LEAST_RATE:
+        raise RecipeError(
+            f"optimizer.lr times optimizer.decay, the first rate, must be {_LEAST_RATE} at least, got {first}"
+        )
     if steps is not None and optimizer.warmup_steps >= steps:
         raise RecipeError(
             f"optimizer.warmup_steps must be below training.max_steps ({steps}), got {optimizer.warmup_steps}"

@@ -26,7 +26,7 @@ from smoothloss_trainer.checkpoint import write_json
 from smoothloss_trainer.errors import RecipeError, RunError
 from smoothloss_trainer.evaluation import evaluate_into
 from smoothloss_trainer.files import read_json
-from smoothloss_trainer.folder import check_part_name, folder_of_runs
+from smoothloss_trainer.folder import LOCK, check_part_name, folder_of_runs
 from smoothloss_trainer.models import open_checkpoints, open_task
 from smoothloss_trainer.processes import Children, last_words
 from smoothloss_trainer.recipe import load_recipe, read_yaml
@@ -115,6 +115,8 @@ def load_table(path: str | Path) -> Table:
         raise RecipeError(f"table {path}: baseline must be one of {', '.join(table.rows)}, got {table.baseline!r}")
     for row in table.rows:
         check_part_name(row, f"table {path}: the key of a row")
+        if row in (*FILES, "runs.json", LOCK):
+            raise RecipeError(f"table {path}: {row} is a file beside the rows: give the row another key")
     if not table.metrics or not table.seeds:
         raise RecipeError(f"table {path}: metrics and seeds must not be empty")
     return table
@@ -145,12 +147,15 @@ def reproduce(
         The Markdown table's path.
 
     Raises:
-        RecipeError: when the table or a recipe is wrong, before anything is trained; when the data have no such
-            split, once the first run is trained; when ``out`` holds something else, or another process writes there.
+        RecipeError: when the table or a recipe is wrong, or a run that is there is of another one, before anything is
+            trained; when the data have no such split, or the scores no such metric, once the first run is trained; when
+            ``out`` holds something else, or another process writes there.
         RunError: when a run failed, after the others were trained and the table was written.
     """
     table = load_table(path)
     table.seeds = list(seeds) or table.seeds
+    if len({*table.seeds}) < len(table.seeds):
+        raise RecipeError(f"seeds must differ from each other, got {', '.join(map(str, table.seeds))}")
     table.rows = _chosen(table, rows)
     runs = [
         _run(row, seed, path.parent / config.recipe, out, [*_words(table.overrides | config.overrides), *overrides])
@@ -160,7 +165,10 @@ def reproduce(
     for run in runs:  # what is wrong is said before anything starts
         recipe = load_recipe(run.recipe, ["--seed", str(run.seed), *run.overrides])
         if run.directory.folder.is_marked and run.directory.recipe_file.is_file():
-            run.directory.check_same(recipe)  # a table must not mix runs of then with those of now
+            # A table must not mix runs of then with those of now.
+            run.directory.check_same(recipe)
+            if run.is_done(table.split):
+                run.directory.check_result(recipe)
     names = [*FILES, *(_log(run).relative_to(out).as_posix() for run in runs)]
     # The table of runs of an earlier version, which has no list of its files.
     known = FILES if not train and (out / "table.json").is_file() else ()
@@ -273,6 +281,10 @@ def _results(table: Table, done: list[Run]) -> list[Result]:
         if not by_row[key]:
             continue
         scores = [_read(run, f"scores.{table.split}.json") for run in by_row[key]]
+        for metric in table.metrics:
+            if not any(metric in values for values in scores):
+                known = ", ".join(name for name, value in scores[0].items() if isinstance(value, float))
+                raise RecipeError(f"metrics must be some of {known}, got {metric!r}")
         comparison = None
         if task is not None and key != table.baseline:
             comparison = _compare(task, table.split, by_row[key], baseline)

@@ -51,9 +51,12 @@ from smoothloss_trainer.vocabulary import Vocabulary
 FREE_KEYS: tuple[str, ...] = ("name", "device", "decoding.", "data.", "training.epochs", "training.max_steps")
 FREE_KEYS += ("training.max_minutes", "training.checkpoint_every", "training.patience", "training.keep_checkpoints")
 FREE_KEYS += ("training.tensorboard",)
-# What of the data makes up the batches. Paths may change: data may move.
+# What of the data makes up the vocabularies and batches. Paths may change: data may move.
 FIXED_KEYS: tuple[str, ...] = ("data.batch_tokens", "data.bpe", "data.joint_vocabulary", "data.max_length")
-FIXED_KEYS += ("data.held_out", "data.split_seed", "data.tokenize")
+FIXED_KEYS += ("data.held_out", "data.split_seed", "data.tokenize", "data.min_count", "data.max_words")
+# Free keys that are of no consequence for what a finished run has come to.
+IDLE_KEYS: tuple[str, ...] = ("name", "device", "data.", "decoding.batch_size", "training.checkpoint_every")
+IDLE_KEYS += ("training.keep_checkpoints", "training.tensorboard")
 
 
 class RunDirectory:
@@ -204,12 +207,28 @@ class RunDirectory:
         Raises:
             RecipeError: when there is no run, or naming the first key that differs.
         """
+        difference = self._difference(recipe, FREE_KEYS)
+        if difference:
+            raise RecipeError(f"cannot resume {self.path}: {difference}")
+
+    def check_result(self, recipe: Recipe) -> None:
+        """Refuse to take a finished run for what a recipe would come to that trains or decodes in another way.
+
+        Raises:
+            RecipeError: as :meth:`check_same`.
+        """
+        difference = self._difference(recipe, IDLE_KEYS)
+        if difference:
+            raise RecipeError(f"{self.path} is finished, and {difference}: choose another --out")
+
+    def _difference(self, recipe: Recipe, free: tuple[str, ...]) -> str | None:
+        """The first key with another value than in the run, which is neither one of these nor begins with one."""
         new, old = _flat(recipe_values(recipe)), _flat(recipe_values(self.recipe()))
         for key in sorted({*new, *old}):
-            free = key.startswith(FREE_KEYS) and not key.startswith(FIXED_KEYS)
-            if new.get(key) != old.get(key) and not free:
-                values = f"{key} is {old.get(key)!r} there and {new.get(key)!r} in the recipe"
-                raise RecipeError(f"cannot resume {self.path}: {values}")
+            may_differ = key.startswith(free) and not key.startswith(FIXED_KEYS)
+            if new.get(key) != old.get(key) and not may_differ:
+                return f"{key} is {old.get(key)!r} there and {new.get(key)!r} in the recipe"
+        return None
 
     def recipe(self) -> Recipe:
         """The recipe of the run.

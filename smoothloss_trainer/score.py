@@ -17,6 +17,8 @@ from smoothloss_trainer.tokenizers import Tokenizer, tokenizer
 TITLES = {f"bleu_{n}": f"BLEU-{n}" for n in range(1, 5)}
 TITLES |= {"rouge_l": "ROUGE-L", "cider": "CIDEr-D", "bleu": "BLEU (sacrebleu)", "sentence_bleu": "sentence BLEU"}
 TITLES |= {"meteor": "METEOR", "spice": "SPICE"}
+# Time grows with the square of a text's length, and no signal is heard meanwhile: up to half a minute for so many.
+MOST_TOKENS = 10_000
 
 
 def score_files(options: argparse.Namespace) -> str:
@@ -41,6 +43,8 @@ def score_files(options: argparse.Namespace) -> str:
     split = tokenizer(options.tokenize)
     prepare: Tokenizer = (lambda text: split(text.lower())) if options.lowercase else split
     candidates, references = [prepare(text) for text in texts.candidates], _prepared(texts.references, prepare)
+    _check_lengths(options.candidates, texts, [[text] for text in candidates])
+    _check_lengths(" or ".join(options.references), texts, references)
     scores = score_texts(
         candidates,
         references,
@@ -58,6 +62,13 @@ def score_files(options: argparse.Namespace) -> str:
 
 def _prepared(groups: Documents, prepare: Tokenizer) -> Documents:
     return [[prepare(text) for text in group] for group in groups]
+
+
+def _check_lengths(path: str, texts: Texts, groups: Documents) -> None:
+    for name, group in zip(texts.ids, groups, strict=True):
+        longest = max((len(text.split()) for text in group), default=0)
+        if longest > MOST_TOKENS:
+            raise RecipeError(f"{path}: {texts.kind} {name} has {longest} tokens; {MOST_TOKENS} is the most for a text")
 
 
 def signature(options: argparse.Namespace, texts: Texts, documents: Documents | None) -> str:

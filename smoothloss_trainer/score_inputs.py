@@ -26,11 +26,13 @@ class Texts:
         ids: A name for each candidate.
         candidates: B texts.
         references: The references of each, one at least.
+        kind: What the names are: a "line" or an "id".
     """
 
     ids: list[str]
     candidates: list[str]
     references: Documents
+    kind: str
 
 
 def check_streams(paths: Sequence[str]) -> None:
@@ -212,7 +214,7 @@ def _checked(ids: list[str], candidates: list[str], groups: Documents, kind: str
     bare = [place for place, group in zip(places, groups, strict=True) if not group]
     if bare:
         raise RecipeError(f"{len(bare)} candidates have no reference, such as that of {kind} {bare[0]}")
-    return Texts(ids, candidates, groups)
+    return Texts(ids, candidates, groups, kind)
 
 
 def _matched(candidates: dict[str, str], references: dict[str, list[str]], path: str) -> Texts:
@@ -220,4 +222,4 @@ def _matched(candidates: dict[str, str], references: dict[str, list[str]], path:
     bare = [name for name in candidates if not references.get(name)]
     if bare:
         raise RecipeError(f"{path} has no reference for {len(bare)} of {len(candidates)} candidates, such as {bare[0]}")
-    return Texts(list(candidates), list(candidates.values()), [references[name] for name in candidates])
+    return Texts(list(candidates), list(candidates.values()), [references[name] for name in candidates], "id")

@@ -5,17 +5,21 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save
 from tqdm import tqdm
 
 from smoothloss._files import write_atomically
+from smoothloss._tensor_file import open_tensors
 from smoothloss.embeddings import load_vectors, train_glove
 from smoothloss.embeddings.files import split_member
 from smoothloss.similarity import SimilarityTable
@@ -23,6 +27,8 @@ from smoothloss_trainer.config import EmbeddingsConfig, LossConfig
 from smoothloss_trainer.errors import RecipeError, one_line
 from smoothloss_trainer.files import existing_file, existing_input, expand_path
 from smoothloss_trainer.vocabulary import SPECIAL_TOKENS, Vocabulary
+
+_log = logging.getLogger(__name__)
 
 GLOVE_VERSION = 1  # part of the cache's key: another way of training is another file
 
@@ -101,15 +107,14 @@ def _trained_vectors(
     config: EmbeddingsConfig, vocabulary: Vocabulary, sentences: list[Sequence[str]], seed: int
 ) -> torch.Tensor:
     """GloVe on the text, from the cache when the same text was trained with the same settings before."""
-    from safetensors.torch import load_file
-
     settings = {**asdict(config), "seed": seed, "version": GLOVE_VERSION}
     digest = hashlib.sha256(json.dumps([settings, vocabulary.words]).encode())
     for sentence in sentences:
         digest.update(" ".join(sentence).encode() + b"\n")
     cached = cache_directory() / f"glove-{digest.hexdigest()[:24]}.safetensors"
-    if cached.is_file():
-        return load_file(cached)["vectors"]
+    # A file that cannot be read is written anew.
+    with suppress(OSError, SafetensorError, KeyError), open_tensors(cached) as kept:
+        return kept.get_tensor("vectors")
     with tqdm(total=config.epochs, desc="GloVe on the target text", dynamic_ncols=True) as bar:
 
         def report(_: int, loss: float) -> None:
@@ -129,8 +134,11 @@ def _trained_vectors(
         except ValueError as error:
             raise RecipeError(f"loss.embeddings: no GloVe of the target text: {error}") from None
     vectors = torch.as_tensor(trained.vectors).float().contiguous()
-    cached.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(cached, save({"vectors": vectors}))
+    try:
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(cached, save({"vectors": vectors}))
+    except OSError as error:  # a run has its own table; the next one trains the vectors again
+        _log.warning("the vectors are not kept for other runs: %s: %s", cached.parent, error.strerror)
     return vectors
 
 

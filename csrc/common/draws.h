@@ -55,23 +55,7 @@ struct DrawArguments {
     double inverse_tau;
 };
 
-// The words of Philox themselves, for what is drawn by torch's operators.
-struct WordArguments {
-    const int64_t* seed;  // one
-    uint32_t purpose;
-    int64_t samples, batch, width;
-    int64_t* words;  // out: (4, samples, batch, width)
-};
-
 namespace SMOOTHLOSS_ISA {
-
-SMOOTHLOSS_HD void write_words(const WordArguments& a, int64_t i) {
-    int64_t sequence = i / a.width, count = a.samples * a.batch * a.width;
-    Words words =
-        philox(static_cast<uint64_t>(*a.seed), static_cast<uint32_t>(i - sequence * a.width),
-               static_cast<uint32_t>(sequence % a.batch), static_cast<uint32_t>(sequence / a.batch), a.purpose);
-    for (int64_t w = 0; w < 4; ++w) a.words[w * count + i] = words.x[w];
-}
 
 SMOOTHLOSS_HD int64_t read_token(const TokenArray& tokens, int64_t at) {
     if (tokens.bytes == 8) return static_cast<const int64_t*>(tokens.data)[at];

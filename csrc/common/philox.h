@@ -15,7 +15,15 @@ constexpr uint32_t kPhiloxKey0 = 0x9E3779B9u, kPhiloxKey1 = 0xBB67AE85u;
 constexpr int kPhiloxRounds = 10;
 
 // What a number is for: the last word of the counter.
-enum Purpose : uint32_t { kHamming = 0, kSimilar = 1 };
+enum Purpose : uint32_t {
+    kHamming = 0,
+    kSimilar = 1,
+    kEditCounts = 2,
+    kEditReplaced = 3,
+    kEditChoice = 4,
+    kEditGap = 5,
+    kEditInserted = 6
+};
 
 struct Words {
     uint32_t x[4];

@@ -55,6 +55,11 @@ SMOOTHLOSS_HD LaneWords philox_lanes(uint64_t seed, Lane a, Lane b, uint32_t sam
     return {{a, b, c, d}};
 }
 
+// coin() of common/philox.h.
+SMOOTHLOSS_HD Lane coin_lanes(const LaneWords& w) {
+    return ((w.x[1] << 33) >> 1) | (w.x[0] & kLow);
+}
+
 int64_t throw_coins(const Coins& coins, int64_t begin, uint64_t seed, uint32_t sample, int64_t* fallen,
                     uint64_t* number) {
     uint64_t numbers[kCoinBlock];
@@ -62,7 +67,7 @@ int64_t throw_coins(const Coins& coins, int64_t begin, uint64_t seed, uint32_t s
     for (int64_t i = 0; i < kCoinBlock; i += kLanes) {
         LaneWords w =
             philox_lanes(seed, load(coins.position + begin + i), load(coins.sentence + begin + i), sample, kHamming);
-        Lane of_coin = ((w.x[1] << 33) >> 1) | (w.x[0] & kLow);
+        Lane of_coin = coin_lanes(w);
         Lane of_number = (w.x[3] << 32) | (w.x[2] & kLow);
         __builtin_memcpy(coin + i, &of_coin, sizeof(Lane));
         __builtin_memcpy(numbers + i, &of_number, sizeof(Lane));
@@ -77,9 +82,21 @@ int64_t throw_coins(const Coins& coins, int64_t begin, uint64_t seed, uint32_t s
     return count;
 }
 
+void coins(uint64_t seed, uint32_t sentence, uint32_t sample, uint32_t purpose, int64_t count, int64_t* out) {
+    uint64_t positions[kLanes];
+    for (int64_t i = 0; i < kLanes; ++i) positions[i] = static_cast<uint64_t>(i);
+    Lane position = load(positions);
+    for (int64_t i = 0; i < count; i += kLanes) {
+        Lane of_coin = coin_lanes(philox_lanes(seed, position, Lane{} + sentence, sample, purpose));
+        int64_t left = count - i < kLanes ? count - i : kLanes;
+        __builtin_memcpy(out + i, &of_coin, static_cast<size_t>(left) * sizeof(int64_t));
+        position += static_cast<uint64_t>(kLanes);
+    }
+}
+
 }  // namespace
 
-const DrawKernels draw_kernels = {throw_coins};
+const DrawKernels draw_kernels = {throw_coins, coins};
 
 }  // namespace SMOOTHLOSS_ISA
 }  // namespace smoothloss

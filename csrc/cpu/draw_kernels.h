@@ -19,6 +19,8 @@ struct DrawKernels {
     // (see common/philox.h). Returns how many.
     int64_t (*throw_coins)(const Coins& coins, int64_t begin, uint64_t seed, uint32_t sample, int64_t* fallen,
                            uint64_t* number);
+    // The coins of positions 0 .. count - 1 of one sample, see common/philox.h.
+    void (*coins)(uint64_t seed, uint32_t sentence, uint32_t sample, uint32_t purpose, int64_t count, int64_t* out);
 };
 
 namespace baseline {

@@ -2,8 +2,10 @@
 
 #include <algorithm>
 #include <cstring>
+#include <map>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <vector>
 
 namespace smoothloss {
@@ -139,34 +141,47 @@ void add_similar(const DrawArguments& a, int64_t sentence, Odds& odds, Positions
     out.log_normalizer.push_back(log_normalizer);
 }
 
-void add_all(const DrawArguments& a, Positions& out) {
+// Calls function(sentence, size of its set, rank_of) for each sentence; the sets stand one behind the other in `sets`,
+// those of the vocabulary elsewhere.
+template <class Function>
+void for_each_set(const DrawArguments& a, std::vector<int64_t>& sets, std::vector<int64_t>& set_begin,
+                  Function function) {
+    set_begin.assign(static_cast<size_t>(a.batch), 0);
+    if (a.pool == PoolKind::vocabulary) {
+        auto rank_of = [&](int64_t token) { return rank_in_vocabulary(a, token); };
+        for (int64_t b = 0; b < a.batch; ++b) function(b, a.table.set_size, rank_of);
+        return;
+    }
     TokenSet set;
-    Odds odds;
+    auto rank_of = [&](int64_t token) { return set.rank_of(token); };
     if (a.pool == PoolKind::batch) {
         set.clear(a.batch * a.width);
         for (int64_t b = 0; b < a.batch; ++b)
             for_each_replaceable(a, b, [&](int64_t, int64_t token) { set.add(token); });
-        out.sets = set.tokens();
+        sets = set.tokens();
     }
-    out.set_begin.assign(static_cast<size_t>(a.batch), 0);
     for (int64_t b = 0; b < a.batch; ++b) {
-        if (a.pool == PoolKind::similar) {
-            add_similar(a, b, odds, out);
-        } else if (a.pool == PoolKind::vocabulary) {
-            add_sentence(a, b, a.table.set_size, [&](int64_t token) { return rank_in_vocabulary(a, token); }, out);
-        } else {
-            if (a.pool == PoolKind::references) {
-                set.clear(a.references_width);
-                for (int64_t r = 0; r < a.references_width; ++r) {
-                    int64_t token = read_token(a.references, b * a.references_width + r);
-                    if (!is_excluded(a, token)) set.add(token);
-                }
-                out.set_begin[static_cast<size_t>(b)] = static_cast<int64_t>(out.sets.size());
-                out.sets.insert(out.sets.end(), set.tokens().begin(), set.tokens().end());
+        if (a.pool == PoolKind::references) {
+            set.clear(a.references_width);
+            for (int64_t r = 0; r < a.references_width; ++r) {
+                int64_t token = read_token(a.references, b * a.references_width + r);
+                if (!is_excluded(a, token)) set.add(token);
             }
-            int64_t size = static_cast<int64_t>(set.tokens().size());
-            add_sentence(a, b, size, [&](int64_t token) { return set.rank_of(token); }, out);
+            set_begin[static_cast<size_t>(b)] = static_cast<int64_t>(sets.size());
+            sets.insert(sets.end(), set.tokens().begin(), set.tokens().end());
         }
+        function(b, static_cast<int64_t>(set.tokens().size()), rank_of);
+    }
+}
+
+void add_all(const DrawArguments& a, Positions& out) {
+    if (a.pool == PoolKind::similar) {
+        Odds odds;
+        out.set_begin.assign(static_cast<size_t>(a.batch), 0);
+        for (int64_t b = 0; b < a.batch; ++b) add_similar(a, b, odds, out);
+    } else {
+        for_each_set(a, out.sets, out.set_begin,
+                     [&](int64_t b, int64_t size, auto rank_of) { add_sentence(a, b, size, rank_of, out); });
     }
     out.fill_last_block();
 }
@@ -244,6 +259,61 @@ class SampleDraw {
     uint64_t number_[kCoinBlock];
 };
 
+// All ground truths of a draw by edit distance. Those of as many tokens and as large sets share their priors.
+class EditSentences {
+  public:
+    explicit EditSentences(const EditArguments& a)
+        : a_(a), memory_(static_cast<size_t>(4 * a.draw.batch * a.draw.width)) {
+        std::vector<int64_t> set_begin;
+        for_each_set(a.draw, sets_, set_begin, [&](int64_t b, int64_t size, auto rank_of) { add(b, size, rank_of); });
+        for (EditSentence& s : sentences_) {
+            bool of_vocabulary = a.draw.pool == PoolKind::vocabulary;
+            s.set = of_vocabulary ? a.draw.table.by_rank : sets_.data() + set_begin[static_cast<size_t>(s.number)];
+        }
+    }
+
+    const EditSentence& operator[](int64_t sentence) const { return sentences_[static_cast<size_t>(sentence)]; }
+
+  private:
+    struct Prior {
+        std::vector<int64_t> shares;
+        double log_normalizer = 0;
+    };
+
+    template <class RankOf>
+    void add(int64_t sentence, int64_t size, RankOf rank_of) {
+        const DrawArguments& d = a_.draw;
+        int64_t* memory = memory_.data() + 4 * sentence * d.width;
+        double* weights = reinterpret_cast<double*>(memory + 3 * d.width);
+        EditSentence s{sentence,         length_of(d, sentence), size,    0,       nullptr, memory,
+                       memory + d.width, memory + 2 * d.width,   weights, nullptr, 0};
+        for (int64_t t = 0; t < s.length; ++t) {
+            int64_t token = read_token(d.target, sentence * d.width + t);
+            set_token(a_, s, t, token, rank_of(token));
+        }
+        s.free = count_free(s);
+        Prior& prior = prior_of(s);
+        s.shares = prior.shares.data();
+        s.log_normalizer = prior.log_normalizer;
+        sentences_.push_back(s);
+    }
+
+    Prior& prior_of(const EditSentence& s) {
+        Prior& prior = priors_[{s.length, s.free, s.set_size}];
+        if (prior.shares.empty()) {
+            prior.shares.resize(static_cast<size_t>(edit_cells(s.free, a_.max_insertions)));
+            double odds = edit_odds(a_, s.set_size);
+            prior.log_normalizer = edit_prior(s.length, s.free, a_.max_insertions, odds, prior.shares.data());
+        }
+        return prior;
+    }
+
+    const EditArguments& a_;
+    std::vector<int64_t> memory_, sets_;
+    std::vector<EditSentence> sentences_;
+    std::map<std::tuple<int64_t, int64_t, int64_t>, Prior> priors_;
+};
+
 }  // namespace
 
 void draw_hamming(const DrawArguments& a, const DrawKernels& kernels, int threads) {
@@ -265,13 +335,32 @@ void draw_hamming(const DrawArguments& a, const DrawKernels& kernels, int thread
     (void)workers;
 }
 
-void philox_words(const WordArguments& a, int threads) {
-    int64_t count = a.samples * a.batch * a.width;
-    int workers = static_cast<int>(std::clamp<int64_t>(count / kMinDrawsPerThread, 1, threads));
+void draw_edit(const EditArguments& a, const DrawKernels& kernels, int threads) {
+    check_lengths(a.draw);
+    EditSentences sentences(a);
+    int64_t count = a.draw.samples * a.draw.batch;
+    int64_t sample_words = edit_sample_words(a.draw.width, a.max_insertions);
+    int workers = static_cast<int>(std::clamp<int64_t>(count * sample_words / kMinDrawsPerThread, 1, threads));
+    uint64_t seed = static_cast<uint64_t>(*a.draw.seed);
 #ifdef _OPENMP
-#pragma omp parallel for num_threads(workers) schedule(static)
+#pragma omp parallel num_threads(workers)
 #endif
-    for (int64_t i = 0; i < count; ++i) write_words(a, i);
+    {
+        std::vector<int64_t> memory(static_cast<size_t>(sample_words));
+        EditScratch scratch = edit_scratch(memory.data(), 1, a.draw.width, a.max_insertions);
+#ifdef _OPENMP
+#pragma omp for schedule(dynamic, 8)
+#endif
+        for (int64_t i = 0; i < count; ++i) {
+            uint32_t sentence = static_cast<uint32_t>(i / a.draw.samples);
+            EditDraw draw{a, sentences[sentence], scratch, seed, static_cast<uint32_t>(i % a.draw.samples)};
+            int64_t pair = draw.draw_pair();
+            if (draw.needs_keys(pair)) {
+                kernels.coins(seed, sentence, draw.sample, kEditReplaced, draw.s.length, scratch.keys.data);
+            }
+            draw.run(pair);
+        }
+    }
     (void)workers;
 }
 

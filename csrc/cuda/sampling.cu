@@ -209,9 +209,65 @@ __global__ void __launch_bounds__(32 * kDrawWarps) draw_hamming_kernel(SetArgume
     d.log_prob[sequence] = log_prob_of(d, distance, ratio, log_normalizer);
 }
 
-__global__ void __launch_bounds__(kMaxThreads) philox_words_kernel(WordArguments a) {
-    int64_t i = static_cast<int64_t>(blockIdx.x) * kMaxThreads + threadIdx.x;
-    if (i < a.samples * a.batch * a.width) write_words(a, i);
+struct EditSetArguments {
+    SetArguments sets;
+    EditArguments edit;
+    int64_t* sentences;  // (batch, edit_sentence_words())
+    int64_t* samples;    // (batch, edit_sample_words(), samples)
+};
+
+__device__ __forceinline__ EditSentence edit_sentence(const EditSetArguments& a, int64_t number) {
+    const DrawArguments& d = a.edit.draw;
+    int64_t* memory = a.sentences + number * edit_sentence_words(d.width, a.edit.max_insertions);
+    bool of_vocabulary = d.pool == PoolKind::vocabulary;
+    int64_t set = d.pool == PoolKind::batch ? 0 : number;
+    return {number,
+            length_of(d, number),
+            of_vocabulary ? d.table.set_size : a.sets.sizes[set],
+            0,
+            of_vocabulary ? d.table.by_rank : a.sets.tokens + set * a.sets.elements,
+            memory,
+            memory + d.width,
+            memory + 2 * d.width,
+            reinterpret_cast<double*>(memory + 3 * d.width),
+            memory + 4 * d.width,
+            0};
+}
+
+// One block a sentence, one thread a sample.
+__global__ void __launch_bounds__(kMaxThreads) draw_edit_kernel(EditSetArguments a) {
+    __shared__ EditSentence sentence;
+    const DrawArguments& d = a.edit.draw;
+    int64_t number = static_cast<int64_t>(blockIdx.x), own = threadIdx.x, step = blockDim.x;
+    if (own == 0) sentence = edit_sentence(a, number);
+    __syncthreads();
+    for (int64_t t = own; t < sentence.length; t += step) {
+        int64_t at = number * d.width + t, token = read_token(d.target, at);
+        int64_t rank = d.pool == PoolKind::vocabulary ? rank_in_vocabulary(d, token) : a.sets.target_ranks[at];
+        set_token(a.edit, sentence, t, token, rank);
+    }
+    __syncthreads();
+    if (own == 0) {
+        sentence.free = count_free(sentence);
+        set_prior(a.edit, sentence);
+    }
+    __syncthreads();
+    int64_t words = edit_sample_words(d.width, a.edit.max_insertions);
+    for (int64_t l = own; l < d.samples; l += step) {
+        int64_t* memory = a.samples + number * words * d.samples + l;
+        EditScratch scratch = edit_scratch(memory, d.samples, d.width, a.edit.max_insertions);
+        EditDraw draw{a.edit, sentence, scratch, static_cast<uint64_t>(*d.seed), static_cast<uint32_t>(l)};
+        int64_t pair = draw.draw_pair();
+        if (draw.needs_keys(pair)) draw.draw_keys();
+        draw.run(pair);
+    }
+}
+
+int build_sets(const SetArguments& a, void* stream) {
+    const DrawArguments& d = a.draw;
+    if (!has_sets(d) || d.samples * d.batch == 0) return cudaSuccess;
+    int64_t most = d.pool == PoolKind::batch ? a.elements : std::max(a.elements, d.width);
+    return launch(token_sets_kernel, a, {a.sets, most <= 256 ? 256u : 1024u, 0, 0}, stream);
 }
 
 }  // namespace
@@ -222,25 +278,33 @@ int64_t scratch_words(const DrawArguments& a) {
     return s.sets * (s.elements + 1) + (s.sets * (s.capacity + s.elements) + a.batch * a.width + 1) / 2;
 }
 
+int64_t scratch_words(const EditArguments& a) {
+    const DrawArguments& d = a.draw;
+    int64_t sentence = edit_sentence_words(d.width, a.max_insertions);
+    return scratch_words(d) + d.batch * (sentence + d.samples * edit_sample_words(d.width, a.max_insertions));
+}
+
 int draw_hamming(const DrawArguments& a, int64_t* scratch, int device, void* stream) {
     int error = cudaSetDevice(device);
     if (error != cudaSuccess) return error;
     SetArguments sets = set_arguments(a, scratch);
-    if (has_sets(a) && a.samples * a.batch * a.width > 0) {
-        int64_t most = a.pool == PoolKind::batch ? sets.elements : std::max(sets.elements, a.width);
-        unsigned threads = most <= 256 ? 256 : 1024;
-        error = launch(token_sets_kernel, sets, {sets.sets, threads, 0, 0}, stream);
-        if (error != cudaSuccess) return error;
-    }
+    error = build_sets(sets, stream);
+    if (error != cudaSuccess) return error;
     int64_t blocks = (a.samples * a.batch + kDrawWarps - 1) / kDrawWarps;
     return launch(draw_hamming_kernel, sets, {blocks, 32 * kDrawWarps, 0, 0}, stream);
 }
 
-int philox_words(const WordArguments& a, int device, void* stream) {
+int draw_edit(const EditArguments& a, int64_t* scratch, int device, void* stream) {
     int error = cudaSetDevice(device);
     if (error != cudaSuccess) return error;
-    int64_t blocks = (a.samples * a.batch * a.width + kMaxThreads - 1) / kMaxThreads;
-    return launch(philox_words_kernel, a, {blocks, kMaxThreads, 0, 0}, stream);
+    const DrawArguments& d = a.draw;
+    int64_t* sentences = scratch + scratch_words(d);
+    int64_t* samples = sentences + d.batch * edit_sentence_words(d.width, a.max_insertions);
+    EditSetArguments all{set_arguments(d, scratch), a, sentences, samples};
+    error = build_sets(all.sets, stream);
+    if (error != cudaSuccess) return error;
+    unsigned threads = static_cast<unsigned>(std::min<int64_t>((d.samples + 31) / 32 * 32, kMaxThreads));
+    return launch(draw_edit_kernel, all, {d.samples ? d.batch : 0, threads, 0, 0}, stream);
 }
 
 }  // namespace cuda

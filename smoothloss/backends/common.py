@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -60,7 +60,6 @@ class Candidates(NamedTuple):
     alpha: float = 0.0
     ignore_index: int = -100
 
-    @property
     def per_position(self) -> int:
         """Number of candidates of a position."""
         return 1 if self.samples is None else 1 + self.samples.shape[0]
@@ -122,14 +121,29 @@ class OutOfRange(IndexError):
     """An index that names no class."""
 
 
+Record = TypeVar("Record", bound=tuple[Any, ...])
+
+
+def replaced(kind: type[Record], record: Record, **changes: Any) -> Record:
+    """Return ``record._replace(**changes)`` of a NamedTuple, as torch 2.6 compiles it too."""
+    fields: tuple[str, ...] = kind._fields  # type: ignore[attr-defined]
+    return kind(*[changes.get(name, value) for name, value in zip(fields, record, strict=False)])
+
+
 def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
     """Return the dtype that losses of logits of `dtype` are computed in: float64 for float64, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def has_autocast(device_type: str) -> bool:
+    """Return whether a device has autocast; torch 2.6 does not compile the question."""
+    return torch.amp.is_autocast_available(device_type)
+
+
 def without_autocast(device_type: str) -> contextlib.AbstractContextManager[object]:
     """Return the context in which autocast casts nothing, on devices that have it."""
-    if not torch.amp.is_autocast_available(device_type):
+    if not has_autocast(device_type):
         return contextlib.nullcontext()
     return torch.autocast(device_type, enabled=False)
 

@@ -128,7 +128,7 @@ def smoothed_target(
     neighbours = table.indices[row].where(known.unsqueeze(-1), -1)
     smoothing = token_alpha * shares
     neighbour_weights = (smoothing.unsqueeze(-1) * table.weights[row]).where(neighbours >= 0, 0.0)
-    slots = candidates.per_position * (table.indices.shape[1] + 1)
+    slots = candidates.per_position() * (table.indices.shape[1] + 1)
     indices = torch.cat((_as_int32(tokens).unsqueeze(-1), neighbours), -1).reshape(-1, slots)
     own = ((1 - token_alpha) * shares).unsqueeze(-1)
     uniform = None if table.tail is None else (smoothing * table.tail[row]).where(known, 0.0).sum(-1)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from smoothloss import backends
-from smoothloss.backends.common import Forward, RowOptions, accumulator_dtype, without_autocast
+from smoothloss.backends.common import Forward, RowOptions, accumulator_dtype, replaced, without_autocast
 from smoothloss.ops.checks import checked_op
 from smoothloss.ops.register import OPTIONS_SCHEMA, TARGET_SCHEMA, define, no_gradients
 from smoothloss.ops.target import FlatTarget
@@ -36,7 +36,7 @@ def reference_loss(logits: Tensor, target: FlatTarget, options: RowOptions, redu
     """Return the loss in plain torch code, which autograd and every transform see through."""
     if torch.compiler.is_compiling():  # nobody else could say that an index is out of range
         indices = checked_op(target.indices, logits.shape[-1], target.ignore_index)
-        target = target._replace(indices=indices)
+        target = replaced(FlatTarget, target, indices=indices)
     with without_autocast(logits.device.type):
         rows = target.rows(accumulator_dtype(logits.dtype))
         return backends.get("reference").forward(logits, rows, options, reduction).loss

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from smoothloss import backends
-from smoothloss.backends.common import Forward, RowOptions, RowTarget
+from smoothloss.backends.common import Forward, RowOptions, RowTarget, replaced
 from smoothloss.ops.linear_layer import ClassSums, GradientSums, Layout, LinearLayer
 from smoothloss.ops.target import FlatTarget
 
@@ -154,7 +154,7 @@ def _backward_by_classes(
         d_logits = logits if grad_scratch is None else grad_scratch[: logits.numel()].view_as(logits)
         share = (part.stop - part.start) / num_classes
         entries = RowTarget(_in_slice(rows.indices, part), weights, uniform * share if has_uniform else None)
-        unsmoothed = options._replace(label_smoothing=0.0)
+        unsmoothed = replaced(RowOptions, options, label_smoothing=0.0)
         backends.kernels(impl).backward(grad, None, logits, saved.statistics, entries, unsmoothed, d_logits, mass)
         sums.add(part, d_logits)
     return sums.results()

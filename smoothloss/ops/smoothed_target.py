@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from smoothloss import backends
-from smoothloss.backends.common import Candidates, TableRows
+from smoothloss.backends.common import Candidates, TableRows, replaced
 from smoothloss.ops.checks import check_index_values, checked_op
 from smoothloss.ops.register import define
 from smoothloss.ops.transforms import is_eager, needs_the_reference
@@ -30,9 +30,9 @@ def smoothed_target(
                 check_index_values(tokens, limit, name, ignore=candidates.ignore_index)
     if kind == "reference" and torch.compiler.is_compiling():  # nobody else could say that one is out of range
         limit, ignored = torch.iinfo(torch.int32).max, candidates.ignore_index
-        candidates = candidates._replace(target=checked_op(candidates.target, limit, ignored))
+        candidates = replaced(Candidates, candidates, target=checked_op(candidates.target, limit, ignored))
         if candidates.samples is not None:
-            candidates = candidates._replace(samples=checked_op(candidates.samples, limit, ignored))
+            candidates = replaced(Candidates, candidates, samples=checked_op(candidates.samples, limit, ignored))
     if kind == "reference" or is_eager(candidates.target, candidates.samples, candidates.sample_weights):
         return backends.get(kind).smoothed_target(candidates, table, token_alpha)
     if torch.compiler.is_compiling():
@@ -63,7 +63,7 @@ def _compiled(
         if omega is None:
             omega = torch.ones(samples.shape[:2], dtype=torch.float32, device=target.device) / samples.shape[0]
         omega = omega * (2 * alpha)
-    halved = candidates._replace(target_weights=own * (2 - 2 * alpha), sample_weights=omega, alpha=0.5)
+    halved = replaced(Candidates, candidates, target_weights=own * (2 - 2 * alpha), sample_weights=omega, alpha=0.5)
     indices, weights, uniform = _operator(halved, table, 0.5, kind)
     if table is None:
         return indices, weights, uniform

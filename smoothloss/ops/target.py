@@ -7,8 +7,20 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from smoothloss.backends.common import DenseRows, RowTarget, mass_of
+from smoothloss.backends.common import DenseRows, RowTarget, mass_of, replaced
 from smoothloss.ops.similarity_rows import SimilarityMixture
+
+Source = SimilarityMixture | DenseRows
+
+
+def scaled(source: Source | None, factor: Tensor | float) -> Source | None:
+    """Return what dense rows come from with all their weights times a number, or one for each row ``(N, 1)``."""
+    if source is None:
+        return None
+    weights = source.weights * factor
+    if isinstance(source, SimilarityMixture):
+        return replaced(SimilarityMixture, source, weights=weights)
+    return replaced(DenseRows, source, weights=weights)
 
 
 class FlatTarget(NamedTuple):
@@ -26,7 +38,7 @@ class FlatTarget(NamedTuple):
     weights: Tensor | None = None
     uniform: Tensor | None = None
     ignore_index: int | None = None
-    source: SimilarityMixture | DenseRows | None = None
+    source: Source | None = None
 
     def rows(self, dtype: torch.dtype, part: slice | None = None) -> RowTarget:
         """Return all rows, or a part of them, in the accumulator dtype, with their dense rows computed."""
@@ -62,7 +74,9 @@ class FlatTarget(NamedTuple):
             # A token number is as good as the number of its row.
             values = source.weights.new_empty(num_classes, 0)
             source = DenseRows(values, source.tokens, source.weights.to(dtype))
-        return mass_of(self._replace(source=None).rows(dtype)._replace(dense=source), num_classes).to(dtype)
+        return mass_of(
+            replaced(RowTarget, replaced(FlatTarget, self, source=None).rows(dtype), dense=source), num_classes
+        ).to(dtype)
 
     def pack(self) -> tuple[Any, ...]:
         """Return the target as an operator takes it (`TARGET_SCHEMA`)."""

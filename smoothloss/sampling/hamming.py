@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-import functools
-import importlib
 import math
-from types import ModuleType
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 from torch import Tensor
 
+from smoothloss.sampling._implementations import Implementations
 from smoothloss.sampling.pools import Pool
 from smoothloss.sampling.samples import Sampler, Samples, Sentences, check_tau
 
 Implementation = Literal["auto", "reference", "native", "triton"]
+_IMPLEMENTATIONS = Implementations(
+    {
+        "reference": "smoothloss.sampling._hamming_reference",
+        "native": "smoothloss.sampling._hamming_native",
+        "triton": "smoothloss.sampling._hamming_triton",
+    },
+    preference={"cpu": ("native", "reference"), "cuda": ("native", "triton", "reference")},
+)
 # The logarithm of about the largest float64.
 _LARGEST_EXPONENT = 709.0
 
@@ -66,48 +72,11 @@ class HammingSampler(Sampler):
         self.tau = check_tau(tau)
         if not isinstance(pool, Pool):
             raise TypeError(f"pool: got {type(pool).__name__}, expected a VocabularyPool or another of the pools here")
-        if impl not in get_args(Implementation):
-            raise ValueError(f"impl: got {impl!r}, expected one of {', '.join(map(repr, get_args(Implementation)))}")
+        _IMPLEMENTATIONS.check(impl)
         self.pool, self.impl, self._temperature = pool, impl, Temperature.of(self.tau)
 
     def _draw(self, sentences: Sentences, num_samples: int, seed: Tensor) -> Samples:
-        return _module(self.impl, sentences).draw(sentences, num_samples, seed, self._temperature)
+        return _IMPLEMENTATIONS.module(self.impl, sentences).draw(sentences, num_samples, seed, self._temperature)
 
     def __repr__(self) -> str:
         return f"HammingSampler(tau={self.tau:g}, pool={self.pool})"
-
-
-_MODULES = {
-    "reference": "smoothloss.sampling._hamming_reference",
-    "native": "smoothloss.sampling._hamming_native",
-    "triton": "smoothloss.sampling._hamming_triton",
-}
-_PREFERENCE = {"cpu": ("native", "reference"), "cuda": ("native", "triton", "reference")}
-
-
-def _module(impl: Implementation, sentences: Sentences) -> ModuleType:
-    """Return the module that draws.
-
-    Raises:
-        RuntimeError: `impl` is the name of one that cannot, with the reason.
-    """
-    if impl != "auto":
-        reason = _unavailable(impl, sentences)
-        if reason is not None:
-            raise RuntimeError(f"impl={impl!r} cannot run here: {reason}")
-        return _import(impl)
-    candidates = _PREFERENCE.get(sentences.target.device.type, ("reference",))
-    return _import(next(name for name in candidates if _unavailable(name, sentences) is None))
-
-
-def _unavailable(name: str, sentences: Sentences) -> str | None:
-    try:
-        reason: str | None = _import(name).unavailable(sentences)
-    except ImportError as error:
-        return f"{_MODULES[name]} cannot be imported: {error}"
-    return reason
-
-
-@functools.cache
-def _import(name: str) -> ModuleType:
-    return importlib.import_module(_MODULES[name])

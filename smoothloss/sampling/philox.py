@@ -29,7 +29,7 @@ LARGEST_COUNT = 2**31 - 1  # of things that one number chooses among
 
 
 class Purpose(enum.IntEnum):
-    """What a number is for; csrc/common/philox.h has those that a kernel draws."""
+    """What a number is for."""
 
     HAMMING = 0  # the coin of a position and its substitute, or the slot of its similarity row
     SIMILAR = 1  # which of the slot's segments, and which of its tokens
@@ -68,18 +68,10 @@ class Numbers:
         seed: The draw's seed, ``(1,)`` int64.
         purpose: What they are for.
         shape: L, B and X.
-        words: The words, where a kernel has written them.
     """
 
-    words: tuple[Tensor, ...]
-
-    def __init__(
-        self, seed: Tensor, purpose: Purpose, shape: tuple[int, int, int], words: tuple[Tensor, ...] | None = None
-    ) -> None:
+    def __init__(self, seed: Tensor, purpose: Purpose, shape: tuple[int, int, int]) -> None:
         self.seed, self.shape = seed, shape
-        if words is not None:
-            self.words = words
-            return
         sample, sentence, position = (torch.arange(size, device=seed.device) for size in shape)
         counter = (position, sentence[:, None], sample[:, None, None], torch.full_like(seed, int(purpose)))
         self.words = philox(seed, counter)
@@ -100,6 +92,11 @@ class Numbers:
     def fraction(self) -> Tensor:
         """The upper 53 of the 64 bits as a float64 in [0, 1): exact."""
         return (self.words[3] << 21 | self.words[2] >> 11).double() * 2.0**-53
+
+    def choose_share(self, total: Tensor) -> Tensor:
+        """One of ``total <= 2^62`` shares, all alike to 2^-62: ``n total / 2^64`` without the products' last bits."""
+        high, low = total >> 32, total & _WORD
+        return self.words[3] * high + (self.words[3] * low >> 32 & _WORD) + (self.words[2] * high >> 32)
 
 
 def coin_threshold(count: Tensor, kept_share: float) -> Tensor:

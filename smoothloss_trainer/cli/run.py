@@ -28,6 +28,7 @@ def run_command(words: Sequence[str], signals: Signals) -> int:
     advice: Callable[[], str] = str
     try:
         options = parse(words)
+        _check_working_folder()
         command = import_module(f"smoothloss_trainer.commands.{options.command}")
         signals.begin_work()
         if hasattr(command, "advice"):
@@ -47,6 +48,14 @@ def run_command(words: Sequence[str], signals: Signals) -> int:
             _write_error(line)
         return status
     return 0
+
+
+def _check_working_folder() -> None:
+    """Say that there is no working folder any more, where torch would end the process."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise RunError("the working folder has been removed") from None
 
 
 def explain(error: BaseException, advice: Callable[[], str] = str) -> tuple[int, str]:

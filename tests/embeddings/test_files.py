@@ -238,6 +238,15 @@ def test_word2vec_binary(tmp_path):
         load_vectors(tmp_path / "v.bin", ["the"])
 
 
+@pytest.mark.parametrize("end", [b"\n", b""])
+def test_a_phrase_in_word2vecs_binary_format_is_no_word(tmp_path, end):
+    vectors = np.random.default_rng(1).normal(size=(5, 50)).astype(np.float32)
+    named = dict(zip(["the", "cat", "new york", "a", "dog"], vectors.tolist(), strict=True))
+    (tmp_path / "v.bin").write_bytes(binary(named, end))
+    with pytest.raises(ValueError, match="the format has no words with spaces"):
+        load_vectors(tmp_path / "v.bin", ["the", "new", "a"])
+
+
 def test_large_binary_files_are_read_in_pieces(tmp_path):
     rows = np.arange(5000 * 300, dtype=np.float32).reshape(5000, 300)
     (tmp_path / "v.bin").write_bytes(binary({f"w{number}": row for number, row in enumerate(rows)}))

@@ -69,6 +69,9 @@ def test_words_become_choices(words: tuple[int, int, int, int], size: int) -> No
     number = words[3] << 32 | words[2]
     assert int(numbers.choose(torch.tensor([size]))) == number * size >> 64
     assert int(numbers.coin) == (words[1] << 32 | words[0]) % 2**63
+    total = (size << 31) + size  # up to 2^62
+    share = int(numbers.choose_share(torch.tensor([total])))
+    assert (number * total >> 64) - 2 <= share <= number * total >> 64
     assert Fraction(float(numbers.fraction())) == Fraction(number >> 11, 2**53)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from smoothloss_trainer import checkpoint
 from smoothloss_trainer.config import Recipe
 from smoothloss_trainer.distributed import Processes
-from smoothloss_trainer.errors import RecipeError
+from smoothloss_trainer.errors import RecipeError, RunError
 from smoothloss_trainer.loop import Trainer, train
 from smoothloss_trainer.run import RunDirectory
 from smoothloss_trainer.tasks import task_class
@@ -32,6 +32,29 @@ def gradients(recipe: Recipe, folder: Path, plan: Sequence[Sequence[int]]) -> li
     trainer.optimizer.step = lambda: None  # type: ignore[method-assign, assignment, misc, return-value]
     trainer._step(plan)
     return [parameter.grad for parameter in trainer.parameters if parameter.grad is not None]
+
+
+@pytest.mark.parametrize("count", ["x", "0", "-1", "1.5"])
+def test_a_world_size_that_is_none(monkeypatch: pytest.MonkeyPatch, count: str) -> None:
+    monkeypatch.setenv("WORLD_SIZE", count)
+    with pytest.raises(RecipeError, match="WORLD_SIZE must be a whole number from 1 on"):
+        Processes("cpu")
+
+
+def test_others_that_are_not_there_are_no_bug(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "")
+    processes = Processes("cpu")
+    assert processes.count == 1
+    processes.count = 2
+
+    def fail(*arguments: object) -> None:
+        raise RuntimeError("Connection reset by peer")
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", fail)
+    monkeypatch.setattr(torch.distributed, "barrier", fail)
+    for work in (lambda: processes.sum([1]), lambda: processes.gather(torch.ones(1)), processes.wait):
+        with pytest.raises(RunError, match="cannot be reached: Connection reset by peer"):
+            work()
 
 
 def test_accumulated_batches_are_one_batch(tmp_path: Path, make_recipe: Callable[..., Recipe]) -> None:

@@ -65,6 +65,7 @@ def test_keys_are_text_and_mappings_merge() -> None:
         ("a: !!timestamp 2020-01-01", "tag .* is not allowed"),
         ("? [a]\n: 1", "a key must be text"),
         ("a: {<<: 3}", "must merge mappings"),
+        ("a: {<<: {b: 1}, <<: {b: 2}}", "line 1: the key '<<' occurs twice"),
         ('"\\U00110000"', "not valid YAML"),
         ("a: \x00", "not valid YAML"),
         ("a: [", "not valid YAML"),

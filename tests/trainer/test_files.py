@@ -51,7 +51,7 @@ def test_what_is_no_file_is_told_from_what_is_missing(tmp_path: Path) -> None:
 
 def test_plain_and_gzipped_files_are_read(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("one\u2028\n\ntwo\n", encoding="utf-8", newline="\n")
-    (tmp_path / "a.json.gz").write_bytes(gzip.compress(b'{"a": [1]}'))
+    (tmp_path / "a.json.gz").write_bytes(gzip.compress(b'{"a": [1]}', mtime=0))
     assert read_lines(tmp_path / "a.txt", "key") == ["one\u2028", "", "two"]
     assert read_json(str(tmp_path / "a.json.gz"), "key") == {"a": [1]}
 
@@ -80,7 +80,7 @@ def test_a_carriage_return_within_a_line_ends_none(tmp_path: Path) -> None:
 def test_other_encodings_are_named(tmp_path: Path, encoding: str, packed: bool) -> None:
     text = ("\ufeff" if encoding.endswith("be") else "") + '{"a": "b"}\n'
     content = text.encode(encoding)
-    (tmp_path / "x.json").write_bytes(gzip.compress(content) if packed else content)
+    (tmp_path / "x.json").write_bytes(gzip.compress(content, mtime=0) if packed else content)
     named = encoding.removesuffix("-be").upper()
     for read in (read_text, read_lines, lambda path, key: read_json(str(path), key)):
         with pytest.raises(RecipeError, match=rf"^key: cannot read .*x\.json: it is {named} text, expected UTF-8"):
@@ -96,8 +96,8 @@ def test_other_encodings_are_named(tmp_path: Path, encoding: str, packed: bool) 
         (b"BZh91AY&SYxxxx", "it is packed with bzip2: unpack it first"),
         (b"\xfd7zXZ\0xx", "it is packed with xz: unpack it first"),
         (b"PK\x03\x04xx", "it is a zip archive, expected text"),
-        (gzip.compress(b"some text\n" * 99)[:-9], "no readable gzip file"),
-        (gzip.compress(b"some text\n") + b"more", "no readable gzip file"),
+        (gzip.compress(b"some text\n" * 99, mtime=0)[:-9], "no readable gzip file"),
+        (gzip.compress(b"some text\n", mtime=0) + b"more", "no readable gzip file"),
         (b"\x1f\x8b\x08\0", "no readable gzip file"),
     ],
 )
@@ -109,7 +109,7 @@ def test_what_is_no_text_is_named(tmp_path: Path, content: bytes, message: str) 
 
 
 def test_zeros_behind_a_gzip_file_are_padding(tmp_path: Path) -> None:
-    (tmp_path / "x").write_bytes(gzip.compress(b"a\n") + bytes(512))
+    (tmp_path / "x").write_bytes(gzip.compress(b"a\n", mtime=0) + bytes(512))
     assert read_lines(tmp_path / "x", "key") == ["a"]
 
 
@@ -122,7 +122,7 @@ def test_lines_that_cannot_be_decoded_may_be_collected(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"{", b"\xff", b""])
 def test_files_that_are_no_json_are_named(tmp_path: Path, content: bytes) -> None:
-    for name, data in (("x.json", content), ("x.json.gz", gzip.compress(content)), ("y.json.gz", content)):
+    for name, data in (("x.json", content), ("x.json.gz", gzip.compress(content, mtime=0)), ("y.json.gz", content)):
         (tmp_path / name).write_bytes(data)
         with pytest.raises(RecipeError, match=rf"^some\.key: cannot read .*{name}: ") as caught:
             read_json(str(tmp_path / name), "some.key")
@@ -156,7 +156,7 @@ def test_json_is_bounded(tmp_path: Path, text: str) -> None:
 
 
 def test_pipes_and_standard_input_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    content = gzip.compress(b"\xef\xbb\xbfa b\r\nc") + gzip.compress(b"d")
+    content = gzip.compress(b"\xef\xbb\xbfa b\r\nc", mtime=0) + gzip.compress(b"d")
     os.mkfifo(tmp_path / "pipe")
     writer = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(content,))
     writer.start()

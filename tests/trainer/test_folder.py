@@ -150,7 +150,8 @@ def test_of_many_that_begin_at_once_one_goes_on(tmp_path: Path) -> None:
         process.communicate()
     assert sorted(held) == [b"", b"", b"held\n"]
     assert (tmp_path / "count").read_text() == "x"
-    assert not (tmp_path / "new").exists(), "nothing was written"
+    # The folder goes with the process that made it, which may be one that then found it in use.
+    assert not list(tmp_path.glob("new/*")), "nothing was written"
 
 
 def test_a_lock_leaves_no_folder_that_it_made(tmp_path: Path) -> None:

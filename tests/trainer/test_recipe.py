@@ -112,6 +112,24 @@ def test_missing_and_circular_files_are_named(tmp_path: Path) -> None:
         load_recipe(tmp_path / "a.yaml")
 
 
+def test_a_long_chain_of_bases_is_refused(tmp_path: Path) -> None:
+    for number in range(1100):
+        write(tmp_path / f"{number}.yaml", {"base": f"{number + 1}.yaml"})
+    with pytest.raises(RecipeError, match="chain of more than 64 bases"):
+        load_recipe(tmp_path / "0.yaml")
+
+
+@pytest.mark.parametrize("name", ["a\0b", "x" * 300, "x/" * 3000, "\udcff.yaml", ""])
+def test_a_name_that_no_file_has_is_no_recipe(name: str) -> None:
+    with pytest.raises(RecipeError, match="recipe"):
+        load_recipe(name)
+
+
+def test_a_first_rate_of_nothing_is_refused(recipe_values: Values) -> None:
+    with pytest.raises(RecipeError, match=r"optimizer\.lr times optimizer\.decay"):
+        parse_recipe(recipe_values(optimizer={"decay": 1e-300, "decay_start": 0}))
+
+
 @pytest.mark.parametrize("content", ["- a\n- b\n", "a: [", "text"])
 def test_what_is_no_recipe_is_said(tmp_path: Path, content: str) -> None:
     (tmp_path / "r.yaml").write_text(content)
@@ -349,7 +367,8 @@ def test_any_value_of_any_key_is_a_recipe_or_one_line(recipe_values: Values, dat
     keys = recipe_keys("translation")
     name = data.draw(st.sampled_from(list(keys)))
     scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
-    value = data.draw(st.recursive(scalars, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
+    lists, mappings = st.lists(scalars), st.dictionaries(st.text(), scalars)
+    value = data.draw(scalars | lists | mappings | st.lists(lists | mappings) | st.dictionaries(st.text(), lists))
     values = nested = copy.deepcopy(recipe_values())
     *sections, last = name.split(".")
     for section in sections:

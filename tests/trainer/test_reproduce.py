@@ -86,6 +86,36 @@ def test_a_split_that_is_none(table: Path, tmp_path: Path) -> None:
         reproduce(table, tmp_path / "out", rows=["mle"])
 
 
+def test_a_metric_that_nothing_was_scored_by(table: Path, tmp_path: Path) -> None:
+    rewrite(table, metrics={"bleu": "BLEU", "bleau": "BLEAU"}, seeds=[1])
+    with pytest.raises(RecipeError, match=r"metrics must be some of bleu, .*got 'bleau'"):
+        reproduce(table, tmp_path / "out", rows=["mle"])
+
+
+def test_finished_runs_are_not_taken_for_those_of_a_changed_table(table: Path, tmp_path: Path) -> None:
+    rewrite(table, seeds=[1])
+    reproduce(table, tmp_path / "out", rows=["mle"])
+    before = (tmp_path / "out" / "table.json").read_bytes()
+    for key, value in (("training.max_steps", "30"), ("decoding.beam_size", "7"), ("data.min_count", "3")):
+        with pytest.raises(RecipeError, match=rf"mle.seed1.* {key} is .* there and {value}"):
+            reproduce(table, tmp_path / "out", rows=["mle"], overrides=[f"--{key}", value])
+    assert (tmp_path / "out" / "table.json").read_bytes() == before
+    reproduce(table, tmp_path / "out", rows=["mle"], overrides=["--training.checkpoint_every", "5"])
+
+
+@pytest.mark.parametrize("key", ["table.md", "report.html", "runs.json", ".smoothloss.lock"])
+def test_a_row_called_like_a_file_beside_it(table: Path, tmp_path: Path, key: str) -> None:
+    rewrite(table, rows={"mle": {"recipe": "mle.yaml"}, key: {"recipe": "mle.yaml"}})
+    with pytest.raises(RecipeError, match="another key"):
+        reproduce(table, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_same_seed_twice(table: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="seeds must differ from each other, got 1, 1"):
+        reproduce(table, tmp_path / "out", seeds=[1, 1])
+
+
 def test_an_interrupted_run_goes_on(table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rewrite(table, seeds=[1])
     whole, cut = tmp_path / "whole", tmp_path / "cut"

@@ -191,3 +191,40 @@ def test_a_key_may_be_null_only_where_that_means_something(task: str, key: Key, 
     except RecipeError as error:
         assert key.name in str(error)
         assert key.default is not None or "is needed" in str(error)  # by another key
+
+
+def choices(schema: dict[str, Any]) -> list[Any]:
+    """The words of a key that takes one of several, and both values of a switch."""
+    found = [*schema.get("enum", []), *([True, False] if schema.get("type") == "boolean" else [])]
+    return [*found, *(word for each in schema.get("anyOf", []) for word in choices(each))]
+
+
+def choosing_keys() -> list[Any]:
+    """The keys that have choices, and those of the loss once a task."""
+    keys = [(task, key) for task in TASKS for key in recipe_keys(task).values() if choices(key.schema)]
+    shared = ("optimizer", "training", "decoding", "device")
+    return [
+        pytest.param(task, key, id=f"{task}-{key.name}")
+        for task, key in keys
+        if task == "translation" or not key.name.startswith(shared)
+    ]
+
+
+@pytest.mark.parametrize(("task", "key"), choosing_keys())
+def test_every_choice_trains_or_is_refused_in_one_line(
+    task: str, key: Key, recipes: dict[str, Values], steps: list[bool], command: Command
+) -> None:
+    losses = ["tok_seq_lazy", "seq"] if key.name.startswith("loss.") and key.name != "loss.name" else ["tok_seq_lazy"]
+    for value in choices(key.schema):
+        for loss in losses:
+            line = command(changed(changed(recipes[task], "loss.name", loss), key.name, value))
+            assert line is not None or any(steps), f"{value!r} was accepted, and nothing was trained"
+            steps.clear()
+
+
+def test_a_warm_up_as_long_as_the_training_is_refused(recipes: dict[str, Values], command: Command) -> None:
+    values = changed(recipes["translation"], "training.max_steps", None)
+    for warmup in (2, 10**9):  # of the 2 steps of an epoch
+        line = command(changed(values, "optimizer.warmup_steps", warmup))
+        assert line is not None and "optimizer.warmup_steps must be below the 2 steps" in line
+    assert command(changed(values, "optimizer.warmup_steps", 1)) is None

@@ -123,6 +123,9 @@ def test_json_forms_are_the_same_data(score: Score, tmp_path: Path) -> None:
         (["one.json", "number.json"], "number.json has no list of texts for the id 1"),
         (["one.json", "broken.json"], "references: cannot read broken.json"),
         (["a.txt", "b.txt", "--out", "nowhere/out.json"], "--out: cannot write nowhere/out.json"),
+        (["long.txt", "b.txt"], "long.txt: line 2 has 10001 tokens; 10000 is the most"),
+        (["a.txt", "b.txt", "long.txt"], "b.txt or long.txt: line 2 has 10001 tokens"),
+        (["a.json", "long.json"], "long.json: id 2 has 10001 tokens"),
     ],
 )
 def test_what_does_not_fit_is_one_line(
@@ -133,12 +136,19 @@ def test_what_does_not_fit_is_one_line(
     message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for name, texts in {"a": ["x", "y"], "b": ["x", "y"], "short": ["x"], "empty": ["", " "]}.items():
+    for name, texts in {
+        "a": ["x", "y"],
+        "b": ["x", "y"],
+        "short": ["x"],
+        "empty": ["", " "],
+        "long": ["x", "y " * 10_001],
+    }.items():
         write(tmp_path / f"{name}.txt", texts)
     contents: dict[str, Any] = {
         "a": {"1": "x", "2": "y"},
         "one": {"1": "x"},
         "r": {"1": ["x"], "2": []},
+        "long": {"1": ["x"], "2": ["y", "y " * 10_001]},
         "twice": [{"image_id": 1, "caption": "x"}, {"image_id": 1, "caption": "y"}],
         "list": [1, 2],
         "none": [],

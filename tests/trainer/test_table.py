@@ -41,6 +41,21 @@ def test_glove_is_trained_once_per_text_and_setting(
     assert len(list(own_cache.iterdir())) == 4
 
 
+def test_a_cache_that_cannot_be_used_stops_nobody(
+    vocabulary: Vocabulary, own_cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = EmbeddingsConfig(dim=4, window=2, epochs=2)
+    first = word_vectors(settings, vocabulary, SENTENCES, seed=1)
+    [cached] = own_cache.iterdir()
+    cached.write_bytes(cached.read_bytes()[:-9])
+    assert torch.equal(word_vectors(settings, vocabulary, SENTENCES, seed=1), first), "trained again"
+    blocked = own_cache / "file"
+    blocked.touch()
+    monkeypatch.setenv("SMOOTHLOSS_CACHE", str(blocked / "cache"))
+    assert torch.equal(word_vectors(settings, vocabulary, SENTENCES, seed=1), first)
+    assert f"the vectors are not kept for other runs: {blocked / 'cache'}: Not a directory" in caplog.text
+
+
 def test_vectors_from_disk(tmp_path: Path, vocabulary: Vocabulary) -> None:
     path = tmp_path / "vectors.txt"
     path.write_text("dog 1 0\ncat 0.9 0.1\nhorse 0 1\n")

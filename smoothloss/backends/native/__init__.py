@@ -169,7 +169,7 @@ def smoothed_target(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return the indices, weights and uniform mass that `reference.smoothed_target` defines, in one pass."""
     target, samples, target_weights, sample_weights, alpha, ignore_index = candidates
-    device, (batch, length), count = target.device, target.shape, candidates.per_position
+    device, (batch, length), count = target.device, target.shape, candidates.per_position()
     neighbours = 0 if table is None else table.indices.shape[1]
     shape = (batch * length, count * (neighbours + 1))
     indices = torch.empty(shape, dtype=torch.int32, device=device)

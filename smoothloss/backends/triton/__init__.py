@@ -192,7 +192,7 @@ def smoothed_target(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return the indices, weights and uniform mass that `reference.smoothed_target` defines, in one launch."""
     target, samples, target_weights, sample_weights, alpha, ignore_index = candidates
-    (batch, length), count = target.shape, candidates.per_position
+    (batch, length), count = target.shape, candidates.per_position()
     rows, neighbours = batch * length, 0 if table is None else table.indices.shape[1]
     tokens, tail = 0 if table is None else table.indices.shape[0], None if table is None else table.tail
     indices = target.new_empty((rows, count * (neighbours + 1)), dtype=torch.int32)

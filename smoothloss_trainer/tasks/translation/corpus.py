@@ -59,7 +59,7 @@ class ParallelText:
             for place, (source, target) in enumerate(zip(self.source, self.target, strict=True))
             if 0 < len(source) <= max_length and 0 < len(target) <= max_length
         ]
-        if len(kept) < len(self):
+        if 0 < len(kept) < len(self):  # where none is left, an error says so
             left = f"{len(self) - len(kept)} of {len(self)} pairs have more than {max_length} words on a side, or none"
             _log.warning("data.train: %s; they are left out (data.max_length)", left)
         return ParallelText(
@@ -164,6 +164,7 @@ def _read_lines(prefix: str, language: str, key: str, broken: dict[int, str]) ->
 def _read_columns(path: str, data: TranslationData, key: str, broken: dict[int, str]) -> Pairs:
     columns = column_numbers(data)
     needed = max(columns) + 1
+    languages = [data.source.lower(), data.target.lower()]
     pairs = []
     for number, line in enumerate(files.read_lines(files.existing_file(path, key), key, broken), 1):
         row = line.split("\t", needed)
@@ -171,6 +172,8 @@ def _read_columns(path: str, data: TranslationData, key: str, broken: dict[int, 
             columns_here = f"{len(row)} column{'s' if len(row) > 1 else ''}"
             broken.setdefault(number, f"it has {columns_here}, expected {needed} or more, separated by tabs")
             row += [""] * (needed - len(row))
+        elif number == 1 and [row[column].strip().lower() for column in columns] == languages:
+            broken.setdefault(number, "it names the columns, and is no pair")
         pairs.append((row[columns[0]], row[columns[1]]))
     return pairs
 

@@ -51,6 +51,8 @@ class TranslationTask(Task):
         """Refuse splits, columns and sizes that contradict each other."""
         data, model = recipe.data, recipe.model
         check_parts(data)
+        if recipe.loss.samples_sequences and recipe.loss.pool == "references" and recipe.loss.name != "raml":
+            raise RecipeError("loss.pool references needs several references of an input, and translation has one")
         if 0 < data.bpe <= len(SPECIAL_TOKENS):
             sizes = f"0 or more than the {len(SPECIAL_TOKENS)} special tokens"
             raise RecipeError(f"data.bpe must be {sizes}, got {data.bpe}")

@@ -93,3 +93,14 @@ def test_a_package_that_is_missing_is_named(
     assert main(["train", "x.yaml"]) == 1
     said = capsys.readouterr().err
     assert "tqdm" in said and "pip install 'smoothloss[train]'" in said and said.count("\n") == 1
+
+
+def test_a_working_folder_that_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert main(["recipes"]) == 1
+    assert capsys.readouterr().err == "smoothloss: error: the working folder has been removed\n"

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +36,28 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen[bytes]) 
         time.sleep(0.002)
 
 
+STARTED: list[subprocess.Popen[bytes]] = []
+
+
 def start(*words: str, **options: Any) -> subprocess.Popen[bytes]:
     """Start a command."""
-    return subprocess.Popen([*COMMAND, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+    STARTED.append(subprocess.Popen([*COMMAND, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options))
+    return STARTED[-1]
+
+
+@pytest.fixture(autouse=True)
+def processes() -> Iterator[None]:
+    """Let signals reach what is started, also where a shell runs the tests in the background; leave nothing behind."""
+    ignored = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) == signal.SIG_IGN]
+    for number in ignored:
+        signal.signal(number, signal.SIG_DFL)
+    yield
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
+    for process in STARTED:
+        process.kill()
+        process.communicate()
+    STARTED.clear()
 
 
 def end(process: subprocess.Popen[bytes]) -> tuple[int, str]:

@@ -128,7 +128,7 @@ def test_what_cannot_be_shown_side_by_side_is_refused(make_run: MakeRun, tmp_pat
         report.write([], tmp_path / "r.html")
     run, other = make_run(), RunDirectory(tmp_path / "other")
     other.path.mkdir()
-    other.recipe_file.write_text("{task: demo, data: {}, model: {}}")
+    other.recipe_file.write_text("{task: demo, data: {}, model: {}, training: {batch_size: 50}}")
     with pytest.raises(RecipeError, match=r"runs of one task: .* is of the task translation, .* of demo"):
         report.write([run, other], tmp_path / "r.html")
     with pytest.raises(RecipeError, match="split must be one of"):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from smoothloss_trainer import shipped
 from smoothloss_trainer.checkpoint import load_checkpoint
 from smoothloss_trainer.config import LossConfig, Recipe
 from smoothloss_trainer.errors import RecipeError
@@ -25,7 +26,6 @@ from smoothloss_trainer.tasks.captioning.features import LabelFeatures
 from smoothloss_trainer.vocabulary import PAD
 
 Make = Callable[..., Recipe]
-RECIPES = Path(__file__).resolve().parents[4] / "recipes" / "captioning"
 
 
 @pytest.mark.parametrize("attention", [False, True])
@@ -127,25 +127,25 @@ def test_it_learns_to_name_what_is_there(make_captioning: Make, tmp_path: Path, 
 
 def test_recipes_are_the_base_with_another_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SMOOTHLOSS_DATA", "/data")
-    recipes = {file.stem: load_recipe(file, here=False) for file in RECIPES.glob("*.yaml")}
-    assert len(recipes) >= 17
-    rewarded = [name for name in recipes if name.startswith(("seq_", "tok_seq_cider"))]
+    recipes = {name: load_recipe(name, here=False) for name in shipped.names() if name.startswith("coco_")}
+    assert len(recipes) >= 16
+    rewarded = [name for name in recipes if name.startswith(("coco_labels/seq_", "coco_labels/tok_seq_cider"))]
     assert len(rewarded) == 5
     for one, other in (
-        *(("mle", name) for name in ("tok_seq_lazy", *rewarded)),
-        ("attention_mle", "attention_tok_seq_lazy"),
-        ("short_mle", "short_tok_seq_lazy"),
-        ("boxes_mle", "boxes_tok_seq_lazy"),
+        *(("coco_labels/mle", name) for name in ("coco_labels/tok_seq_lazy", *rewarded)),
+        ("coco_labels/attention_mle", "coco_labels/attention_tok_seq_lazy"),
+        ("coco_labels/short_mle", "coco_labels/short_tok_seq_lazy"),
+        ("coco_boxes/mle", "coco_boxes/tok_seq_lazy"),
     ):
         assert recipes[one].loss.name == "mle" and recipes[other].loss.samples_sequences
         same = replace(recipes[other], loss=recipes[one].loss, name=recipes[one].name)
         assert same == recipes[one]
-    assert recipes["attention_mle"].model.attention and not recipes["mle"].model.attention
+    assert recipes["coco_labels/attention_mle"].model.attention and not recipes["coco_labels/mle"].model.attention
 
 
 def test_real_boxes_go_through_the_recipe(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SMOOTHLOSS_DATA", str(data_dir))
-    task = CaptioningTask(load_recipe(RECIPES / "boxes_tok_seq_lazy.yaml"))
+    task = CaptioningTask(load_recipe("coco_boxes/tok_seq_lazy"))
     sizes = {split: len(images) for split, images in task.dataset.splits.items()}
     assert sizes == {"train": 3761, "validation": 601, "test": 590}
     values, present = task.train_batch(task.train_plan(0)[0]).source
@@ -165,7 +165,7 @@ def test_the_recipe_for_features_needs_paths_alone(
 ) -> None:
     paths = ["--data.captions", f"{karpathy}/dataset.json", "--data.features", f"{karpathy}/{features}"]
     small = ["--model.embedding", "8", "--model.hidden", "8", "--model.attention", attention]
-    recipe = load_recipe(RECIPES / "coco_features.yaml", [*paths, *small, *QUICK])
+    recipe = load_recipe("coco_features/mle", [*paths, *small, *QUICK])
     assert "test" in train(recipe, RunDirectory(tmp_path / "run"))
 
 
@@ -181,7 +181,7 @@ def test_own_images_from_captions_to_scores(karpathy: Path, tmp_path: Path) -> N
     np.save(tmp_path / "features.npy", np.load(karpathy / "features.npy")[::-1, 0])
     (tmp_path / "features.ids.json").write_text(json.dumps(names[::-1]))
     paths = ["--data.captions", f"{tmp_path}/captions.json", "--data.features", f"{tmp_path}/features.npy"]
-    recipe = load_recipe(RECIPES / "own_images.yaml", [*paths, *QUICK])
+    recipe = load_recipe("own_images", [*paths, *QUICK])
     task = CaptioningTask(recipe)
     rows = np.load(karpathy / "features.npy")[:, 0]
     np.testing.assert_array_equal(task.source(["3", "40"])[0].numpy(), rows[[3, 40]])
@@ -195,7 +195,7 @@ def test_a_feature_that_breaks_in_training_keeps_the_checkpoint(
     shutil.copytree(karpathy / "files", tmp_path / "files")
     paths = ["--data.captions", f"{karpathy}/dataset.json", "--data.features", f"{tmp_path}/files"]
     often = ["--training.checkpoint_every", "1", "--training.epochs", "1", "--training.batch_size", "5"]
-    recipe = load_recipe(RECIPES / "coco_features.yaml", [*paths, *QUICK[2:], *often])
+    recipe = load_recipe("coco_features/mle", [*paths, *QUICK[2:], *often])
     task = CaptioningTask(recipe)
     victim = next(
         image for image in task.train.images(task.train_plan(0)[3]) if image != task.dataset.split("train")[0]
@@ -210,7 +210,7 @@ def test_a_feature_that_breaks_in_training_keeps_the_checkpoint(
 
 def test_real_captions_have_karpathys_splits(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SMOOTHLOSS_DATA", str(data_dir))
-    task = CaptioningTask(load_recipe(RECIPES / "short_mle.yaml"))
+    task = CaptioningTask(load_recipe("coco_labels/short_mle"))
     sizes = {split: len(images) for split, images in task.dataset.splits.items()}
     assert sizes == {"train": 30504, "validation": 1000, "test": 5000}
     assert sum(map(len, task.references("test").values())) == 25010

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import settings as drawing
 
 from smoothloss_trainer.errors import RecipeError, RunError
-from smoothloss_trainer.tasks.translation.corpus import hold_out, read_corpus, read_part
+from smoothloss_trainer.tasks.translation.corpus import ParallelText, hold_out, read_corpus, read_part
 from smoothloss_trainer.tasks.translation.data import TranslationData
 
 TATOEBA = "Hi.\tHallo!\nHi.\tGrüß Gott!\tCC-BY\nRun!\tLauf!\nWow!\tHallo!\n"
@@ -236,3 +236,17 @@ def test_columns_are_the_same_however_the_file_is_written(content: list[str], wr
         path = writing.write(Path(folder) / name, [f"{source}\t{target}\tCC-BY" for source, target in pairs])
         data = TranslationData(str(path), "en", "de", format="tsv")
         assert read_part(str(path), data, "data.train").pairs == pairs
+
+
+def test_an_error_alone_says_that_no_pair_is_short(caplog: pytest.LogCaptureFixture) -> None:
+    long = ParallelText([["a", "b"]], [["c", "d"]], [0])
+    assert len(long.short_pairs(1)) == 0 and not caplog.records
+
+
+def test_a_line_that_names_the_columns_is_no_pair(tmp_path: Path) -> None:
+    (tmp_path / "x").write_text("EN\tde\na\tA\nen\tde\n")
+    data = TranslationData(f"{tmp_path}/x", "de", "en", f"{tmp_path}/x", format="tsv", columns=["en", "de"])
+    with pytest.raises(RecipeError, match="1 of 3 pairs cannot be used, the first is line 1: it names the columns"):
+        read_part(f"{tmp_path}/x", data, "data.train")
+    kept = read_part(f"{tmp_path}/x", replace(data, skip_unusable=True), "data.train")
+    assert kept.pairs == [("A", "a"), ("de", "en")]

@@ -18,7 +18,6 @@ from smoothloss_trainer.tasks.translation import TranslationTask
 WORDS = ["red", "green", "blue", "dog", "cat", "bird", "runs", "sleeps", "sings", "here"]
 
 Make = Callable[..., Recipe]
-RECIPES = Path(__file__).resolve().parents[4] / "recipes" / "translation"
 
 
 def test_batches_hold_the_corpus(make_recipe: Make) -> None:
@@ -184,7 +183,7 @@ def test_rare_words_go_by_number(make_recipe: Make) -> None:
 
 
 def test_multi30k(data_dir: Path) -> None:
-    recipe = load_recipe(RECIPES / "tok_seq_lazy.yaml")
+    recipe = load_recipe("multi30k/tok_seq_lazy")
     task = task_class(recipe.task)(recipe)
     assert isinstance(task, TranslationTask)
     assert (len(task.train), len(task.splits["validation"]), len(task.splits["test"])) == (29000, 1014, 1000)
@@ -194,7 +193,7 @@ def test_multi30k(data_dir: Path) -> None:
 def test_multi30k_in_pieces(data_dir: Path) -> None:
     pytest.importorskip("tokenizers")
     pytest.importorskip("sacremoses")
-    recipe = load_recipe(RECIPES / "multi30k_bpe.yaml")
+    recipe = load_recipe("multi30k/bpe")
     task = TranslationTask(recipe)
     assert (len(task.vocabularies["source"]), len(task.vocabulary)) == (8000, 8000)
     assert max(task.train_batch(batch).target.numel() for batch in task.train_plan(0)[:50]) <= 1024
@@ -206,7 +205,7 @@ def test_multi30k_in_pieces(data_dir: Path) -> None:
 @pytest.mark.slow
 def test_tatoeba(data_dir: Path) -> None:
     pytest.importorskip("sacremoses")
-    task = TranslationTask(load_recipe(RECIPES / "tatoeba.yaml"))
+    task = TranslationTask(load_recipe("tatoeba/mle"))
     assert {name: len(text) for name, text in task.splits.items()} == {"validation": 2000, "test": 4000}
     sources = [{" ".join(words) for words in text.source} for text in (task.train, *task.splits.values())]
     assert len(task.train) > 150_000

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -32,18 +31,18 @@ class Edits(NamedTuple):
     insertion: float
 
     @classmethod
-    def of(cls, sentences: Sentences, choices: Tensor, odds: Tensor, tau: float) -> Edits:
+    def of(cls, sentences: Sentences, choices: Tensor, odds: Tensor, insertion: float) -> Edits:
         """Return the edits of ground truths.
 
         Args:
             sentences: The ground truths.
             choices: ``(B, T)``, how many choices there are to replace a token, deletion included.
             odds: ``(B,)``, the weight of all these together.
-            tau: Temperature.
+            insertion: The weight of each inserted token.
         """
         weight = (odds[:, None] / choices).where(sentences.replaceable, 0.0)
         tokens = sentences.target.to(torch.int64).where(sentences.within, _NO_TOKEN)
-        return cls(tokens, weight, weight.where(sentences.within, 1.0), math.exp(-1 / tau))
+        return cls(tokens, weight, weight.where(sentences.within, 1.0), insertion)
 
 
 def log_weight(edits: Edits, tokens: Tensor, from_pool: Tensor, lengths: Tensor, max_insertions: int) -> Tensor:
