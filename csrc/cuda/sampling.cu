@@ -234,8 +234,11 @@ __device__ __forceinline__ EditSentence edit_sentence(const EditSetArguments& a,
             0};
 }
 
+// A light block, so that a thread may hold what a sample needs in registers.
+constexpr int kEditThreads = 64;
+
 // One block a sentence, one thread a sample.
-__global__ void __launch_bounds__(kMaxThreads) draw_edit_kernel(EditSetArguments a) {
+__global__ void __launch_bounds__(kEditThreads, 1) draw_edit_kernel(EditSetArguments a) {
     __shared__ EditSentence sentence;
     const DrawArguments& d = a.edit.draw;
     int64_t number = static_cast<int64_t>(blockIdx.x), own = threadIdx.x, step = blockDim.x;
@@ -303,7 +306,7 @@ int draw_edit(const EditArguments& a, int64_t* scratch, int device, void* stream
     EditSetArguments all{set_arguments(d, scratch), a, sentences, samples};
     error = build_sets(all.sets, stream);
     if (error != cudaSuccess) return error;
-    unsigned threads = static_cast<unsigned>(std::min<int64_t>((d.samples + 31) / 32 * 32, kMaxThreads));
+    unsigned threads = static_cast<unsigned>(std::min<int64_t>((d.samples + 31) / 32 * 32, kEditThreads));
     return launch(draw_edit_kernel, all, {d.samples ? d.batch : 0, threads, 0, 0}, stream);
 }
 
