@@ -157,7 +157,10 @@ def _summary(values: list[float]) -> Row:
 
 
 def peak_memory(function: Function, device: torch.device) -> float | None:
-    """Return the MiB that one call needs at its peak beyond what was there before; None where that cannot be seen."""
+    """Return the MiB that one call needs at its peak beyond what was there before; None where that cannot be seen.
+
+    On the CPU Linux counts resident pages on each processor apart, so that some MiB may be missing.
+    """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
