@@ -268,10 +268,10 @@ def _token_target(
     target: Tensor | Target, table: SimilarityTable | None, alpha: float, ignore_index: int, impl: Implementation
 ) -> Target:
     if not isinstance(target, Target):
-        if table is None and not alpha:
+        if table is None and alpha == 0.0:
             return targets.labels(target, ignore_index=ignore_index)
         return targets.token(target, table, alpha, ignore_index=ignore_index, impl=impl)
-    if table is not None or alpha:
+    if table is not None or alpha != 0.0:
         raise ValueError("table, alpha: got them beside a Target, expected class numbers; see targets.token")
     return target
 

@@ -15,7 +15,7 @@ from smoothloss.ops.register import define
 
 def logsumexp_of(statistics: Tensor) -> Tensor:
     """Return ``largest + log(sum)`` in float64: in float32 it would lose the logarithm beside a large offset."""
-    return statistics[:, 0].double() + statistics[:, 1].double().log()
+    return statistics[..., 0].double() + statistics[..., 1].double().log()
 
 
 def logsumexp_and_select(logits: Tensor, indices: Tensor, impl: str) -> tuple[Tensor, Tensor]:
