@@ -170,6 +170,8 @@ def distinct(tokens: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:
     present = tokens.new_zeros(num_tokens).index_fill_(0, tokens.flatten(), 1)
     rank = present.cumsum(0) - 1
     place = rank[tokens]
-    used = tokens.new_zeros(torch.sym_min(tokens.numel(), num_tokens))
+    count = tokens.numel()
+    # Not `min` of a size that an exported graph leaves open: that would bound it.
+    used = tokens.new_zeros(min(count, num_tokens) if type(count) is int else torch.sym_min(count, num_tokens))
     # Equal places get equal tokens, whichever is written last.
     return used.scatter_(0, place.flatten(), tokens.flatten()), place

@@ -145,7 +145,7 @@ def sequence(
     if omega is None:
         omega = torch.full((count, batch), 1 / max(count, 1), dtype=torch.float32, device=y.device)
     omega = omega.detach().float()
-    weights = torch.cat((omega.new_full((1, batch), 1 - alpha), omega * alpha))
+    weights = torch.cat((omega.new_ones(1, batch) * (1 - alpha), omega * alpha))
     sequences = torch.cat((y.unsqueeze(0), samples))
     candidates = Candidates(
         sequences.reshape(-1, length), target_weights=weights.reshape(-1), ignore_index=ignore_index
