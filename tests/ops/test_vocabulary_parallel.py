@@ -1,0 +1,236 @@
+"""Classes split over processes: each ends with what one process gets of all of them. Run as a script it is one process."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+import smoothloss.functional as F
+from smoothloss.testing import make_inputs, make_sequences, make_table, relative_error
+
+SIZES = {2: [(40, 61), (101, 0)], 4: [(0, 37, 53, 11), (25, 25, 25, 26)]}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "smoothing": {"label_smoothing": 0.1},
+    "entropy and z-loss": {"entropy": 0.3, "z_loss": 0.1},
+    "all": {"logit_scale": 0.5, "softcap": 5.0, "label_smoothing": 0.2, "entropy": 0.1, "z_loss": 0.01},
+    "kl": {"kl": True, "label_smoothing": 0.1},
+}
+HIDDEN = 11
+
+
+def _differentiated(
+    function: Callable[..., Tensor], tensors: list[Tensor | None], grad: Tensor | None
+) -> list[Tensor | None]:
+    leaves = [None if tensor is None else tensor.clone().requires_grad_() for tensor in tensors]
+    loss = function(*leaves)
+    loss.backward(torch.ones_like(loss) if grad is None else grad.to(loss.dtype).expand(loss.shape))
+    return [loss.detach(), *(None if leaf is None else leaf.grad for leaf in leaves)]
+
+
+class Comparison:
+    """The largest error of each kind that was seen, relative to float64 on one process, and eager's on one process."""
+
+    def __init__(self, group: Any, sizes: tuple[int, ...]) -> None:
+        start = sum(sizes[: dist.get_rank(group)])
+        self.group, self.own = group, slice(start, start + sizes[dist.get_rank(group)])
+        self.errors: dict[str, float] = {}
+
+    def see(self, name: str, found: list[Tensor | None], wanted: list[Tensor | None], parts: list[bool]) -> None:
+        for value, expected, is_part in zip(found, wanted, parts, strict=True):
+            if value is not None and expected is not None:
+                error = relative_error(value, expected[..., self.own] if is_part else expected)
+                self.errors[name] = max(self.errors.get(name, 0.0), error)
+                if not error < float("inf"):
+                    self.errors[name] = float("inf")
+
+
+def _sparse(see: Comparison, dtype: torch.dtype, impl: str) -> None:
+    """Entries with uniform mass, empty slots and ignored rows, with every option and reduction, both ways."""
+    classes = 101
+    for (name, options), reduction, uniform in itertools.product(OPTIONS.items(), ("mean", "none"), (False, True)):
+        problem = make_inputs(23, classes, 7, dtype=torch.float64, uniform=uniform)
+        weights = problem.weights.clone()
+        target = {"uniform": problem.uniform, "reduction": reduction, **options}
+        generator = torch.Generator().manual_seed(1)
+        hidden, weight = (torch.randn(n, HIDDEN, generator=generator, dtype=torch.float64) for n in (23, classes))
+        bias, grad = (torch.randn(n, generator=generator, dtype=torch.float64) for n in (classes, 23))
+        grad = grad if reduction == "none" else grad[:1]
+        kind = f"{name}, {str(dtype)[6:]}, {impl}"
+
+        def whole(z: Tensor, options: dict[str, Any] = target) -> Tensor:
+            return F.sparse_cross_entropy(z, problem.indices, weights, impl="reference", **options)
+
+        def split(z: Tensor, options: dict[str, Any] = target) -> Tensor:
+            return F.sparse_cross_entropy(z, problem.indices, weights, impl=impl, group=see.group, **options)
+
+        logits = problem.logits.to(dtype)
+        expected = _differentiated(whole, [logits.double()], grad)
+        found = _differentiated(split, [logits[:, see.own]], grad)
+        see.see(f"logits: {kind}", found, expected, [False, True])
+
+        def whole_linear(h: Tensor, w: Tensor, b: Tensor, options: dict[str, Any] = target) -> Tensor:
+            return whole(torch.nn.functional.linear(h, w, b), options)
+
+        def split_linear(h: Tensor, w: Tensor, b: Tensor, options: dict[str, Any] = target) -> Tensor:
+            return F.linear_sparse_cross_entropy(
+                h, w, problem.indices, weights, linear_bias=b, chunk_bytes=4096, impl=impl, group=see.group, **options
+            )
+
+        tensors = [tensor.to(dtype) for tensor in (hidden, weight, bias)]
+        expected = _differentiated(whole_linear, [tensor.double() for tensor in tensors], grad)
+        found = _differentiated(split_linear, [tensors[0], tensors[1][see.own], tensors[2][see.own]], grad)
+        expected[2], found[2] = expected[2].t(), found[2].t()  # type: ignore[union-attr]
+        see.see(f"linear: {kind}", found, expected, [False, False, True, True])
+
+
+def _named(see: Comparison, dtype: torch.dtype, impl: str) -> None:
+    """The losses by their names, with class numbers and tables over all classes."""
+    classes, how = 101, {"impl": impl, "group": see.group}
+    table = make_table(classes)
+    target, samples, sample_weights = make_sequences(3, 5, classes, 2)
+    logits = (torch.randn(3, 5, classes, generator=torch.Generator().manual_seed(2), dtype=torch.float64) * 3).to(dtype)
+    weight = torch.rand(classes, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    calls: dict[str, Callable[..., Tensor]] = {
+        "labels": lambda z, **how: F.cross_entropy(z, target, **how),
+        "class weights": lambda z, **how: F.cross_entropy(z, target, weight=weight, **how),
+        "Tok": lambda z, **how: F.cross_entropy(z, target, table=table, alpha=0.4, **how),
+        "lazy Tok-Seq": lambda z, **how: F.lazy_sequence_cross_entropy(
+            z, target, samples, sample_weights, alpha=0.4, table=table, token_alpha=0.3, **how
+        ),
+    }
+    for name, call in calls.items():
+        expected = _differentiated(lambda z, call=call: call(z, impl="reference"), [logits.double()], None)
+        found = _differentiated(lambda z, call=call: call(z, **how), [logits[..., see.own]], None)
+        see.see(f"{name}: {str(dtype)[6:]}, {impl}", found, expected, [False, True])
+
+
+def _others(see: Comparison) -> dict[str, Any]:
+    """What is no comparison of numbers."""
+    group, seen = see.group, {}
+    classes, target = 101, torch.tensor([3, 100, -100, 57])
+    logits = torch.randn(4, classes, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    logits[2] = torch.nan
+    own = logits[:, see.own].clone().requires_grad_()
+
+    calls: list[str] = []
+    real = {name: getattr(dist, name) for name in ("all_reduce", "all_gather")}
+
+    def counted(name: str) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            calls.append(name)
+            return real[name](*arguments, **options)
+
+        return call
+
+    for name in real:
+        setattr(dist, name, counted(name))
+    loss = F.cross_entropy(own, target, label_smoothing=0.1, group=group)
+    seen["collectives of a forward"] = len(calls)
+    loss.backward()
+    seen["collectives of a backward from logits"] = len(calls) - seen["collectives of a forward"]
+    hidden = torch.randn(4, HIDDEN, dtype=torch.float64, generator=torch.Generator().manual_seed(5)).requires_grad_()
+    weight = torch.randn(classes, HIDDEN, dtype=torch.float64, generator=torch.Generator().manual_seed(6))[see.own]
+    linear = F.linear_cross_entropy(hidden, weight, target, group=group)
+    calls.clear()
+    linear.backward()
+    seen["collectives of a backward from hidden states"] = len(calls)
+    for name, function in real.items():
+        setattr(dist, name, function)
+
+    assert own.grad is not None
+    total = own.grad.sum(-1)
+    dist.all_reduce(total, group=group)
+    seen["sum of a row's gradient"] = total.abs().max().item()
+    seen["ignored row"] = own.grad[2].abs().sum().item()
+    bits = [torch.empty_like(loss) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(bits, loss.detach(), group=group)
+    seen["same bits"] = all(torch.equal(other, loss.detach()) for other in bits)
+    for name, call in {
+        "exact tail": lambda: F.cross_entropy(own, target, table=make_table(classes, tail="exact"), alpha=0.5, group=group),
+        "beyond": lambda: F.cross_entropy(own, torch.full((4,), classes), group=group),
+        "twice": lambda: torch.autograd.grad(
+            F.cross_entropy(own, target, group=group), own, create_graph=True
+        )[0].sum().backward(),
+    }.items():  # fmt: skip
+        try:
+            call()
+        except (ValueError, IndexError, RuntimeError) as error:
+            seen[name] = f"{type(error).__name__}: {error}"
+    return seen
+
+
+def _one_process(rank: int, world: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'meet'}", rank=rank, world_size=world)
+    results: dict[str, Any] = {}
+    for sizes in SIZES[world]:
+        see = Comparison(dist.group.WORLD, sizes)
+        for dtype, impl in itertools.product((torch.float64, torch.float32), ("reference", "native")):
+            _sparse(see, dtype, impl)
+            _named(see, dtype, impl)
+        results[str(sizes)] = {"errors": see.errors, "others": _others(see)}
+    (folder / f"{rank}.json").write_text(json.dumps(results))
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module", params=sorted(SIZES), ids="{} processes".format)
+def seen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[dict[str, Any]]]:
+    """Return what each process says, for each way of cutting."""
+    folder, world = tmp_path_factory.mktemp("processes"), request.param
+    command = [sys.executable, __file__]
+    processes = [
+        subprocess.Popen([*command, str(rank), str(world), str(folder)], stderr=subprocess.PIPE, text=True)
+        for rank in range(world)
+    ]
+    errors = [process.communicate(timeout=300)[1] for process in processes]
+    assert not any(process.returncode for process in processes), "\n".join(errors)
+    files = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(world)]
+    yield [result for file in files for result in file.values()]
+
+
+def test_every_process_ends_with_what_one_process_gets(seen: list[dict[str, Any]]) -> None:
+    for result in seen:
+        assert len(result["errors"]) > 40
+        for name, error in result["errors"].items():
+            # float32: some units of rounding, as on one process; float64: hardly any.
+            assert error <= (1e-12 if "float64" in name else 4 * torch.finfo(torch.float32).eps), name
+
+
+def test_two_collectives_forward_and_one_back(seen: list[dict[str, Any]]) -> None:
+    for result in seen:
+        others = result["others"]
+        assert others["collectives of a forward"] == 2
+        assert others["collectives of a backward from logits"] == 0
+        assert others["collectives of a backward from hidden states"] == 1
+
+
+def test_the_gradient_of_a_row_adds_up_to_nothing(seen: list[dict[str, Any]]) -> None:
+    assert all(result["others"]["sum of a row's gradient"] < 1e-12 for result in seen)
+
+
+def test_an_ignored_row_has_no_gradient_and_all_have_the_same_loss(seen: list[dict[str, Any]]) -> None:
+    for result in seen:
+        assert result["others"]["ignored row"] == 0
+        assert result["others"]["same bits"]
+
+
+def test_what_cannot_be_says_why(seen: list[dict[str, Any]]) -> None:
+    for result in seen:
+        assert "ValueError: table: got a table with an exact tail together with group" in result["others"]["exact tail"]
+        assert "IndexError: target[0]: got 101" in result["others"]["beyond"]
+        assert "double backward" in result["others"]["twice"]
+
+
+if __name__ == "__main__":
+    _one_process(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
