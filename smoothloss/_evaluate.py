@@ -7,6 +7,7 @@ from torch import Tensor
 
 from smoothloss import backends
 from smoothloss._validation import check_constant, check_device, check_local, check_shape, check_tensor
+from smoothloss.backends import Implementation
 from smoothloss.backends.common import DenseRows, OutOfRange, RowOptions, has_autocast, replaced
 from smoothloss.ops.checks import is_debugging
 from smoothloss.ops.cross_entropy import cross_entropy
@@ -15,6 +16,8 @@ from smoothloss.ops.logsumexp_and_select import logsumexp_and_select
 from smoothloss.ops.target import FlatTarget, scaled
 from smoothloss.ops.transforms import needs_the_reference
 from smoothloss.options import Options
+from smoothloss.similarity import SimilarityTable
+from smoothloss.targets.constructors import labels, token
 from smoothloss.targets.target import Given, Target
 
 
@@ -51,6 +54,41 @@ def check_linear(input: Tensor, weight: Tensor, bias: Tensor | None, options: Op
     if weight.dtype != input.dtype:
         raise TypeError(f"linear_weight: got {weight.dtype}, expected {input.dtype}, the dtype of input")
     return input, Linear(weight, bias, options.chunk_bytes, options.memory)
+
+
+def check_lazy(input: Tensor, samples: Tensor) -> None:
+    """Check that samples can be scored on the states of the ground truth."""
+    if input.dim() != 3:
+        raise ValueError(f"input: got shape {tuple(input.shape)}, expected (B, T, V), or (B, T, D) for a linear loss")
+    if isinstance(samples, Tensor) and samples.dim() == 3 and samples.shape[-1] != input.shape[-2]:
+        raise ValueError(
+            f"samples: got shape {tuple(samples.shape)}, expected {(samples.shape[0], *input.shape[:2])}: a lazy loss"
+            " scores them on the ground truth's states, position by position; an EditSampler's need an exact loss"
+        )
+
+
+def check_exact(input: Tensor, samples: Tensor) -> None:
+    """Check that there is a forward for the ground truth and for each sample."""
+    if input.dim() != 4:
+        raise ValueError(f"input: got shape {tuple(input.shape)}, expected (L + 1, B, T, V), or D for a linear loss")
+    if isinstance(samples, Tensor) and samples.dim() == 3 and samples.shape[0] + 1 != input.shape[0]:
+        raise ValueError(
+            f"input: got shape {tuple(input.shape)}, expected {(samples.shape[0] + 1, *input.shape[1:])}"
+            " (L + 1 forwards for L samples)"
+        )
+
+
+def token_target(
+    target: Tensor | Target, table: SimilarityTable | None, alpha: float, ignore_index: int, impl: Implementation
+) -> Target:
+    """Return the target that `cross_entropy` was given, or the one of its class numbers."""
+    if not isinstance(target, Target):
+        if table is None and not alpha:
+            return labels(target, ignore_index=ignore_index)
+        return token(target, table, alpha, ignore_index=ignore_index, impl=impl)
+    if table is not None or alpha:
+        raise ValueError("table, alpha: got them beside a Target, expected class numbers; see targets.token")
+    return target
 
 
 def _autocast(tensor: Tensor, dtype: torch.dtype) -> Tensor:

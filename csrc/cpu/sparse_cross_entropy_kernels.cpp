@@ -124,11 +124,6 @@ void select_rows(const SelectArguments& a, int64_t begin, int64_t end) {
 
 // ---- from run-time options and types to template arguments
 
-template <Transform VALUE>
-struct TransformTag {
-    static constexpr Transform value = VALUE;
-};
-
 template <bool VALUE>
 struct Flag {
     static constexpr bool value = VALUE;
@@ -144,13 +139,6 @@ template <class OutStorageType>
 struct OutputTag {
     using OutStorage = OutStorageType;
 };
-
-template <class Function>
-SMOOTHLOSS_HD void with_transform(const RowOptions& options, Function function) {
-    if (options.softcap != 0) return function(TransformTag<Transform::softcap>());
-    if (options.logit_scale != 1) return function(TransformTag<Transform::scale>());
-    function(TransformTag<Transform::none>());
-}
 
 template <class Function>
 SMOOTHLOSS_HD void with_flag(bool value, Function function) {
