@@ -36,12 +36,14 @@ class Linear(NamedTuple):
     Attributes:
         chunk_bytes: size of the scratch, or None for the default of the device.
         memory: "fast" or "low".
+        group: the processes over which the classes are split, or None.
     """
 
     weight: Tensor
     bias: Tensor | None
     chunk_bytes: int | None = None
     memory: str = "fast"
+    group: Any = None
 
     def budget(self) -> int:
         """Return the size of the scratch."""

@@ -1,11 +1,11 @@
 """The primitive where the classes are split over processes, each of which holds a slice of them.
 
-Every process makes one pass over its slice and tells the others some numbers of each row, which all of them merge in the
-order of the ranks, so that all end with the same bits. In the backward a kernel that is given the statistics and the mass
-of the whole row computes its slice of the gradient as ever; only the gradient of the hidden states is summed.
+Every process makes one pass over its slice and tells the others some numbers of each row, which all of them merge in
+the order of the ranks, so that all end with the same bits. In the backward a kernel that is given the statistics and
+the mass of the whole row computes its slice of the gradient as ever; only the gradient of the hidden states is summed.
 
-Collectives: in the forward the sizes of the slices, and `_COLUMNS` numbers of each row; in the backward the gradient of the
-hidden states. Nothing grows with V.
+Collectives: in the forward the sizes of the slices, and `_COLUMNS` numbers of each row; in the backward the gradient of
+the hidden states. Nothing grows with V.
 """
 
 from __future__ import annotations
@@ -17,7 +17,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from smoothloss import backends
-from smoothloss.backends.common import RowOptions, RowTarget, accumulator_dtype, replaced, without_autocast
+from smoothloss.backends.common import (
+    DenseRows,
+    RowOptions,
+    RowTarget,
+    accumulator_dtype,
+    replaced,
+    without_autocast,
+)
 from smoothloss.backends.reference import reduce, transform_logits
 from smoothloss.ops.linear_layer import LinearLayer
 from smoothloss.ops.linear_passes import Saved, as_entries, backward_by_classes
@@ -94,21 +101,20 @@ class _Call(NamedTuple):
     chunk_bytes: int
 
 
-def cross_entropy(
-    logits: Tensor, target: FlatTarget, options: RowOptions, reduction: str, impl: str, split: Split
+def loss(
+    rows: Tensor, linear: Any, target: FlatTarget, options: RowOptions, reduction: str, impl: str, split: Split
 ) -> Tensor:
-    """Return the loss of this process's slice of logits ``(N, V_r)``, the same on every one."""
-    call = _call(logits, target, options, reduction, impl, split, 0)
-    return apply(_CrossEntropy, logits, call)
+    """Return the loss of this process's slice of logits ``(N, V_r)``, the same on every process.
 
-
-def linear_cross_entropy(
-    inputs: Tensor, weight: Tensor, bias: Tensor | None, target: FlatTarget, options: RowOptions, reduction: str,
-    impl: str, split: Split, chunk_bytes: int,
-) -> Tensor:  # fmt: skip
-    """Return the loss of hidden states ``(N, D)`` with this process's slice of the classifier, the same on every one."""
-    call = _call(inputs, target, options, reduction, impl, split, chunk_bytes)
-    return apply(_LinearCrossEntropy, inputs, weight, bias, call)
+    Args:
+        rows: logits, or hidden states ``(N, D)`` with `linear`, the slice of the classifier (`Linear`).
+        linear, target, options, reduction, impl: as everywhere; class numbers are those of all classes.
+        split: how the classes are split.
+    """
+    if linear is None:
+        return apply(_CrossEntropy, rows, _call(rows, target, options, reduction, impl, split, 0))
+    call = _call(rows, target, options, reduction, impl, split, linear.budget())
+    return apply(_LinearCrossEntropy, rows, linear.weight, linear.bias, call)
 
 
 def _call(
@@ -117,9 +123,8 @@ def _call(
     if not is_eager(like):
         raise RuntimeError("group: got a compiled, traced or transformed call, expected plain eager code")
     if target.source is not None:
-        raise ValueError(
-            "table: got dense rows (an exact tail, or class weights with smoothing) together with group, expected entries"
-        )
+        got = "class weights with smoothing" if isinstance(target.source, DenseRows) else "a table with an exact tail"
+        raise ValueError(f"table, weight: got {got} together with group, expected a target of entries and uniform mass")
     dtype, eps = accumulator_dtype(like.dtype), options.label_smoothing
     mass = target.mass(split.total, dtype)
     rows = as_entries(target, dtype)
@@ -274,9 +279,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             layout = layer.layout(call.chunk_bytes, with_gradient=False)
             scratch = layer.scratch(layout.logits_rows, layer.num_classes, layer.accumulator)
             with without_autocast(inputs.device.type):
-                summary = torch.cat([
-                    _summary(layer.logits(part, scratch), _own(call, part), call) for part in layout.parts(layer.num_rows)
-                ])  # fmt: skip
+                parts = layout.parts(layer.num_rows)
+                summary = torch.cat([_summary(layer.logits(part, scratch), _own(call, part), call) for part in parts])
         else:
             summary = _summary(inputs.new_empty(inputs.shape[0], 0), _own(call), call)
         losses, statistics = _merged(summary, call, layer.accumulator)
