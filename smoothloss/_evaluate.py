@@ -101,7 +101,7 @@ def _autocast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 def evaluate(input: Tensor, target: Target, options: Options, linear: Linear | None = None) -> Tensor:
     """Return the loss of `input` (logits, or hidden states with `linear`) against `target`, reduced."""
-    input, split, num_classes = _classes(input, options, linear)
+    input, split, num_classes = classes_of(input, options, linear)
     _check_fits(input, target, num_classes)
     reduction, impl = options.reduction, implementation(input, options.impl)
     if impl == "reference" or split is not None or is_debugging():
@@ -120,7 +120,7 @@ def evaluate(input: Tensor, target: Target, options: Options, linear: Linear | N
     return loss.reshape(target.shape) if reduction == "none" and input.dim() != 2 else loss
 
 
-def _classes(input: Tensor, options: Options, linear: Linear | None) -> tuple[Tensor, Split | None, int]:
+def classes_of(input: Tensor, options: Options, linear: Linear | None) -> tuple[Tensor, Split | None, int]:
     """Return this process's part of `input`, how the classes are split over processes, and how many there are."""
     if linear is not None:
         group, num_classes = linear.group, linear.weight.shape[0]
@@ -139,7 +139,7 @@ def evaluate_weighted(
     input: Tensor, target: Target, class_weight: Tensor, options: Options, linear: Linear | None = None
 ) -> Tensor:
     """Return the loss with every class of the target weighted; "mean" divides by the weights, as torch does."""
-    input, split, num_classes = _classes(input, options, linear)
+    input, split, num_classes = classes_of(input, options, linear)
     if linear is None and split is not None:
         options = replaced(Options, options, group=split.group)
     _check_fits(input, target, num_classes)

@@ -50,7 +50,7 @@ def _group_of(tensor: Any, name: str, classes: int | None, group: Any) -> Any:
         raise ValueError(f"group: got one beside {name} as a DTensor, which says it already, expected None")
     found = []
     for dimension, placement in enumerate(tensor.placements):
-        if classes is not None and placement.is_shard(classes):
+        if classes is not None and placement.is_shard() and placement.dim % tensor.dim() == classes:
             found.append(dimension)
         elif not placement.is_replicate():
             wanted = "replicated" if classes is None else f"replicated, or split along dimension {classes}, the classes"

@@ -58,6 +58,16 @@ class Split(NamedTuple):
         """V."""
         return sum(self.sizes)
 
+    def own(self, indices: Tensor) -> Tensor:
+        """Return indices counted from the start of this process's classes, -1 for those of others."""
+        outside = (indices < self.start) | (indices >= self.start + self.size)
+        return (indices - self.start).masked_fill(outside, -1)
+
+    def owner(self, indices: Tensor) -> Tensor:
+        """Return the rank that holds each index; any rank for one that names no class."""
+        ends = torch.tensor(self.sizes, device=indices.device).cumsum(0)
+        return torch.searchsorted(ends, indices.long(), right=True).clamp(max=len(self.sizes) - 1)
+
 
 _known: dict[tuple[Any, int], tuple[int, ...]] = {}
 
@@ -117,11 +127,16 @@ def loss(
     return apply(_LinearCrossEntropy, rows, linear.weight, linear.bias, call)
 
 
+def check_eager(rows: Tensor) -> None:
+    """Raise RuntimeError where collectives cannot be seen."""
+    if not is_eager(rows):
+        raise RuntimeError("group: got a compiled, traced or transformed call, expected plain eager code")
+
+
 def _call(
     like: Tensor, target: FlatTarget, options: RowOptions, reduction: str, impl: str, split: Split, chunk_bytes: int
 ) -> _Call:
-    if not is_eager(like):
-        raise RuntimeError("group: got a compiled, traced or transformed call, expected plain eager code")
+    check_eager(like)
     if target.source is not None:
         got = "class weights with smoothing" if isinstance(target.source, DenseRows) else "a table with an exact tail"
         raise ValueError(f"table, weight: got {got} together with group, expected a target of entries and uniform mass")
@@ -141,10 +156,8 @@ def _call(
 def _own(call: _Call, part: slice | None = None) -> RowTarget:
     """Return what of the target lies in the classes of this process."""
     part, split = part or slice(None), call.split
-    indices, weights, uniform = call.target.indices[part], call.target.weights, call.target.uniform
+    indices, weights, uniform = split.own(call.target.indices[part]), call.target.weights, call.target.uniform
     assert weights is not None
-    outside = (indices < split.start) | (indices >= split.start + split.size)
-    indices = (indices - split.start).masked_fill(outside, -1)
     share = split.size / max(split.total, 1)
     return RowTarget(
         indices.contiguous(), weights[part].contiguous(), None if uniform is None else uniform[part] * share
@@ -189,12 +202,7 @@ def _merged(summary: Tensor, call: _Call, dtype: torch.dtype) -> tuple[Tensor, T
     parts = summary.new_empty(len(call.split.sizes), *summary.shape)
     dist.all_gather(list(parts.unbind()), summary, group=call.split.group)
     largest, total, entropy, nll, mass = parts.unbind(-1)  # (ranks, N)
-    centre = largest.where(total != 0, -torch.inf).amax(0)
-    below = (centre - largest).where(total != 0, 0.0)
-    share = total * (-below).exp()
-    sum_exp = share.sum(0)
-    share = share / sum_exp
-    log_share = share.log().where(total != 0, 0.0)
+    centre, sum_exp, share, log_share = largest_share(largest, total)
     # A target in a slice without any probability has an infinite loss of its own.
     loss = (nll - torch.where(mass == 0, 0.0, mass * log_share)).sum(0)
     entropy = (share * (entropy - log_share)).sum(0)
@@ -204,7 +212,21 @@ def _merged(summary: Tensor, call: _Call, dtype: torch.dtype) -> tuple[Tensor, T
     if options.entropy:
         loss = loss - options.entropy * entropy
     statistics = torch.stack((centre, sum_exp, entropy), -1)
-    return loss.where(call.mass != 0, 0.0).to(dtype), statistics.to(dtype).contiguous()
+    return loss.where(call.mass != 0, 0.0).to(dtype), statistics
+
+
+def largest_share(largest: Tensor, total: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Merge sums of exponentials, each relative to its own largest logit, of the ranks ``(R, N)``.
+
+    Returns:
+        The largest logit of all, ``sum exp(z - largest)``, and the share of each rank in it, with its logarithm (0
+        where the share is).
+    """
+    centre = largest.where(total != 0, -torch.inf).amax(0)
+    weighted = total * (largest - centre).where(total != 0, 0.0).exp()
+    sum_exp = weighted.sum(0)
+    share = weighted / sum_exp
+    return centre, sum_exp, share, share.log().where(total != 0, 0.0)
 
 
 def _reduced(losses: Tensor, call: _Call) -> tuple[Tensor, Tensor | None]:
@@ -222,7 +244,8 @@ def _write_gradient(
         return
     if call.impl != "reference":
         kernels = backends.kernels(call.impl)
-        kernels.backward(grad, scale, logits, statistics, target, call.options, out, call.mass)
+        known = statistics.to(call.mass.dtype)
+        kernels.backward(grad, scale, logits, known, target, call.options, out, call.mass)
         return
     factor = grad if scale is None else grad * scale
     out.copy_(_gradient(logits, statistics, target, call) * factor.reshape(-1, 1))
@@ -232,15 +255,16 @@ def _gradient(logits: Tensor, statistics: Tensor, target: RowTarget, call: _Call
     """Return the gradient of each row's loss as its definition says."""
     options, valid = call.options, (call.mass != 0).unsqueeze(-1)
     centre, sum_exp, entropy = statistics.unsqueeze(-1).unbind(1)
+    lse, log_sum = centre + sum_exp.log(), sum_exp.log()
     with torch.enable_grad():
         leaf = logits.detach().where(valid, 0.0).requires_grad_()
         z = transform_logits(leaf, options)
-    log_p = ((z.detach() - centre) - sum_exp.log()).where(valid, -torch.inf)
-    p = log_p.exp()
-    lse = centre + sum_exp.log()
-    d_z = (call.mass.unsqueeze(-1) + 2 * options.z_loss * lse).where(valid, 0.0) * p
+    dtype = z.dtype
+    distance = (z.detach() - centre.to(dtype)).where(valid, -torch.inf)
+    p = distance.exp() / sum_exp.to(dtype)  # an exponential of the whole log_p would round it twice
+    d_z = (call.mass.unsqueeze(-1) + 2 * options.z_loss * lse).where(valid, 0.0).to(dtype) * p
     if options.entropy:
-        d_z = d_z + options.entropy * torch.where(p == 0, 0.0, p * (log_p + entropy))
+        d_z = d_z + options.entropy * torch.where(p == 0, 0.0, p * (distance + (entropy - log_sum).to(dtype)))
     assert target.weights is not None
     filled = target.indices >= 0
     d_z = d_z.scatter_add(1, target.indices.where(filled, 0).long(), -target.weights.where(filled, 0.0))
@@ -266,7 +290,7 @@ class _CrossEntropy(torch.autograd.Function):
             values = logits.detach()
             values = values if values.stride(-1) == 1 else values.contiguous()
             out = torch.empty_like(values, memory_format=torch.contiguous_format)
-            incoming = grad.detach().to(statistics.dtype).contiguous()
+            incoming = grad.detach().to(ctx.call.mass.dtype).contiguous()
             _write_gradient(incoming, scale, values, statistics, _own(ctx.call), ctx.call, out)
         return *differentiable_once([out], logits, grad), None
 
@@ -322,5 +346,5 @@ def _linear_gradients(
         wide = layer.weight.to(layer.accumulator)
         return d_logits @ wide, d_logits.t() @ layer.inputs.to(layer.accumulator), d_logits.sum(0)
     flat = FlatTarget(target.indices, target.weights, target.uniform)
-    saved = Saved(upstream, statistics)
+    saved = Saved(upstream, statistics.to(layer.accumulator))
     return backward_by_classes(layer, flat, saved, call.mass, call.options, call.chunk_bytes, wanted, call.impl)
