@@ -180,8 +180,9 @@ def _summary(logits: Tensor, target: RowTarget, call: _Call) -> Tensor:
     assert target.weights is not None
     statistics, saved = backend.token_statistics(logits, target.indices, options)
     if saved is None:
-        largest = transform_logits(logits, options).amax(-1)
-        summary[:, 0], summary[:, 1] = largest, (statistics.logsumexp.double() - largest).exp()
+        z = transform_logits(logits, options).double()
+        summary[:, 0] = z.amax(-1)
+        summary[:, 1] = (z - summary[:, :1]).exp().sum(-1)
     else:
         summary[:, :2] = saved[:, :2]
     summary[:, 2] = statistics.entropy
@@ -197,8 +198,8 @@ def _summary(logits: Tensor, target: RowTarget, call: _Call) -> Tensor:
     return summary
 
 
-def _merged(summary: Tensor, call: _Call, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return the loss of each row, and the statistics of all its logits ``(N, 3)``."""
+def _merged(summary: Tensor, call: _Call) -> tuple[Tensor, Tensor]:
+    """Return the loss of each row, and the statistics of all its logits ``(N, 3)``, in float64."""
     parts = summary.new_empty(len(call.split.sizes), *summary.shape)
     dist.all_gather(list(parts.unbind()), summary, group=call.split.group)
     largest, total, entropy, nll, mass = parts.unbind(-1)  # (ranks, N)
@@ -212,7 +213,7 @@ def _merged(summary: Tensor, call: _Call, dtype: torch.dtype) -> tuple[Tensor, T
     if options.entropy:
         loss = loss - options.entropy * entropy
     statistics = torch.stack((centre, sum_exp, entropy), -1)
-    return loss.where(call.mass != 0, 0.0).to(dtype), statistics
+    return loss.where(call.mass != 0, 0.0), statistics
 
 
 def largest_share(largest: Tensor, total: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -230,7 +231,11 @@ def largest_share(largest: Tensor, total: Tensor) -> tuple[Tensor, Tensor, Tenso
 
 
 def _reduced(losses: Tensor, call: _Call) -> tuple[Tensor, Tensor | None]:
-    return (losses, None) if call.reduction == "none" else reduce(losses, call.mass, call.reduction)
+    dtype = call.mass.dtype
+    if call.reduction == "none":
+        return losses.to(dtype), None
+    loss, scale = reduce(losses, call.mass, call.reduction)
+    return loss.to(dtype), scale.to(dtype)
 
 
 # ---- backward: the kernels', with the statistics of the whole
@@ -277,7 +282,7 @@ def _gradient(logits: Tensor, statistics: Tensor, target: RowTarget, call: _Call
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, call: _Call) -> Tensor:
-        losses, statistics = _merged(_summary(logits, _own(call), call), call, accumulator_dtype(logits.dtype))
+        losses, statistics = _merged(_summary(logits, _own(call), call), call)
         loss, scale = _reduced(losses, call)
         ctx.save_for_backward(logits, statistics, scale)
         ctx.call = call
@@ -307,7 +312,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 summary = torch.cat([_summary(layer.logits(part, scratch), _own(call, part), call) for part in parts])
         else:
             summary = _summary(inputs.new_empty(inputs.shape[0], 0), _own(call), call)
-        losses, statistics = _merged(summary, call, layer.accumulator)
+        losses, statistics = _merged(summary, call)
         loss, scale = _reduced(losses, call)
         ctx.save_for_backward(inputs, weight, bias, statistics, scale)
         ctx.call, ctx.wanted = call, list(ctx.needs_input_grad[:3])

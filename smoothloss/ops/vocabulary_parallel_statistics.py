@@ -31,8 +31,9 @@ from smoothloss.ops.token_statistics import backward as write_gradient
 from smoothloss.ops.transforms import apply, differentiable_once
 from smoothloss.ops.vocabulary_parallel import Split, check_eager, largest_share
 
-# Of a slice: the five that a kernel keeps of a row, its largest input and where that is; then a log_prob for each slot.
-_COLUMNS = 7
+# Of a slice: the five that a kernel keeps of a row, log_rest, the largest input and where that is; then a log_prob for
+# each slot.
+_COLUMNS = 8
 
 
 class _Call(NamedTuple):
@@ -65,18 +66,20 @@ def _summary(logits: Tensor, indices: Tensor, call: _Call) -> Tensor:
     rows, classes = logits.shape
     summary = torch.zeros(rows, _COLUMNS + indices.shape[1], dtype=torch.float64, device=logits.device)
     if classes == 0:
-        summary[:, [0, 3, 5]] = -torch.inf
+        summary[:, [0, 3, 5, 6]] = -torch.inf
         return summary
     if logits.stride(-1) != 1:
         logits = logits.contiguous()
     found, saved = backends.get(call.impl).token_statistics(logits, indices.contiguous(), call.options)
     if saved is None:
-        largest = transform_logits(logits, call.options).amax(-1).double()
-        total = (found.logsumexp - largest).exp()
+        z = transform_logits(logits, call.options).double()
+        largest = z.amax(-1)
+        total = (z - largest.unsqueeze(-1)).exp().sum(-1)
         saved = torch.stack((largest, total, found.entropy, largest, total * found.log_rest.double().exp()), -1)
     summary[:, :5] = saved
-    summary[:, 5] = logits.gather(-1, found.argmax.unsqueeze(-1)).squeeze(-1)
-    summary[:, 6] = found.argmax + call.split.start
+    summary[:, 5] = found.log_rest
+    summary[:, 6] = logits.gather(-1, found.argmax.unsqueeze(-1)).squeeze(-1)
+    summary[:, 7] = found.argmax + call.split.start
     summary[:, _COLUMNS:] = found.log_prob
     return summary
 
@@ -86,10 +89,10 @@ def _merged(summary: Tensor, call: _Call, dtype: torch.dtype) -> tuple[TokenStat
     split = call.split
     parts = summary.new_empty(len(split.sizes), *summary.shape)
     dist.all_gather(list(parts.unbind()), summary, group=split.group)
-    largest, total, entropy, rest_largest, rest_total, inputs, places = parts[..., :_COLUMNS].unbind(-1)
+    largest, total, entropy, rest_largest, rest_total, rests, inputs, places = parts[..., :_COLUMNS].unbind(-1)
     centre, sum_exp, share, log_share = largest_share(largest, total)
     rest_centre, rest_sum, _, _ = largest_share(rest_largest, rest_total)
-    log_rest = ((rest_centre - centre) + rest_sum.log() - sum_exp.log()).where(rest_sum != 0, -torch.inf)
+    log_rest = _log_mean_exp(rests, share, log_share)
     row_entropy = (share * (entropy - log_share)).sum(0)
     owner = split.owner(call.indices).unsqueeze(0)
     log_prob = (parts[..., _COLUMNS:] + log_share.unsqueeze(-1)).gather(0, owner)[0]
@@ -102,13 +105,20 @@ def _merged(summary: Tensor, call: _Call, dtype: torch.dtype) -> tuple[TokenStat
         (centre + sum_exp.log()).to(dtype),
         places.gather(0, first)[0].long(),
     )
-    saved = torch.stack((centre, sum_exp, row_entropy, rest_centre, rest_sum), -1)
+    saved = torch.stack((centre, sum_exp, row_entropy, rest_centre, rest_sum, log_rest), -1)
     return found, saved
+
+
+def _log_mean_exp(values: Tensor, share: Tensor, log_share: Tensor) -> Tensor:
+    """Return ``log sum_r share_r exp(values_r)`` for values of at most 0 and shares that add up to one."""
+    near = torch.log1p((share * torch.expm1(values)).sum(0).clamp(min=-0.5))
+    far = (values + log_share).where(share != 0, -torch.inf).logsumexp(0)
+    return torch.where(far > -0.5, near, far)
 
 
 def _of_slice(saved: Tensor, log_prob: Tensor, call: _Call, own: Tensor) -> Tensor:
     """Return what a kernel is to know of a row whose listed classes are this slice's alone: all others are its rest."""
-    centre, sum_exp, entropy, rest_centre, rest_sum = saved.unbind(-1)
+    centre, sum_exp, entropy, rest_centre, rest_sum, _ = saved.unbind(-1)
     elsewhere = _elsewhere(call, own)
     first, _ = merge_equal(call.indices.masked_fill(~elsewhere, -1), torch.ones_like(log_prob))
     others = log_prob.double().where(first >= 0, -torch.inf)
@@ -136,7 +146,7 @@ def _own_gradients(grads: StatisticsGradients, call: _Call, own: Tensor) -> Stat
 def _gradient(grads: StatisticsGradients, logits: Tensor, own: Tensor, saved: Tensor, call: _Call) -> Tensor:
     """Return the gradient of a slice's logits as its definition says."""
     live = live_rows(grads, own, logits.shape[1]).unsqueeze(-1)
-    centre, sum_exp, entropy, rest_centre, rest_sum = saved.unsqueeze(-1).unbind(1)
+    centre, sum_exp, entropy, rest_centre, rest_sum, log_rest = saved.unsqueeze(-1).unbind(1)
     with torch.enable_grad():
         leaf = logits.detach().where(live, 0.0).requires_grad_()
         z = transform_logits(leaf, call.options)
@@ -160,7 +170,10 @@ def _gradient(grads: StatisticsGradients, logits: Tensor, own: Tensor, saved: Te
         marks = torch.zeros(p.shape[0], p.shape[1] + 1, dtype=torch.bool, device=p.device)
         listed = marks.scatter(1, place.where(filled, p.shape[1]), True)[:, :-1]
         # Of the rest, p relative to the rest's largest: p itself may be nothing.
-        of_rest = (weight * (rest_centre - centre).exp() / sum_exp + back / rest_sum).where(has_rest, 0.0).to(dtype)
+        scale = (rest_centre - centre).exp() / sum_exp
+        # p / rest - p, from the logarithm of the rest where that is next to nothing.
+        surplus = torch.where(log_rest > -1, scale * torch.expm1(-log_rest.clamp(min=-1)), 1 / rest_sum - scale)
+        of_rest = ((weight + back) * scale + back * surplus).where(has_rest, 0.0).to(dtype)
         relative = (z.detach() - rest_centre.to(dtype)).exp().where(has_rest & ~listed, 0.0)
         d_z = d_z + torch.where(listed, p * weight.to(dtype), relative * of_rest)
     else:
