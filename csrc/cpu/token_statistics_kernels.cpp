@@ -65,23 +65,25 @@ SMOOTHLOSS_NOINLINE RowSums<T> row_sums(const Storage* row, const RowEntries<T>&
             sums.block_of_largest = begin;
         }
         const int32_t* block = scratch.first + begin / kBlock;
+        // The transform is increasing, so the largest input is the largest z.
+        T max = transform<TRANSFORM, T>(broadcast<T>(largest), terms).z[0];
         T before = static_cast<T>(sums.rest.max);
         if (slots.slots && block[0] < block[1]) {
             // The listed classes are taken out of a copy: what is nothing has been taken out already.
+            bool takes_largest = false;
             transformed_block<TRANSFORM, T>(row + begin, count, buffer, terms);
             for (int32_t k = block[0]; k < block[1]; ++k) {
                 T* z = buffer + (scratch.index[k] - begin);
                 if (*z == static_cast<T>(kNothing)) continue;
+                takes_largest |= *z == max;
                 scratch.z[num_listed++] = static_cast<double>(*z);
                 *z = static_cast<T>(kNothing);
             }
-            T max = block_max<T>(buffer, count);
+            if (takes_largest) max = block_max<T>(buffer, count);
             max = max > before ? max : before;
             sums.rest =
                 merge(sums.rest, block_state<Transform::none, true, false, T>(buffer, count, max, T(0), plain).softmax);
         } else {
-            // The transform is increasing, so the largest input is the largest z.
-            T max = transform<TRANSFORM, T>(broadcast<T>(largest), terms).z[0];
             max = max > before ? max : before;
             sums.rest =
                 merge(sums.rest, block_state<TRANSFORM, true, false, T>(row + begin, count, max, T(0), terms).softmax);
@@ -153,8 +155,8 @@ void forward_rows(const TokenStatisticsArguments& a, int64_t begin, int64_t end,
         put<T>(a.entropy, n, softmax.entropy);
         put<T>(a.logsumexp, n, softmax.lse());
         a.argmax[n] = first_largest(row, slots.classes, sums, all.sum);
-        put<T>(a.saved, n * kSavedStatistics, softmax.center);
-        put<T>(a.saved, n * kSavedStatistics + 1, all.sum);
+        put<T>(a.saved, n * kSavedStatistics, sums.listed.max);
+        put<T>(a.saved, n * kSavedStatistics + 1, sums.listed.sum);
         put<T>(a.saved, n * kSavedStatistics + 2, softmax.entropy);
         put<T>(a.saved, n * kSavedStatistics + 3, sums.rest.max);
         put<T>(a.saved, n * kSavedStatistics + 4, sums.rest.sum);
