@@ -203,10 +203,25 @@ SMOOTHLOSS_HD double get_if_given(const void* values, int64_t n) {
     return values ? get<T>(values, n) : 0;
 }
 
-// dz / dx = logit_scale (1 - (z / softcap)^2).
-SMOOTHLOSS_HD double chain_factor(double z, const RowOptions& options) {
-    double t = options.softcap != 0 ? z / options.softcap : 0;
-    return options.logit_scale * (1 - t * t);
+// What `listed_gradient` says, for all classes of the list, times dz / dx = logit_scale (1 - (z / softcap)^2).
+template <class OutStorage>
+SMOOTHLOSS_NOINLINE void write_listed(OutStorage* out, int64_t distinct, const RowGradients<double>& grads,
+                                      const RowSoftmax<double>& softmax, double sum, const RowOptions& options,
+                                      const StatisticsScratch& scratch) {
+    constexpr int width = Lanes<double>::width;
+    double inverse_softcap = options.softcap != 0 ? 1 / options.softcap : 0;
+    double common = grads.logsumexp - grads.listed - grads.rest;
+    for (int64_t i = 0; i < distinct; i += width) {
+        Vector<double> z = load(scratch.z + i), own = load(scratch.gradient + i);
+        Vector<double> distance = z - softmax.center;
+        Vector<double> p = vector_exp<double>(distance) / sum;
+        Vector<double> log_p = distance - softmax.log_sum;
+        Vector<double> value = own + p * (common - grads.entropy * (log_p + softmax.entropy));
+        value = (p == 0.0 ? own : value) * options.logit_scale;  // 0 log 0 = 0
+        Vector<double> t = z * inverse_softcap;
+        if (options.softcap != 0) value *= 1.0 - t * t;
+        for (int j = 0; j < width && i + j < distinct; ++j) write(out + scratch.index[i + j], value[j]);
+    }
 }
 
 template <Transform TRANSFORM, class T, class Storage, class OutStorage>
@@ -241,11 +256,7 @@ void backward_rows(const TokenStatisticsBackwardArguments& a, int64_t begin, int
         } else {
             write_gradient<TRANSFORM, false, T>(row, out, slots.classes, terms, transforms);
         }
-        for (int64_t i = 0; i < distinct; ++i) {
-            double z = scratch.z[i];
-            double value = listed_gradient(grads, scratch.gradient[i], z, softmax, all.sum);
-            write(out + scratch.index[i], value * chain_factor(z, a.options));
-        }
+        write_listed(out, distinct, grads, softmax, all.sum, a.options, scratch);
     }
 }
 
