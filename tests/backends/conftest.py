@@ -23,6 +23,25 @@ def gpu_impl(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(autouse=True, scope="session")
+def fast_bits_in_the_interpreter() -> None:
+    """Let NumPy do what Triton's interpreter does number by number in Python: to put bits together."""
+    if not os.environ.get("TRITON_INTERPRET"):
+        return
+    from triton.runtime.interpreter import ReduceOps
+
+    from smoothloss.backends.triton import statistics
+
+    slow = ReduceOps.apply_impl
+
+    def apply_impl(self: Any, operands: Any) -> Any:
+        if self.combine_fn is not statistics._either:
+            return slow(self, operands)
+        return self.to_tensor(np.bitwise_or.reduce(operands[0].handle.data, axis=self.axis), operands[0].dtype)
+
+    ReduceOps.apply_impl = apply_impl
+
+
+@pytest.fixture(autouse=True, scope="session")
 def rounded_functions_in_the_interpreter() -> None:
     """Let Triton's interpreter compute exponentials and logarithms in float64, and round them to the operand's dtype.
 

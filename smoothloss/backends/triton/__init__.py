@@ -188,8 +188,8 @@ def token_statistics(logits: Tensor, indices: Tensor, options: RowOptions) -> tu
             _token_statistics_forward_kernel[(rows,)](
                 logits, _as_int32(indices), log_prob, log_rest, entropy, logsumexp, argmax, saved,
                 logits.shape[1] // units, logits.stride(0) // units, num_entries, *_transform_scalars(options, dtype),
-                UNIT=units, ACCUMULATOR=_ACCUMULATORS[dtype], BLOCK=config.block, TILE=min(entry_block(num_entries), 32),
-                BLOCK_S=entry_block(num_entries), HAS_SOFTCAP=options.softcap != 0,
+                UNIT=units, ACCUMULATOR=_ACCUMULATORS[dtype], BLOCK=config.block, BLOCK_S=entry_block(num_entries),
+                HAS_SOFTCAP=options.softcap != 0,
                 num_warps=config.num_warps, maxnreg=config.max_registers,
             )  # fmt: skip
     return TokenStatistics(log_prob, log_rest, entropy, logsumexp, argmax), saved

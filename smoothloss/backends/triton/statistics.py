@@ -1,10 +1,9 @@
 """The token statistics in Triton: one pass over a row forward, one more backward; a program a row.
 
-Classes that no slot names are `the rest`. The forward pays nothing for it class by class. Each lane of a block adds up
+Classes that no slot names are the rest. The forward pays nothing for it class by class. Each lane of a block adds up
 its own classes, one of every `BLOCK`, as in any online softmax; of S slots at most S lanes hold a listed class. These
-lanes alone are marked and summed again without it, over a few classes each, which the caches still hold. All other lanes
-give the rest what they give the whole. So the rest is a sum of its own terms, relative to its own maximum, and there is
-no difference of two sums anywhere.
+lanes alone are summed again without it, over a few classes each, which the caches still hold. All others give the rest
+what they give the whole. So the rest is a sum of its own terms, relative to its own maximum: nothing is subtracted.
 
 `slot` counts the indices of a row; a class lies in lane ``class % BLOCK`` of block ``class // BLOCK`` of the row.
 """
@@ -50,10 +49,8 @@ def _marked_lanes(indices, num_entries, num_classes, BLOCK: tl.constexpr, TILE: 
 
 
 @triton.jit
-def _listed_blocks(
-    slot, lane, first_block, indices, num_entries, num_classes, BLOCK: tl.constexpr, TILE: tl.constexpr
-):
-    """Return in which blocks from `first_block` on a slot's lane is listed, one bit each; whether by an earlier slot."""
+def _listed_blocks(slot, lane, first_block, indices, num_entries, num_classes, BLOCK: tl.constexpr, TILE: tl.constexpr):
+    """Return where from `first_block` on a slot's lane is listed, a bit a block; whether an earlier slot names it."""
     listed = tl.zeros((TILE,), tl.int32)
     repeated = tl.zeros((TILE,), tl.int32)
     for start in range(0, num_entries, TILE):
@@ -89,9 +86,7 @@ def _rest(
     for start in range(0, num_entries, TILE):
         slot, lane, _block = _lanes(indices, start, num_entries, num_classes, BLOCK, TILE)
         for first_block in range(0, tl.cdiv(num_classes, BLOCK), _STEPS):
-            listed, repeated = _listed_blocks(
-                slot, lane, first_block, indices, num_entries, num_classes, BLOCK, TILE
-            )
+            listed, repeated = _listed_blocks(slot, lane, first_block, indices, num_entries, num_classes, BLOCK, TILE)
             column = (first_block + step)[None, :] * BLOCK + lane[:, None]
             wanted = ((lane >= 0) & (repeated == 0))[:, None] & (column < num_classes)
             wanted = wanted & (((listed[:, None] >> step[None, :]) & 1) == 0)
@@ -114,7 +109,7 @@ def _exact_log(norm, ACCUMULATOR: tl.constexpr):
     Of a float32 only the mantissa needs a logarithm, whose error is below 1e-7; that of log(norm) itself is ten times
     as much, and the same for every result of the row.
     """
-    if ACCUMULATOR == tl.float64:
+    if ACCUMULATOR == tl.float64:  # noqa: SIM300
         return tl.log(norm)
     else:
         bits = norm.to(tl.int32, bitcast=True)
@@ -227,9 +222,9 @@ def _token_statistics_forward_kernel(
     ACCUMULATOR: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_S: tl.constexpr,
-    TILE: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
 ):
+    TILE: tl.constexpr = 32 if BLOCK_S > 32 else BLOCK_S
     row = tl.program_id(0).to(tl.int64)
     scale = scalar(scale, scale_low, ACCUMULATOR)
     softcap = scalar(softcap, softcap_low, ACCUMULATOR)
