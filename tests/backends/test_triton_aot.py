@@ -53,7 +53,6 @@ ALL = RowOptions(label_smoothing=0.1, entropy=0.3, z_loss=0.01, logit_scale=1.7,
 KERNELS = (
     "_sparse_cross_entropy_forward_kernel",
     "_sparse_cross_entropy_backward_kernel",
-    "_logsumexp_and_select_forward_kernel",
     "_token_statistics_forward_kernel",
     "_token_statistics_backward_kernel",
     "_smoothed_target_kernel",
@@ -76,7 +75,6 @@ CALLS = {
     "forward_backward_dense": (*SAME, (F32, BF16), (F32, F16)),
     "forward_backward_row_loop": (*SAME, (F32, BF16), (F32, F16)),
     "forward_backward_dense_row_loop": (*SAME, (F32, BF16), (F32, F16)),
-    "logsumexp_and_select": SAME,
     "statistics_forward": SAME,
     "statistics_backward": (*SAME, (F32, BF16), (F32, F16)),
     **{f"statistics_backward_of_{name}": ((BF16, BF16), (F64, F64)) for name in StatisticsGradients._fields},
@@ -87,7 +85,6 @@ ALL_OPTIONS = {
     "backward_with_scale": (PLAIN,),
     "forward_backward_row_loop": (SPREAD, ALL),  # in blocks of different sizes
     "forward_backward_dense_row_loop": (ALL,),
-    "logsumexp_and_select": (PLAIN,),
     **{f"statistics_backward_of_{name}": (PLAIN,) for name in StatisticsGradients._fields},
 }
 # One width for each configuration, in units of 8 and not; numbers of entries for each block, and beyond the largest.
@@ -150,8 +147,6 @@ def call(
             triton_kernels.forward_backward(logits, target, options, out, "none")
     elif name.startswith("forward"):
         triton_kernels.forward(logits, target, options, "none")
-    elif name == "logsumexp_and_select":
-        triton_kernels.select(logits, indices)
     else:
         mass, scale = (per_row if what in name else None for what in ("with_mass", "with_scale"))
         statistics = torch.zeros(rows, 3, dtype=accumulator)

@@ -25,7 +25,7 @@ if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 7) and np.lib.NumpyV
 from smoothloss.backends import triton as triton_kernels
 from smoothloss.backends.common import RowOptions, StatisticsGradients, TokenStatistics
 from smoothloss.backends.triton.config import STATISTICS_CONFIGS
-from smoothloss.testing import assert_error_budget, make_inputs, relative_error
+from smoothloss.testing import assert_error_budget, dense_statistics, make_inputs, relative_error
 
 pytestmark = [
     pytest.mark.usefixtures("poison"),
@@ -46,26 +46,8 @@ LANES = STATISTICS_CONFIGS[F64][0].block
 
 
 def definition(logits: Tensor, indices: Tensor, options: RowOptions) -> TokenStatistics:
-    """Return the statistics, differentiable, in the dtype of the logits."""
-    num_classes = logits.shape[1]
-    z = logits * options.logit_scale
-    if options.softcap:
-        z = options.softcap * torch.tanh(z / options.softcap)
-    log_p = z.log_softmax(-1)
-    filled = (indices >= 0) & (indices < num_classes)
-    safe = indices.where(filled, 0).long()
-    rest = torch.ones_like(z, dtype=torch.bool)
-    for row, slot in filled.nonzero().tolist():
-        rest[row, safe[row, slot]] = False
-    has_rest = (rest & (log_p > -torch.inf)).any(-1)
-    log_rest = torch.stack([
-        row[kept].logsumexp(0) if some else row.new_tensor(-torch.inf)
-        for row, kept, some in zip(log_p, rest, has_rest, strict=True)
-    ]) if len(z) else z.sum(-1)  # fmt: skip
-    possible = log_p > -torch.inf
-    entropy = -(log_p.exp() * log_p.where(possible, 0.0)).where(possible, 0.0).sum(-1)
-    log_prob = log_p.gather(1, safe).where(filled, 0.0)
-    return TokenStatistics(log_prob, log_rest, entropy, z.logsumexp(-1), logits.argmax(-1))
+    """Return the statistics, differentiable, in the dtype of the logits; an index beyond V is an empty slot."""
+    return dense_statistics(logits, indices.masked_fill(indices >= logits.shape[1], -1), options)
 
 
 def random_grads(statistics: TokenStatistics, seed: int = 7) -> tuple[Tensor, Tensor, Tensor, Tensor]:

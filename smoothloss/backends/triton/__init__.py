@@ -53,7 +53,6 @@ from smoothloss.backends.triton.config import (
 )
 from smoothloss.backends.triton.results import _reduce_kernel, _scaled_copy_kernel
 from smoothloss.backends.triton.rows import (
-    _logsumexp_and_select_forward_kernel,
     _sparse_cross_entropy_backward_kernel,
     _sparse_cross_entropy_forward_kernel,
 )
@@ -151,31 +150,10 @@ def forward_backward(
     return Forward(loss, mass, mass, scale), True
 
 
-def select(logits: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
-    """Return statistics ``(N, 3)`` and ``logits.gather(-1, indices)`` (N, S), 0 in empty slots.
-
-    From the same arithmetic, so that ``lse - selected`` is never below zero.
-    """
-    rows, num_entries = indices.shape
-    accumulator = accumulator_dtype(logits.dtype)
-    statistics = logits.new_empty((rows, 3), dtype=accumulator)
-    selected = logits.new_empty((rows, num_entries), dtype=accumulator)
-    if rows == 0:
-        return statistics, selected
-    config, units = row_config(logits), unit(logits)
-    with _on_device(logits):
-        _logsumexp_and_select_forward_kernel[(rows,)](
-            logits, _as_int32(indices), statistics, selected, logits.shape[1] // units, logits.stride(0) // units,
-            num_entries, UNIT=units, ACCUMULATOR=_ACCUMULATORS[accumulator], BLOCK=config.block,
-            BLOCK_S=entry_block(num_entries), num_warps=config.num_warps, maxnreg=config.max_registers,
-        )  # fmt: skip
-    return statistics, selected
-
-
 def token_statistics(logits: Tensor, indices: Tensor, options: RowOptions) -> tuple[TokenStatistics, Tensor]:
     """Return the statistics of logits ``(N, V)`` and what their backward is to know, see `Backend`; one launch.
 
-    What is kept of a row: its largest z, ``sum exp(z - largest)``, the entropy, and largest and sum of the rest.
+    What is kept of a row: largest z and ``sum exp(z - largest)`` of the listed classes, those of the rest, the entropy.
     """
     (rows, num_entries), dtype = indices.shape, accumulator_dtype(logits.dtype)
     log_prob = logits.new_empty((rows, num_entries), dtype=dtype)

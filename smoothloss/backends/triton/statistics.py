@@ -2,8 +2,12 @@
 
 Classes that no slot names are the rest. The forward pays nothing for it class by class. Each lane of a block adds up
 its own classes, one of every `BLOCK`, as in any online softmax; of S slots at most S lanes hold a listed class. These
-lanes alone are summed again without it, over a few classes each, which the caches still hold. All others give the rest
-what they give the whole. So the rest is a sum of its own terms, relative to its own maximum: nothing is subtracted.
+lanes alone are summed again, listed classes apart, over a few classes each, which the caches still hold. All others
+give the rest what they give the whole.
+
+So listed classes and rest are sums of their own terms, each relative to its own maximum, and the whole is put together
+from them, in float64 like all scalars of a row: nothing is subtracted, and neither a small rest beside a large class
+nor a small class beside a large rest is lost.
 
 `slot` counts the indices of a row; a class lies in lane ``class % BLOCK`` of block ``class // BLOCK`` of the row.
 """
@@ -17,7 +21,6 @@ from smoothloss.backends.triton.gradient import keep_selected, shared_weight, st
 
 # Blocks of a lane that are summed again at a time: bits of a word say which of its classes are listed.
 _STEPS: tl.constexpr = tl.constexpr(32)
-_LOG_2: tl.constexpr = tl.constexpr(0.6931471805599453)
 _RUN_TIME = ["units", "logits_stride", "out_stride", "num_entries", "scale", "softcap", "scale_low", "softcap_low"]
 
 
@@ -65,7 +68,14 @@ def _listed_blocks(slot, lane, first_block, indices, num_entries, num_classes, B
 
 
 @triton.jit
-def _rest(
+def _with(top, norm, z):
+    """Return maximum and ``sum e^(z - max)`` with one more number in each place; -inf changes nothing."""
+    shrink = tl.exp(-tl.abs(z - top))
+    return tl.maximum(top, z), tl.where(z > top, shrink * norm + 1.0, norm + shrink)
+
+
+@triton.jit
+def _listed_and_rest(
     logits,  # (V,)
     indices,  # (S,)
     num_entries,
@@ -79,43 +89,48 @@ def _rest(
     TILE: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
 ):
-    """Return maximum and ``sum_v e^(z_v - max)`` of the classes that no slot names; a sum of 0 where there is none."""
+    """Return maximum and ``sum_v e^(z_v - max)`` of the listed classes, and of the rest; a sum of 0 of no class."""
     step = tl.arange(0, _STEPS)
-    again_top = tl.full((TILE, _STEPS), lowest(ACCUMULATOR), ACCUMULATOR)
-    again_norm = tl.zeros((TILE, _STEPS), ACCUMULATOR)
+    rest_top = tl.zeros((TILE, _STEPS), ACCUMULATOR) + lowest(ACCUMULATOR)
+    rest_norm = tl.zeros((TILE, _STEPS), ACCUMULATOR)
+    listed_top, listed_norm = rest_top, rest_norm
     for start in range(0, num_entries, TILE):
         slot, lane, _block = _lanes(indices, start, num_entries, num_classes, BLOCK, TILE)
         for first_block in range(0, tl.cdiv(num_classes, BLOCK), _STEPS):
-            listed, repeated = _listed_blocks(slot, lane, first_block, indices, num_entries, num_classes, BLOCK, TILE)
+            bits, repeated = _listed_blocks(slot, lane, first_block, indices, num_entries, num_classes, BLOCK, TILE)
             column = (first_block + step)[None, :] * BLOCK + lane[:, None]
             wanted = ((lane >= 0) & (repeated == 0))[:, None] & (column < num_classes)
-            wanted = wanted & (((listed[:, None] >> step[None, :]) & 1) == 0)
+            is_listed = ((bits[:, None] >> step[None, :]) & 1) != 0
             z = load_logits(logits + column, wanted, scale, softcap, ACCUMULATOR, HAS_SOFTCAP)
-            z = tl.where(wanted, z, -float("inf"))
-            shrink = tl.exp(-tl.abs(z - again_top))
-            again_norm = tl.where(z > again_top, shrink * again_norm + 1.0, again_norm + shrink)
-            again_top = tl.maximum(again_top, z)
+            rest_top, rest_norm = _with(rest_top, rest_norm, tl.where(wanted & ~is_listed, z, -float("inf")))
+            listed_top, listed_norm = _with(listed_top, listed_norm, tl.where(wanted & is_listed, z, -float("inf")))
+    listed_peak = tl.max(tl.max(listed_top, 1), 0)
+    listed = tl.sum(tl.sum(tl.exp(listed_top - listed_peak) * listed_norm, 1), 0)
     marked = _marked_lanes(indices, num_entries, num_classes, BLOCK, TILE)
     top = tl.where(marked, lowest(ACCUMULATOR), top)
-    peak = tl.maximum(tl.max(top, 0), tl.max(tl.max(again_top, 1), 0))
-    total = tl.sum(tl.where(marked, 0.0, tl.exp(top - peak) * norm), 0)
-    return peak, total + tl.sum(tl.sum(tl.exp(again_top - peak) * again_norm, 1), 0)
+    peak = tl.maximum(tl.max(top, 0), tl.max(tl.max(rest_top, 1), 0))
+    rest = tl.sum(tl.where(marked, 0.0, tl.exp(top - peak) * norm), 0)
+    return listed_peak, listed, peak, rest + tl.sum(tl.sum(tl.exp(rest_top - peak) * rest_norm, 1), 0)
 
 
 @triton.jit
-def _exact_log(norm, ACCUMULATOR: tl.constexpr):
-    """Return ``log(norm)`` of a sum that is 0, or 1 and more, in float64.
+def _whole(listed_peak, listed, rest_peak, rest):
+    """Return the maximum of a row, and what listed classes and rest have of ``sum e^(z - max)``, in float64."""
+    listed_center, rest_center = listed_peak.to(tl.float64), rest_peak.to(tl.float64)
+    center = tl.maximum(listed_center, rest_center)
+    return center, listed * tl.exp(listed_center - center), rest * tl.exp(rest_center - center)
 
-    Of a float32 only the mantissa needs a logarithm, whose error is below 1e-7; that of log(norm) itself is ten times
-    as much, and the same for every result of the row.
-    """
-    if ACCUMULATOR == tl.float64:  # noqa: SIM300
-        return tl.log(norm)
-    else:
-        bits = norm.to(tl.int32, bitcast=True)
-        mantissa = ((bits & 0x7FFFFF) | 0x3F800000).to(tl.float32, bitcast=True)
-        exact = ((bits >> 23) - 127).to(tl.float64) * _LOG_2 + tl.log(mantissa).to(tl.float64)
-        return tl.where(norm >= 1.0, exact, tl.log(norm).to(tl.float64))
+
+@triton.jit
+def _log_share(rest_peak, rest, center, log_total, part, other):
+    """Return ``log(part / (part + other))``, `part` being what the rest has of the whole; -inf where it is nothing."""
+    ratio = other / part
+    is_large = ratio < 1  # then log1p, lest its digits be lost beside 1
+    sum_of_both = 1.0 + ratio
+    log = tl.log(tl.where(is_large, sum_of_both, rest.to(tl.float64)))
+    large = -tl.where(sum_of_both == 1, ratio, log * (ratio / (sum_of_both - 1.0)))
+    small = (rest_peak.to(tl.float64) - center) + (log - log_total)
+    return tl.where(rest == 0, -float("inf"), tl.where(is_large, large, small))
 
 
 @triton.jit
@@ -210,7 +225,7 @@ def _token_statistics_forward_kernel(
     entropy_out,  # (N,)
     logsumexp_out,  # (N,)
     argmax_out,  # (N,)
-    saved_out,  # (N, 5): maximum, sum, entropy, the rest's maximum and sum
+    saved_out,  # (N, 5): maximum and sum of the listed classes, and of the rest; entropy
     units,
     logits_stride,
     num_entries,
@@ -237,26 +252,25 @@ def _token_statistics_forward_kernel(
         logits, num_classes, scale, softcap, ACCUMULATOR, BLOCK, HAS_SOFTCAP
     )  # fmt: skip
     tl.store(argmax_out + row, _argmax(logits, num_classes, best, place, ACCUMULATOR, BLOCK).to(tl.int64))
-    peak = tl.max(top, 0)
-    shrink, step = _term(top, peak)
-    total = tl.sum(shrink * norm, 0)
-    moment = tl.sum(shrink * (moment + step * norm), 0) / total
-    center, log_total = peak.to(tl.float64), _exact_log(total, ACCUMULATOR)
-    entropy = (log_total - moment.to(tl.float64)).to(ACCUMULATOR)
-    rest_peak, rest_total = _rest(
+    shrink, step = _term(top, tl.max(top, 0))
+    moment = tl.sum(shrink * (moment + step * norm), 0)
+    listed_peak, listed, rest_peak, rest = _listed_and_rest(
         logits, indices, num_entries, num_classes, top, norm, scale, softcap, ACCUMULATOR, BLOCK, TILE, HAS_SOFTCAP
     )
-    log_rest = (rest_peak.to(tl.float64) - center) + (_exact_log(rest_total, ACCUMULATOR) - log_total)
-    log_rest = tl.where(rest_total == 0, -float("inf"), log_rest)
+    center, listed_part, rest_part = _whole(listed_peak, listed, rest_peak, rest)
+    total = listed_part + rest_part
+    log_total = tl.log(total)
+    entropy = (log_total - moment / total).to(ACCUMULATOR)
+    log_rest = _log_share(rest_peak, rest, center, log_total, rest_part, listed_part)
     tl.store(log_rest_out + row, log_rest.to(ACCUMULATOR))
     tl.store(entropy_out + row, entropy)
     tl.store(logsumexp_out + row, (center + log_total).to(ACCUMULATOR))
     saved_out += row * 5
-    tl.store(saved_out, peak)
-    tl.store(saved_out + 1, total)
-    tl.store(saved_out + 2, entropy)
-    tl.store(saved_out + 3, rest_peak)
-    tl.store(saved_out + 4, rest_total)
+    tl.store(saved_out, listed_peak)
+    tl.store(saved_out + 1, listed)
+    tl.store(saved_out + 2, rest_peak)
+    tl.store(saved_out + 3, rest)
+    tl.store(saved_out + 4, entropy)
     for start in range(0, num_entries, BLOCK_S):
         slot = start + tl.arange(0, BLOCK_S)
         index = tl.load(indices + slot, mask=slot < num_entries, other=-1)
@@ -283,11 +297,11 @@ def _grads_of_row(
     HAS_LOGSUMEXP: tl.constexpr,
 ):
     """Return ``g_lse - sum_s g_s``, the gradients of log_rest and entropy, and whether any gradient is not zero."""
-    coefficient = tl.full((), 0.0, ACCUMULATOR)
+    coefficient = tl.full((), 0.0, tl.float64)
     of_rest, of_entropy = coefficient, coefficient
     live = coefficient != 0
     if HAS_LOG_PROB:
-        total = tl.zeros((BLOCK_S,), ACCUMULATOR)
+        total = tl.zeros((BLOCK_S,), tl.float64)
         some = tl.zeros((BLOCK_S,), tl.int32)
         for start in range(0, num_entries, BLOCK_S):
             _index, weight, _filled = load_entries(
@@ -298,25 +312,21 @@ def _grads_of_row(
         coefficient -= tl.sum(total, 0)
         live |= tl.max(some, 0) > 0
     if HAS_REST:
-        of_rest = tl.load(grad_log_rest)
+        of_rest = tl.load(grad_log_rest).to(tl.float64)
         live |= of_rest != 0
     if HAS_ENTROPY:
-        of_entropy = tl.load(grad_entropy)
+        of_entropy = tl.load(grad_entropy).to(tl.float64)
         live |= of_entropy != 0
     if HAS_LOGSUMEXP:
-        of_logsumexp = tl.load(grad_logsumexp)
+        of_logsumexp = tl.load(grad_logsumexp).to(tl.float64)
         coefficient += of_logsumexp
         live |= of_logsumexp != 0
     return coefficient, of_rest, of_entropy, live
 
 
 @triton.jit
-def _times_slope(
-    gradient, p, z, log_p, entropy, of_entropy, scale, softcap, HAS_ENTROPY: tl.constexpr, HAS_SOFTCAP: tl.constexpr
-):
-    """Return ``scale dz/d(scale logit) (gradient - of_entropy p (log p + H))``."""
-    if HAS_ENTROPY:
-        gradient -= of_entropy * tl.where(p > 0, p * (log_p + entropy), 0.0)
+def _chained(gradient, z, scale, softcap, HAS_SOFTCAP: tl.constexpr):
+    """Return the gradient of a logit from that of ``z = softcap tanh(scale logit / softcap)``."""
     if HAS_SOFTCAP:
         ratio = z / softcap
         gradient *= 1.0 - ratio * ratio
@@ -331,7 +341,7 @@ def _token_statistics_backward_kernel(
     grad_logsumexp,  # (N,), read where HAS_LOGSUMEXP
     logits,  # (N, V)
     indices,  # (N, S)
-    saved,  # (N, 5)
+    saved,  # (N, 5), as the forward stored it
     selected,  # (N, S), scratch where HAS_MANY_ENTRIES
     out,  # (N, V)
     units,
@@ -370,25 +380,32 @@ def _token_statistics_backward_kernel(
         num_classes, ACCUMULATOR, BLOCK_S, HAS_LOG_PROB, HAS_REST, HAS_ENTROPY, HAS_LOGSUMEXP,
     )  # fmt: skip
     readable = tl.where(live, num_classes, 0)  # a row whose gradients are zero is not read at all: it may hold NaN
-    peak = tl.where(live, tl.load(saved), 0.0)
-    norm = tl.where(live, tl.load(saved + 1), 1.0)
-    entropy = tl.where(live, tl.load(saved + 2), 0.0)
-    inverse = 1.0 / norm
-    log_norm = tl.log(norm)
-    # Of the rest's classes one exponential gives both p and p / rest, the larger one, which does not underflow.
-    other_peak, other_norm, share = peak, norm, tl.full((), 1.0, ACCUMULATOR)
-    if HAS_REST:
-        rest_norm = tl.load(saved + 4)
-        some = live & (rest_norm != 0)
-        of_rest = tl.where(some, of_rest, 0.0)
-        coefficient -= of_rest
-        other_peak = tl.where(some, tl.load(saved + 3), peak)
-        other_norm = tl.where(some, rest_norm, norm)
-        share = tl.where(some, tl.exp(other_peak - peak) * (rest_norm / norm), 1.0)
-    other_inverse = 1.0 / other_norm
+    listed_peak = tl.where(live, tl.load(saved), 0.0)
+    listed = tl.where(live, tl.load(saved + 1), 1.0)
+    rest_peak = tl.where(live, tl.load(saved + 2), 0.0)
+    rest = tl.where(live, tl.load(saved + 3), 1.0)
+    entropy = tl.where(live, tl.load(saved + 4), 0.0).to(tl.float64)
+    center, listed_part, rest_part = _whole(listed_peak, listed, rest_peak, rest)
+    total = listed_part + rest_part
+    log_total = tl.log(total)
+    of_rest = tl.where(rest == 0, 0.0, of_rest)  # the logarithm of no class is a constant
+    coefficient -= of_rest
+    # Of a class in the bulk, e^(z - bulk_peak) (slope (z - bulk_peak + shift) + level).
+    if HAS_LISTED:
+        # That is the rest, relative to itself: its p may be too small a number, its p / rest is not.
+        bulk_peak = tl.where(rest == 0, 0.0, rest_peak)
+        factor = tl.where(rest == 0, 0.0, rest_part / (rest * total))
+        level = factor * coefficient + tl.where(rest == 0, 0.0, of_rest / rest)
+    else:  # no class is written again
+        bulk_peak = center.to(ACCUMULATOR)
+        factor = 1.0 / total
+        level = factor * coefficient
+    slope = -of_entropy * factor
+    shift = tl.where(slope == 0, 0.0, bulk_peak - center - log_total + entropy).to(ACCUMULATOR)
+    level, slope = level.to(ACCUMULATOR), slope.to(ACCUMULATOR)
     if HAS_LISTED:
         if HAS_MANY_ENTRIES:
-            own = peak
+            own = rest_peak
             keep_selected(
                 logits, selected, indices, selected, num_entries, num_classes, -1, readable, scale, softcap,
                 ACCUMULATOR, BLOCK_S, HAS_SOFTCAP, False,
@@ -404,13 +421,13 @@ def _token_statistics_backward_kernel(
     for start in range(0, num_classes, BLOCK):
         column = start + lane
         z = load_logits(logits + column, column < readable, scale, softcap, ACCUMULATOR, HAS_SOFTCAP)
-        of_others = tl.exp(z - other_peak) * other_inverse
-        p = of_others * share
-        gradient = coefficient * p + of_rest * of_others
-        gradient = _times_slope(
-            gradient, p, z, z - peak - log_norm, entropy, of_entropy, scale, softcap, HAS_ENTROPY, HAS_SOFTCAP
-        )
-        store(out + column, gradient, column < num_classes)
+        gradient = level
+        if HAS_ENTROPY:
+            power, distance = _term(z, bulk_peak)
+            gradient += slope * (distance + shift)
+        else:
+            power = tl.exp(z - bulk_peak)
+        store(out + column, _chained(power * gradient, z, scale, softcap, HAS_SOFTCAP), column < num_classes)
 
     if HAS_LISTED:
         tl.debug_barrier()  # the classes of the slots were just written, by other threads than write them now
@@ -421,14 +438,15 @@ def _token_statistics_backward_kernel(
             z = own
             if HAS_MANY_ENTRIES:
                 z = tl.load(selected + start + tl.arange(0, BLOCK_S), mask=filled, other=0.0)
-            p = tl.exp(z - peak) * inverse
-            gradient = coefficient * p
+            distance = z - center
+            p = tl.exp(distance.to(ACCUMULATOR)) / total
+            gradient = coefficient
+            if HAS_ENTROPY:
+                gradient -= of_entropy * tl.where(p > 0, distance - log_total + entropy, 0.0)
+            gradient *= p
             if HAS_LOG_PROB:
                 gradient += shared_weight(
                     index, indices, grad_log_prob, num_entries, num_classes, -1, ACCUMULATOR, BLOCK_S,
                     HAS_MANY_ENTRIES, True,
                 )  # fmt: skip
-            gradient = _times_slope(
-                gradient, p, z, z - peak - log_norm, entropy, of_entropy, scale, softcap, HAS_ENTROPY, HAS_SOFTCAP
-            )
-            store(out + index, gradient, filled)
+            store(out + index, _chained(gradient, z, scale, softcap, HAS_SOFTCAP), filled)
