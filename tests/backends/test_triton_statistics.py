@@ -139,6 +139,12 @@ def test_many_slots(s: int, inplace: bool) -> None:
     check(inputs.logits, inputs.indices, OPTIONS["softcap"], inplace)
 
 
+def test_many_slots_in_rows_of_several_blocks() -> None:
+    inputs = make_inputs(1, 33 * LANES + 7, 150, dtype=F64, ignored=0.0)
+    inputs.indices[0, :3] = torch.tensor([33 * LANES + 6, 32 * LANES, 31 * LANES])
+    check(inputs.logits, inputs.indices)
+
+
 def test_listed_classes_that_share_a_lane() -> None:
     v = 36 * LANES  # more blocks than bits in a word
     logits = torch.randn(4, v, dtype=F64, generator=torch.Generator().manual_seed(0)) * 4

@@ -161,13 +161,15 @@ def token_statistics(logits: Tensor, indices: Tensor, options: RowOptions) -> tu
     argmax = logits.new_empty(rows, dtype=torch.int64)
     saved = logits.new_empty((rows, SAVED_STATISTICS), dtype=dtype)
     if rows:
-        units, config = unit(logits), statistics_config(logits)
+        units, config, has_many = unit(logits), statistics_config(logits), num_entries > ENTRY_BLOCKS[-1]
+        words = -(-logits.shape[1] // (32 * config.block)) * config.block if has_many else 0
         with _on_device(logits):
             _token_statistics_forward_kernel[(rows,)](
-                logits, _as_int32(indices), log_prob, log_rest, entropy, logsumexp, argmax, saved,
+                logits, _as_int32(indices), log_prob, log_rest, entropy, logsumexp, argmax,
+                indices.new_empty((rows, words), dtype=torch.int32) if has_many else saved, saved,
                 logits.shape[1] // units, logits.stride(0) // units, num_entries, *_transform_scalars(options, dtype),
                 UNIT=units, ACCUMULATOR=_ACCUMULATORS[dtype], BLOCK=config.block, BLOCK_S=entry_block(num_entries),
-                HAS_SOFTCAP=options.softcap != 0,
+                HAS_SOFTCAP=options.softcap != 0, HAS_MANY_ENTRIES=has_many,
                 num_warps=config.num_warps, maxnreg=config.max_registers,
             )  # fmt: skip
     return TokenStatistics(log_prob, log_rest, entropy, logsumexp, argmax), saved

@@ -3,7 +3,8 @@
 Classes that no slot names are the rest. The forward pays nothing for it class by class. Each lane of a block adds up
 its own classes, one of every `BLOCK`, as in any online softmax; of S slots at most S lanes hold a listed class. These
 lanes alone are summed again, listed classes apart, over a few classes each, which the caches still hold. All others
-give the rest what they give the whole.
+give the rest what they give the whole. Of more slots than the kernels keep in registers, where the comparisons of each
+with each would cost more than that, a bit a class is written down, and the whole row summed again.
 
 So listed classes and rest are sums of their own terms, each relative to its own maximum, and the whole is put together
 from them, in float64 like all scalars of a row: nothing is subtracted, and neither a small rest beside a large class
@@ -111,6 +112,55 @@ def _listed_and_rest(
     peak = tl.maximum(tl.max(top, 0), tl.max(tl.max(rest_top, 1), 0))
     rest = tl.sum(tl.where(marked, 0.0, tl.exp(top - peak) * norm), 0)
     return listed_peak, listed, peak, rest + tl.sum(tl.sum(tl.exp(rest_top - peak) * rest_norm, 1), 0)
+
+
+@triton.jit
+def _mark_listed(words, indices, num_entries, num_classes, BLOCK: tl.constexpr, BLOCK_S: tl.constexpr):
+    """Write which classes are listed: a bit a block in the word of a lane, and as many words as there are 32 blocks."""
+    lane = tl.arange(0, BLOCK)
+    for first_block in range(0, tl.cdiv(num_classes, BLOCK), 32):
+        tl.store(words + first_block // 32 * BLOCK + lane, tl.zeros((BLOCK,), tl.int32))
+    tl.debug_barrier()
+    for start in range(0, num_entries, BLOCK_S):
+        _slot, place, block = _lanes(indices, start, num_entries, num_classes, BLOCK, BLOCK_S)
+        # In whatever order: the bits are the same.
+        tl.atomic_or(words + block // 32 * BLOCK + place, 1 << (block & 31), mask=place >= 0)
+    tl.debug_barrier()
+
+
+@triton.jit
+def _many_listed_and_rest(
+    logits,  # (V,)
+    words,  # scratch
+    indices,  # (S,)
+    num_entries,
+    num_classes,
+    scale,
+    softcap,
+    ACCUMULATOR: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
+):
+    """Return what `_listed_and_rest` does in one more pass over the row, however many slots there are."""
+    _mark_listed(words, indices, num_entries, num_classes, BLOCK, BLOCK_S)
+    lane = tl.arange(0, BLOCK)
+    rest_top = tl.zeros((BLOCK,), ACCUMULATOR) + lowest(ACCUMULATOR)
+    rest_norm = tl.zeros((BLOCK,), ACCUMULATOR)
+    listed_top, listed_norm = rest_top, rest_norm
+    num_blocks = tl.cdiv(num_classes, BLOCK)
+    for first_block in range(0, num_blocks, 32):
+        word = tl.load(words + first_block // 32 * BLOCK + lane)
+        for block in range(first_block, tl.minimum(first_block + 32, num_blocks)):
+            column = block * BLOCK + lane
+            inside = column < num_classes
+            is_listed = ((word >> (block - first_block)) & 1) != 0
+            z = load_logits(logits + column, inside, scale, softcap, ACCUMULATOR, HAS_SOFTCAP)
+            rest_top, rest_norm = _with(rest_top, rest_norm, tl.where(inside & ~is_listed, z, -float("inf")))
+            listed_top, listed_norm = _with(listed_top, listed_norm, tl.where(is_listed, z, -float("inf")))
+    listed_peak, rest_peak = tl.max(listed_top, 0), tl.max(rest_top, 0)
+    listed = tl.sum(tl.exp(listed_top - listed_peak) * listed_norm, 0)
+    return listed_peak, listed, rest_peak, tl.sum(tl.exp(rest_top - rest_peak) * rest_norm, 0)
 
 
 @triton.jit
@@ -225,6 +275,7 @@ def _token_statistics_forward_kernel(
     entropy_out,  # (N,)
     logsumexp_out,  # (N,)
     argmax_out,  # (N,)
+    words,  # (N, W), scratch where HAS_MANY_ENTRIES
     saved_out,  # (N, 5): maximum and sum of the listed classes, and of the rest; entropy
     units,
     logits_stride,
@@ -238,8 +289,8 @@ def _token_statistics_forward_kernel(
     BLOCK: tl.constexpr,
     BLOCK_S: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
+    HAS_MANY_ENTRIES: tl.constexpr,
 ):
-    TILE: tl.constexpr = 32 if BLOCK_S > 32 else BLOCK_S
     row = tl.program_id(0).to(tl.int64)
     scale = scalar(scale, scale_low, ACCUMULATOR)
     softcap = scalar(softcap, softcap_low, ACCUMULATOR)
@@ -254,9 +305,16 @@ def _token_statistics_forward_kernel(
     tl.store(argmax_out + row, _argmax(logits, num_classes, best, place, ACCUMULATOR, BLOCK).to(tl.int64))
     shrink, step = _term(top, tl.max(top, 0))
     moment = tl.sum(shrink * (moment + step * norm), 0)
-    listed_peak, listed, rest_peak, rest = _listed_and_rest(
-        logits, indices, num_entries, num_classes, top, norm, scale, softcap, ACCUMULATOR, BLOCK, TILE, HAS_SOFTCAP
-    )
+    if HAS_MANY_ENTRIES:
+        words += row * (tl.cdiv(num_classes, 32 * BLOCK) * BLOCK)
+        listed_peak, listed, rest_peak, rest = _many_listed_and_rest(
+            logits, words, indices, num_entries, num_classes, scale, softcap, ACCUMULATOR, BLOCK, BLOCK_S, HAS_SOFTCAP
+        )
+    else:
+        TILE: tl.constexpr = 32 if BLOCK_S > 32 else BLOCK_S
+        listed_peak, listed, rest_peak, rest = _listed_and_rest(
+            logits, indices, num_entries, num_classes, top, norm, scale, softcap, ACCUMULATOR, BLOCK, TILE, HAS_SOFTCAP
+        )
     center, listed_part, rest_part = _whole(listed_peak, listed, rest_peak, rest)
     total = listed_part + rest_part
     log_total = tl.log(total)
