@@ -87,10 +87,10 @@ def token_target(
 ) -> Target:
     """Return the target that `cross_entropy` was given, or the one of its class numbers."""
     if not isinstance(target, Target):
-        if table is None and not alpha:
+        if table is None and alpha == 0.0:
             return labels(target, ignore_index=ignore_index)
         return token(target, table, alpha, ignore_index=ignore_index, impl=impl)
-    if table is not None or alpha:
+    if table is not None or alpha != 0.0:
         raise ValueError("table, alpha: got them beside a Target, expected class numbers; see targets.token")
     return target
 
@@ -167,7 +167,7 @@ def _loss(
     rows: Tensor, target: Target, options: Options, reduction: str, impl: str, linear: Linear | None, num_classes: int
 ) -> Tensor:
     flat, row = target.flat, options.row
-    if torch.compiler.is_compiling() and row.label_smoothing and impl != "reference":
+    if torch.compiler.is_compiling() and row.label_smoothing != 0.0 and impl != "reference":
         flat, row = (
             _with_smoothing(flat, num_classes, row.label_smoothing),
             replaced(RowOptions, row, label_smoothing=0.0),
@@ -213,7 +213,7 @@ def _weighted(target: Target, class_weight: Tensor, eps: float) -> tuple[Target,
     if uniform is not None:
         spread, total = spread + (1 - eps) * uniform, total + uniform * sum_of_weights / num_classes
     source = None
-    if eps or uniform is not None:  # spread over the classes as their weights are
+    if eps != 0.0 or uniform is not None:  # spread over the classes as their weights are
         row = (class_weight / sum_of_weights.clamp(min=torch.finfo(dtype).tiny)).unsqueeze(0)
         share = (spread * sum_of_weights / num_classes).unsqueeze(-1)
         source = DenseRows(row, torch.zeros_like(share, dtype=torch.int32), share)

@@ -218,9 +218,9 @@ def merge_equal(indices: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     position = torch.arange(slots, device=indices.device)
     total, first = [], []
     for block in position.split(_MERGE_BLOCK):
-        equal = indices[..., block, None] == indices[..., None, :]
-        total.append(torch.where(equal, weights[..., None, :], 0.0).sum(-1))
-        first.append(~(equal & (position < block[:, None])).any(-1))
+        equal = indices[..., block].unsqueeze(-1) == indices.unsqueeze(-2)
+        total.append(torch.where(equal, weights.unsqueeze(-2), 0.0).sum(-1))
+        first.append(~(equal & (position < block.unsqueeze(-1))).any(-1))
     if not total:
         return indices, weights
     keep = torch.cat(first, -1) & (indices >= 0)

@@ -72,7 +72,7 @@ def reference_logits(inputs: Tensor, linear: Linear, target: FlatTarget | None =
     bias = None if linear.bias is None else linear.bias.to(dtype)
     inputs = inputs.to(dtype)
     if target is not None:
-        inputs = inputs.where(target.mass(linear.weight.shape[0], dtype)[:, None] != 0, 0.0)
+        inputs = inputs.where(target.mass(linear.weight.shape[0], dtype).unsqueeze(-1) != 0, 0.0)
     with without_autocast(inputs.device.type):
         return torch.nn.functional.linear(inputs, linear.weight.to(dtype), bias)
 
@@ -156,7 +156,7 @@ def _batched(
 ) -> list[Tensor | None]:  # fmt: skip
     """Return the gradients for several incoming ones, with all logits at once: torch knows the rules of the rest."""
     dtype = accumulator_dtype(inputs.dtype)
-    inputs = inputs.where(target.mass(weight.shape[0], dtype)[:, None] != 0, 0.0)
+    inputs = inputs.where(target.mass(weight.shape[0], dtype).unsqueeze(-1) != 0, 0.0)
     logits = torch.nn.functional.linear(inputs.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
     backward_of_logits(logits.new_ones(()), scale, logits, statistics, target, options, logits, impl)
     d_logits = logits * (grad if grad.dim() == 0 else grad.unsqueeze(-1))
