@@ -97,7 +97,9 @@ class EditSampler(Sampler):
         self._settings = EditSettings(Temperature.of(self.tau), self.max_insertions, self.pad)
 
     def _draw(self, sentences: Sentences, num_samples: int, seed: Tensor) -> Samples:
-        return _IMPLEMENTATIONS.module(self.impl, sentences).draw(sentences, num_samples, seed, self._settings)
+        implementation = _IMPLEMENTATIONS.module(self.impl, sentences.target.device, sentences)
+        drawn: Samples = implementation.draw(sentences, num_samples, seed, self._settings)
+        return drawn
 
     def __repr__(self) -> str:
         return f"EditSampler(tau={self.tau:g}, pool={self.pool}, max_insertions={self.max_insertions}, pad={self.pad})"
