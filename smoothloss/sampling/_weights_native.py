@@ -1,4 +1,4 @@
-"""Importance weights in one kernel: of ``smoothloss._C`` for CPU tensors, of ``smoothloss._C_cuda`` for CUDA tensors."""
+"""Importance weights in one kernel, ``smoothloss._C``'s for CPU tensors, ``smoothloss._C_cuda``'s for CUDA tensors."""
 
 from __future__ import annotations
 

@@ -111,7 +111,7 @@ def lazy_sequence(
     samples = _check_samples(y, samples, sample_weights)
     if samples.shape[0] == 0:
         return token(y, table, token_alpha, ignore_index=ignore_index, impl=impl) * (1 - alpha)
-    omega = None if sample_weights is None else sample_weights.detach().float().contiguous()
+    omega = None if sample_weights is None else _at_least_float32(sample_weights.detach()).contiguous()
     candidates = Candidates(y.contiguous(), samples.contiguous(), None, omega, alpha, ignore_index)
     given = (Given("target", y, ignore_index), Given("samples", samples, ignore_index))
     flat = _smoothed(candidates, table, token_alpha, given, impl)

@@ -138,5 +138,6 @@ def test_what_cannot_be_counted_in_32_bits_is_refused():
     references = (pointer(out), pointer(offsets), pointer(spans), 2**30 + 1, 1, 1)
     with pytest.raises(ValueError, match=r"tokens 0 \.\. 1073741825 for sentence 0, expected .* 0 \.\. 1073741824"):
         call("alignment", (pointer(out), False, pointer(lengths), False, 1, 3), references, 1, 1.2, 0, pointer(out))
+    wide = (pointer(out), False, pointer(lengths), False, 1, 2**30 + 1)
     with pytest.raises(ValueError, match="candidates: got 1073741825 positions, expected at most"):
-        call("alignment", (pointer(out), False, pointer(lengths), False, 1, 2**30 + 1), references, 1, 1.2, 0, pointer(out))
+        call("alignment", wide, references, 1, 1.2, 0, pointer(out))
