@@ -429,7 +429,8 @@ def sequence_cross_entropy(
         alpha, table, token_alpha, ignore_index: as in `lazy_sequence_cross_entropy`.
         label_smoothing, entropy, z_loss, logit_scale, softcap, kl, inplace, impl: see `smoothloss.options`.
         reduction: "mean" divides the sum by the number of positions of `target` that are not ignored, so that it
-            compares with MLE and the lazy loss; "none" gives ``(L + 1, B, T)``.
+            compares with MLE and the lazy loss (of a sentence that is ignored throughout, by that of the positions at
+            which a sample has mass); "none" gives ``(L + 1, B, T)``.
 
     Raises: as `cross_entropy`.
 

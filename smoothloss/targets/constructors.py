@@ -133,7 +133,8 @@ def sequence(
 
     The first is ``(1 - alpha) delta(y*_t)``, the others ``alpha omega_l delta(y^l_t)``; with a table every delta is
     smoothed as in `lazy_sequence`. Positions where a sequence itself is `ignore_index` have no mass. "mean" averages
-    over the ground truth's positions, so that it compares with MLE and the lazy loss.
+    over the ground truth's positions, so that it compares with MLE and the lazy loss; a sentence whose ground truth is
+    ignored throughout has those at which one of its samples has mass. What has no weight counts for nothing.
 
     Args: as `lazy_sequence`; samples may be longer or shorter than the ground truth when padded with `ignore_index` to
     the same width T.
@@ -152,7 +153,8 @@ def sequence(
     )
     given = (Given("target", y, ignore_index), Given("samples", samples, ignore_index))
     flat = _smoothed(candidates, table, token_alpha, given, impl)
-    return _of_table(Target(sequences.shape, flat, given, counted=y != ignore_index), table)
+    counted = _counted_positions(sequences != ignore_index, weights != 0)
+    return _of_table(Target(sequences.shape, flat, given, counted=counted), table)
 
 
 def entries(indices: Tensor, weights: Tensor, uniform: Tensor | None = None) -> Target:
@@ -256,6 +258,19 @@ def _check_mass(value: Tensor, name: str, like: Tensor, shape: tuple[int, ...], 
 
 
 # ---- building
+
+
+def _counted_positions(present: Tensor, weighs: Tensor) -> Tensor:
+    """Return the positions ``(B, T)`` that "mean" averages over.
+
+    Args:
+        present: ``(L + 1, B, T)``, where the ground truth and its samples are not ignored.
+        weighs: ``(L + 1, B)``, which of them have weight.
+    """
+    # Not on how long the samples of a ground truth are: a divisor that is drawn would bias the mean.
+    own = present[0] & weighs.any(0).unsqueeze(-1)
+    others = (present[1:] & weighs[1:].unsqueeze(-1)).any(0)
+    return torch.where(own.any(-1, keepdim=True), own, others)
 
 
 def _of_table(target: Target, table: SimilarityTable | None) -> Target:
