@@ -14,8 +14,7 @@ from torch import Tensor
 
 from smoothloss import functional as F
 from smoothloss import options as call_options
-from smoothloss._numbers import as_integer
-from smoothloss._validation import check_number
+from smoothloss._validation import check_integer, check_number
 from smoothloss.backends import Implementation
 from smoothloss.options import Memory
 from smoothloss.similarity import SimilarityTable
@@ -49,7 +48,7 @@ class _Loss(torch.nn.Module):
         if smoothing:
             over_table = "token_alpha" if "token_alpha" in smoothing else "alpha"
             check_table(self.table, smoothing[over_table], over_table)
-            smoothing["ignore_index"] = as_integer(smoothing["ignore_index"], "ignore_index")
+            smoothing["ignore_index"] = check_integer(smoothing["ignore_index"], "ignore_index")
         self.smoothing = smoothing
 
     def _smoothing(self) -> dict[str, Any]:

@@ -33,8 +33,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from smoothloss._numbers import as_integer
-from smoothloss._validation import REDUCTIONS, check_choice, check_flag, check_number
+from smoothloss._validation import REDUCTIONS, check_choice, check_flag, check_integer, check_number
 from smoothloss.backends import IMPLEMENTATIONS, Implementation
 from smoothloss.backends.common import RowOptions
 
@@ -86,7 +85,7 @@ def _check(
         check_number(logit_scale, "logit_scale", 0.0, open_low=True),
         0.0 if softcap is None else check_number(softcap, "softcap", 0.0, open_low=True),
     )
-    chunk_bytes = None if chunk_bytes is None else as_integer(chunk_bytes, "chunk_bytes", 1)
+    chunk_bytes = None if chunk_bytes is None else check_integer(chunk_bytes, "chunk_bytes", 1)
     return Options(row, check_flag(kl, "kl"), reduction, impl, check_flag(inplace, "inplace"), chunk_bytes, memory)
 
 

@@ -325,7 +325,7 @@ WRONG: dict[str, tuple[type[Exception], str, Callable[[], object]]] = {
                       lambda: targets.token(Y, TABLE, 0.1) + targets.token(Y, make_table(7, k=3), 0.1)),
     "sum of exact tails": (ValueError, "two tables with exact tails",
                            lambda: targets.token(Y, EXACT, 0.1) + targets.token(Y, make_table(V, tail="exact"), 0.1)),
-    "factor": (TypeError, "factor: got str", lambda: targets.labels(Y) * "2"),
+    "factor": (TypeError, "factor: got '2'", lambda: targets.labels(Y) * "2"),
     "summand": (TypeError, "unsupported operand", lambda: targets.labels(Y) + 1),
     "classes": (ValueError, "num_classes: got 7, expected 60", lambda: targets.token(Y, TABLE, 0.1).dense(7)),
     "no classes": (ValueError, "num_classes: got 0", lambda: targets.labels(Y).dense(0)),

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from smoothloss._numbers import as_positive, as_real
+from smoothloss._validation import check_number
 from smoothloss.sampling import _weights_reference
 from smoothloss.sampling._implementations import Implementations
 
@@ -85,12 +85,10 @@ def importance_weights(
         )
     if scores.device != log_prob.device:
         raise ValueError(f"log_prob: got a tensor on {log_prob.device}, expected {scores.device}, where scores is")
-    tau = as_positive(tau, "tau")
+    tau = check_number(tau, "tau", 0.0, open_low=True)
     if normalize not in ("samples", "batch"):
         raise ValueError(f"normalize: got {normalize!r}, expected 'samples' or 'batch'")
-    bound = math.inf if clip is None else as_real(clip, "clip")
-    if math.isnan(bound):
-        raise ValueError("clip: got nan, expected a number or None")
+    bound = math.inf if clip is None else check_number(clip, "clip", finite=False)
     _IMPLEMENTATIONS.check(impl)
     dtype = torch.float64 if torch.float64 in (scores.dtype, log_prob.dtype) else torch.float32
     tau, bound = min(max(tau, 1e-37), 1e37), _within(bound, dtype)

@@ -7,11 +7,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from smoothloss._numbers import as_integer
 from smoothloss._validation import (
     check_choice,
     check_constant,
     check_device,
+    check_integer,
     check_local,
     check_number,
     check_shape,
@@ -40,7 +40,7 @@ def labels(y: Tensor, *, ignore_index: int = -100) -> Target:
     Source: Eq. 4-7.
     """
     check_tensor(y, "target", floating=False)
-    ignore_index = as_integer(ignore_index, "ignore_index")
+    ignore_index = check_integer(ignore_index, "ignore_index")
     flat = FlatTarget(y if y.dim() == 1 else y.reshape(-1), ignore_index=ignore_index)
     return Target(y.shape, flat, (Given("target", y, ignore_index),))
 
@@ -72,7 +72,7 @@ def token(
         return _of_table(labels(y, ignore_index=ignore_index), table)
     check_tensor(y, "target", floating=False)
     _check_table(table, alpha, "alpha", y)
-    ignore_index = as_integer(ignore_index, "ignore_index")
+    ignore_index = check_integer(ignore_index, "ignore_index")
     candidates = Candidates(y.reshape(1, -1).contiguous(), ignore_index=ignore_index)
     given = (Given("target", y, ignore_index),)
     return Target(y.shape, _smoothed(candidates, table, alpha, given, impl), given, table.num_tokens)
@@ -217,7 +217,7 @@ def _check_smoothing(
     alpha = check_number(alpha, "alpha", 0.0, 1.0)
     token_alpha = check_number(token_alpha, "token_alpha", 0.0, 1.0)
     _check_table(table, token_alpha, "token_alpha", y)
-    return alpha, token_alpha, as_integer(ignore_index, "ignore_index")
+    return alpha, token_alpha, check_integer(ignore_index, "ignore_index")
 
 
 def check_table(table: object, alpha: float, name: str) -> None:

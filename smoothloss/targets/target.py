@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from smoothloss._numbers import as_integer
-from smoothloss._validation import check_number
+from smoothloss._validation import check_integer, check_number
 from smoothloss.backends.common import (
     Candidates,
     DenseRows,
@@ -179,7 +178,7 @@ class Target:
         return FlatTarget(indices, weights)
 
     def _checked(self, num_classes: int) -> int:
-        num_classes = as_integer(num_classes, "num_classes", 1)
+        num_classes = check_integer(num_classes, "num_classes", 1)
         if self.num_classes not in (None, num_classes):
             raise ValueError(f"num_classes: got {num_classes}, expected {self.num_classes}, those of the target")
         return num_classes
