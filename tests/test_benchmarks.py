@@ -53,7 +53,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {path.stem.removesuffix("_cpu"): json.loads(path.read_text()) for path in folder.glob("*.json")}
 
 
-@pytest.mark.parametrize("suite", ["logits", "linear", "lazy", "exact", "rewards", "sampling"])
+@pytest.mark.parametrize("suite", ["logits", "linear", "lazy", "exact", "rewards", "sampling", "statistics"])
 def test_every_contender_is_a_row_with_a_time_or_a_reason(results: dict[str, Any], suite: str) -> None:
     rows = results[suite]["rows"]
     assert rows
@@ -78,7 +78,7 @@ def test_the_environment_names_versions_and_no_date(results: dict[str, Any]) -> 
     )
 
 
-@pytest.mark.parametrize("suite", ["logits", "linear", "exact"])
+@pytest.mark.parametrize("suite", ["logits", "linear", "exact", "statistics"])
 def test_whoever_ran_is_right(results: dict[str, Any], suite: str) -> None:
     seen = 0
     for row in results[suite]["rows"]:
@@ -112,6 +112,7 @@ def test_plots_draw_every_suite(results: dict[str, Any], tmp_path: Path) -> None
         f"logits_cpu_{SHAPE}_float32.png",
         f"linear_cpu_{SHAPE}_float32.png",
         f"exact_cpu_{SHAPE}_float32.png",
+        f"statistics_cpu_{SHAPE}_float32.png",
         f"lazy_cpu_{SHAPE}_float32_loss_and_backward.png",
         f"lazy_cpu_{SHAPE}_float32_training_step.png",
         *(f"rewards_cpu_{SHAPE}_int64_{mode.replace(' ', '_')}.png" for mode in rewards.MODES),
@@ -279,7 +280,8 @@ def test_peak_memory_sees_what_the_heap_already_holds() -> None:
     def function() -> list[torch.Tensor]:
         return [torch.empty(size).fill_(1.0) for _ in range(pieces)]
 
-    function()  # from now on such pieces come from the heap
+    torch.empty(30 * 2**20 // 4)  # once this is freed, smaller pieces come from the heap
+    function()
     held = [(torch.empty(size).fill_(1.0), torch.empty(1000)) for _ in range(pieces)]
     between = [small for _, small in held]  # what is freed around them cannot go back by itself
     del held
