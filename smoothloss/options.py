@@ -14,8 +14,7 @@ from typing import Any, Literal, NamedTuple, TypeVar, get_type_hints
 
 import torch
 
-from smoothloss._numbers import as_integer
-from smoothloss._validation import REDUCTIONS, check_choice, check_flag
+from smoothloss._validation import REDUCTIONS, check_choice, check_flag, check_group, check_integer
 from smoothloss.backends import IMPLEMENTATIONS, Implementation
 from smoothloss.row_options import RowKeywords, RowOptions, check_row_options
 
@@ -33,11 +32,17 @@ class CallOptions(RowKeywords, total=False):
         impl: "reference", "native" (C++, or CUDA C++) or "triton"; a RuntimeError says why where that cannot run.
             "auto" takes the first that can: C++ on the CPU, CUDA C++ and then Triton on NVIDIA GPUs, else the
             reference; and the reference under ``torch.func.vmap`` and in forward mode.
+        group: a `torch.distributed` process group over which the classes are split: the last dimension of logits, or
+            the first of `linear_weight` and `linear_bias`, is this process's slice, in the order of the ranks, of any
+            size. Class numbers, tables and class weights are those of all classes; hidden states and targets are the
+            same on every process, and so are the loss and the gradient of the hidden states. A DTensor says the same
+            without it. In eager mode.
     """
 
     kl: bool
     reduction: str
     impl: Implementation
+    group: Any
 
 
 class LogitsOptions(CallOptions, total=False):
@@ -77,6 +82,7 @@ class Options(NamedTuple):
     inplace: bool = False
     chunk_bytes: int | None = None
     memory: Memory = "fast"
+    group: Any = None
 
 
 _DEFAULT = Options()
@@ -94,7 +100,7 @@ def check(given: Mapping[str, Any], names: tuple[str, ...]) -> Options:
     """
     if not given:
         return _DEFAULT
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or "group" in given:  # a group that is remembered would never end
         return _check(names, **given)
     try:
         return _remembered(names, **given)
@@ -124,14 +130,16 @@ def _check_values(
     inplace: bool = False,
     chunk_bytes: int | None = None,
     memory: Memory = "fast",
+    group: Any = None,
     **row: Any,
 ) -> Options:
     check_choice(reduction, "reduction", REDUCTIONS)
     check_choice(impl, "impl", IMPLEMENTATIONS)
     check_choice(memory, "memory", ("fast", "low"))
-    chunk_bytes = None if chunk_bytes is None else as_integer(chunk_bytes, "chunk_bytes", 1)
+    chunk_bytes = None if chunk_bytes is None else check_integer(chunk_bytes, "chunk_bytes", 1)
+    check_group(group)
     inplace, kl = check_flag(inplace, "inplace"), check_flag(kl, "kl")
-    return Options(check_row_options(**row), kl, reduction, impl, inplace, chunk_bytes, memory)
+    return Options(check_row_options(**row), kl, reduction, impl, inplace, chunk_bytes, memory, group)
 
 
 # ---- signatures

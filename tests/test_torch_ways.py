@@ -261,9 +261,9 @@ def test_export_with_a_dynamic_batch(impl: str, is_linear: bool, strict: bool) -
         torch.testing.assert_close(exported(*again), model(*again))
 
 
-def pair(logits: Tensor, y: Tensor, **more: Any) -> Tensor:
-    lse, selected = F.logsumexp_and_select(logits, y.clamp(min=0).unsqueeze(-1), **more)
-    return (lse - selected.squeeze(-1)).mean()
+def statistics(logits: Tensor, y: Tensor, **more: Any) -> Tensor:
+    found = F.token_statistics(logits, y.clamp(min=0).unsqueeze(-1), **more)
+    return (found.entropy - found.log_prob.squeeze(-1) + found.log_rest).mean()
 
 
 def two_positions(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -288,7 +288,7 @@ OF_ANY_BATCH: dict[str, Callable[..., Tensor]] = {
         *two_positions(z, y), alpha=0.3, table=TABLE, token_alpha=0.2, **o
     ),
     "sequences": sequences,
-    "pair": pair,
+    "statistics": statistics,
 }
 
 
