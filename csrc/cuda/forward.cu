@@ -37,7 +37,7 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks<Storage>) select_kerne
     int64_t n = blockIdx.x;
     uint32_t classes = static_cast<uint32_t>(a.logits.classes);
     const Storage* logits = logits_of<Storage>(a.logits, n);
-    RowContext<T> row{{1, 0, 0}, false, {nullptr, nullptr, nullptr, 0, 0, classes}, 1, 0};
+    RowContext<T> row{{1, 0, 0}, false, {nullptr, nullptr, nullptr, 0, 0, classes}, 1, 0, nullptr, 0};
     RowState<T> state = block_merge<Mode::plain>(
         thread_state<Mode::plain, false, count>(logits, layout_of<count>(logits, classes), row, nullptr));
     if (threadIdx.x == 0) put_statistics(a.statistics, n, state.softmax, T(0));

@@ -52,7 +52,7 @@ def _backward(ctx: Any, grad_lse: Tensor, grad_selected: Tensor, unused: Tensor)
     logits, indices, statistics = ctx.saved_tensors
     one = grad_selected.new_ones(1)
     grad = backward_op(
-        one, None, logits, statistics, indices, -grad_selected, None, [], [], None, grad_lse, [*RowOptions()],
+        one, None, logits, statistics, indices, -grad_selected, None, None, [], [], None, grad_lse, [*RowOptions()],
         ctx.impl,
     )  # fmt: skip
     return grad, None, None
