@@ -196,8 +196,10 @@ SMOOTHLOSS_HD GradientTerms<T> rounded(const GradientTerms<double>& terms) {
 template <Transform TRANSFORM, bool HAS_ENTROPY, class T, class Storage, class OutStorage>
 SMOOTHLOSS_HD void dense_gradient(const Storage* row, OutStorage* out, const DenseMixture<T>& mixture, const T* prior,
                                   const GradientTerms<T>& terms, const TransformTerms<T>& options) {
-    if (mixture.slots || prior) {
+    if (mixture.slots) {
         write_dense_gradient<TRANSFORM, T>(row, out, mixture, prior, terms, options);
+    } else if (prior) {
+        write_prior_gradient<TRANSFORM, HAS_ENTROPY, T>(row, out, prior, mixture.classes, terms, options);
     } else {
         write_gradient<TRANSFORM, HAS_ENTROPY, T>(row, out, mixture.classes, terms, options);
     }

@@ -301,16 +301,18 @@ SMOOTHLOSS_NOINLINE void write_gradient(const Storage* row, OutStorage* out, int
     write_gradient_block<TRANSFORM, HAS_ENTROPY, false, T>(row, out, nullptr, T(0), classes, terms, options);
 }
 
+template <Transform TRANSFORM, bool HAS_ENTROPY, class T, class Storage, class OutStorage>
+SMOOTHLOSS_NOINLINE void write_prior_gradient(const Storage* row, OutStorage* out, const T* prior, int64_t classes,
+                                              const GradientTerms<T>& terms, const TransformTerms<T>& options) {
+    write_gradient_block<TRANSFORM, HAS_ENTROPY, true, T>(row, out, prior, terms.prior_scale, classes, terms, options);
+}
+
 // With a prior (or null) and the entropy's terms always, which do nothing where its weight is 0: fewer kernels to
 // compile.
 template <Transform TRANSFORM, class T, class Storage, class OutStorage>
 SMOOTHLOSS_NOINLINE void write_dense_gradient(const Storage* row, OutStorage* out, const DenseMixture<T>& mixture,
                                               const T* prior, const GradientTerms<T>& terms,
                                               const TransformTerms<T>& options) {
-    if (!mixture.slots) {
-        return write_gradient_block<TRANSFORM, true, true, T>(row, out, prior, terms.prior_scale, mixture.classes,
-                                                              terms, options);
-    }
     T q[kDenseBuffer];
     for (int64_t begin = 0; begin < mixture.classes; begin += kBlock) {
         int count = static_cast<int>(mixture.classes - begin < kBlock ? mixture.classes - begin : kBlock);
