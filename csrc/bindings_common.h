@@ -137,7 +137,8 @@ inline SmoothedTargetArguments make_smoothed_target(const CandidatesTuple& candi
     require(positions == 0 || (out_indices != 0 && out_weights != 0), "target: got a null pointer");
     require(count == 1 || positions == 0 || std::get<1>(target) == std::get<1>(samples),
             "samples: got another type than the target's");
-    constexpr int float32 = static_cast<int>(DataType::float32);
+    constexpr int float32 = static_cast<int>(DataType::float32), float64 = static_cast<int>(DataType::float64);
+    bool are_double = std::get<1>(sample_weights) == float64;
     int64_t entries = num_tokens * num_neighbours;
     return {index_address(target, "target", positions),
             index_address(samples, "samples", (count - 1) * positions),
@@ -146,7 +147,8 @@ inline SmoothedTargetArguments make_smoothed_target(const CandidatesTuple& candi
             batch,
             length,
             static_cast<const float*>(address_if_given(target_weights, "target_weights", float32, batch)),
-            static_cast<const float*>(address_if_given(sample_weights, "sample_weights", float32, (count - 1) * batch)),
+            address_if_given(sample_weights, "sample_weights", are_double ? float64 : float32, (count - 1) * batch),
+            are_double,
             alpha,
             static_cast<const int32_t*>(address(table_indices, "table.indices", kInt32, entries)),
             static_cast<const float*>(address(table_weights, "table.weights", float32, entries)),
@@ -196,6 +198,68 @@ inline RowOptions make_options(const OptionsTuple& t) {
     const char* fault = fault_of(options);
     require(!fault, fault ? fault : "");
     return options;
+}
+
+inline RowOptions make_transform(double logit_scale, double softcap) {
+    RowOptions options{};
+    options.logit_scale = logit_scale;
+    options.softcap = softcap;
+    require(logit_scale > 0, "logit_scale: got " + std::to_string(logit_scale) + ", expected a positive number");
+    require(softcap >= 0, "softcap: got " + std::to_string(softcap) + ", expected 0 (none) or a positive number");
+    return options;
+}
+
+// log_prob, log_rest, entropy, logsumexp, argmax, what the backward is to know
+using StatisticsTuple = std::tuple<ArrayTuple, ArrayTuple, ArrayTuple, ArrayTuple, ArrayTuple, ArrayTuple>;
+
+inline TokenStatisticsArguments make_token_statistics(const Logits& logits, const TargetsTuple& targets,
+                                                      double logit_scale, double softcap,
+                                                      const StatisticsTuple& results) {
+    auto [log_prob, log_rest, entropy, logsumexp, argmax, saved] = results;
+    int type = accumulator_code(logits.type);
+    TokenStatisticsArguments a{logits,
+                               make_targets(targets, logits),
+                               make_transform(logit_scale, softcap),
+                               nullptr,
+                               nullptr,
+                               nullptr,
+                               nullptr,
+                               nullptr,
+                               nullptr};
+    a.log_prob = address(log_prob, "log_prob", type, logits.rows * a.targets.slots);
+    a.log_rest = address(log_rest, "log_rest", type, logits.rows);
+    a.entropy = address(entropy, "entropy", type, logits.rows);
+    a.logsumexp = address(logsumexp, "logsumexp", type, logits.rows);
+    a.argmax = static_cast<int64_t*>(address(argmax, "argmax", kInt64, logits.rows));
+    a.saved = address(saved, "saved", type, logits.rows * kSavedStatistics);
+    return a;
+}
+
+// Of log_prob, log_rest, entropy, logsumexp; none where nothing depends on it.
+using StatisticsGradientsTuple = std::tuple<ArrayTuple, ArrayTuple, ArrayTuple, ArrayTuple>;
+
+inline TokenStatisticsBackwardArguments make_token_statistics_backward(const Logits& logits,
+                                                                       const TargetsTuple& targets, double logit_scale,
+                                                                       double softcap, const ArrayTuple& saved,
+                                                                       const StatisticsGradientsTuple& grads,
+                                                                       const Output& out) {
+    auto [log_prob, log_rest, entropy, logsumexp] = grads;
+    int type = accumulator_code(logits.type);
+    TokenStatisticsBackwardArguments a{logits,
+                                       make_targets(targets, logits),
+                                       make_transform(logit_scale, softcap),
+                                       nullptr,
+                                       nullptr,
+                                       nullptr,
+                                       nullptr,
+                                       nullptr,
+                                       out};
+    a.saved = address(saved, "saved", type, logits.rows * kSavedStatistics);
+    a.grad_log_prob = address_if_given(log_prob, "grads.log_prob", type, logits.rows * a.targets.slots);
+    a.grad_log_rest = address_if_given(log_rest, "grads.log_rest", type, logits.rows);
+    a.grad_entropy = address_if_given(entropy, "grads.entropy", type, logits.rows);
+    a.grad_logsumexp = address_if_given(logsumexp, "grads.logsumexp", type, logits.rows);
+    return a;
 }
 
 // A given mass is that of the smoothed target, of which the kernel may see a part.

@@ -14,9 +14,8 @@ from torch import Tensor
 
 from smoothloss import functional as F
 from smoothloss import options
-from smoothloss._numbers import as_integer
 from smoothloss._prior import check_prior_values
-from smoothloss._validation import check_number
+from smoothloss._validation import check_integer, check_number
 from smoothloss.options import CallOptions, LinearOptions, LogitsOptions
 from smoothloss.similarity import SimilarityTable
 from smoothloss.targets import Target
@@ -58,7 +57,7 @@ class _Loss(torch.nn.Module):
         if smoothing:
             over_table = "token_alpha" if "token_alpha" in smoothing else "alpha"
             check_table(self.table, smoothing[over_table], over_table)
-            smoothing["ignore_index"] = as_integer(smoothing["ignore_index"], "ignore_index")
+            smoothing["ignore_index"] = check_integer(smoothing["ignore_index"], "ignore_index")
         self.smoothing = smoothing
 
     def _options(self) -> dict[str, Any]:

@@ -15,9 +15,8 @@ from typing import Any, Literal, NamedTuple, TypeVar, get_type_hints
 import torch
 from torch import Tensor
 
-from smoothloss._numbers import as_integer
 from smoothloss._prior import check_prior
-from smoothloss._validation import REDUCTIONS, check_choice, check_flag
+from smoothloss._validation import REDUCTIONS, check_choice, check_flag, check_group, check_integer
 from smoothloss.backends import IMPLEMENTATIONS, Implementation
 from smoothloss.backends.common import replaced
 from smoothloss.row_options import RowKeywords, RowOptions, check_row_options
@@ -40,12 +39,18 @@ class CallOptions(RowKeywords, total=False):
         impl: "reference", "native" (C++, or CUDA C++) or "triton"; a RuntimeError says why where that cannot run.
             "auto" takes the first that can: C++ on the CPU, CUDA C++ and then Triton on NVIDIA GPUs, else the
             reference; and the reference under ``torch.func.vmap`` and in forward mode.
+        group: a `torch.distributed` process group over which the classes are split: the last dimension of logits, or
+            the first of `linear_weight` and `linear_bias`, is this process's slice, in the order of the ranks, of any
+            size. Class numbers, tables and class weights are those of all classes; hidden states and targets are the
+            same on every process, and so are the loss and the gradient of the hidden states. A DTensor says the same
+            without it. In eager mode.
     """
 
     prior: Tensor | None
     kl: bool
     reduction: str
     impl: Implementation
+    group: Any
 
 
 class LogitsOptions(CallOptions, total=False):
@@ -85,6 +90,7 @@ class Options(NamedTuple):
     inplace: bool = False
     chunk_bytes: int | None = None
     memory: Memory = "fast"
+    group: Any = None
     prior: Tensor | None = None
 
 
@@ -106,7 +112,7 @@ def check(given: Mapping[str, Any], names: tuple[str, ...]) -> Options:
     if given.get("prior") is not None:  # what a tensor holds cannot be remembered
         rest = {name: value for name, value in given.items() if name != "prior"}
         return replaced(Options, check(rest, names), prior=check_prior(given["prior"]))
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or "group" in given:  # a group that is remembered would never end
         return _check(names, **given)
     try:
         return _remembered(names, **given)
@@ -137,15 +143,17 @@ def _check_values(
     inplace: bool = False,
     chunk_bytes: int | None = None,
     memory: Memory = "fast",
+    group: Any = None,
     **row: Any,
 ) -> Options:
     del prior
     check_choice(reduction, "reduction", REDUCTIONS)
     check_choice(impl, "impl", IMPLEMENTATIONS)
     check_choice(memory, "memory", ("fast", "low"))
-    chunk_bytes = None if chunk_bytes is None else as_integer(chunk_bytes, "chunk_bytes", 1)
+    chunk_bytes = None if chunk_bytes is None else check_integer(chunk_bytes, "chunk_bytes", 1)
+    check_group(group)
     inplace, kl = check_flag(inplace, "inplace"), check_flag(kl, "kl")
-    return Options(check_row_options(**row), kl, reduction, impl, inplace, chunk_bytes, memory)
+    return Options(check_row_options(**row), kl, reduction, impl, inplace, chunk_bytes, memory, group)
 
 
 # ---- signatures

@@ -107,11 +107,34 @@ struct ForwardBackwardArguments {
     Output out;
 };
 
-struct SelectArguments {
+// What the token statistics keep of a row for their backward: center = max z and sum exp(z - center) of the classes
+// that slots name, the entropy, and center and sum of the rest.
+constexpr int64_t kSavedStatistics = 5;
+
+// See token_statistics in backends/reference.py. Of the options logit_scale and softcap count.
+struct TokenStatisticsArguments {
     Logits logits;
-    Targets targets;   // only the indices
-    void* statistics;  // (rows, kStatistics)
-    void* selected;    // (rows, slots)
+    Targets targets;  // only the indices
+    RowOptions options;
+    void* log_prob;   // (rows, slots)
+    void* log_rest;   // (rows,)
+    void* entropy;    // (rows,)
+    void* logsumexp;  // (rows,)
+    int64_t* argmax;  // (rows,)
+    void* saved;      // (rows, kSavedStatistics)
+};
+
+// Gradients are null where nothing depends on what they are of.
+struct TokenStatisticsBackwardArguments {
+    Logits logits;
+    Targets targets;
+    RowOptions options;
+    const void* saved;
+    const void* grad_log_prob;   // (rows, slots)
+    const void* grad_log_rest;   // (rows,)
+    const void* grad_entropy;    // (rows,)
+    const void* grad_logsumexp;  // (rows,)
+    Output out;
 };
 
 // For each of batch x length positions its candidates, the ground truth and one of each sample: their tokens, equal
@@ -124,7 +147,8 @@ struct SmoothedTargetArguments {
     int64_t batch;
     int64_t length;
     const float* target_weights;   // (batch,), or null: 1
-    const float* sample_weights;   // (num_candidates - 1, batch), or null: 1 / (num_candidates - 1)
+    const void* sample_weights;    // (num_candidates - 1, batch), or null: 1 / (num_candidates - 1)
+    bool are_double;               // the samples' weights; float32 otherwise
     double alpha;                  // factor of the samples' weights; 1 - alpha that of the ground truth's
     const int32_t* table_indices;  // (num_tokens, num_neighbours), or null: no table
     const float* table_weights;    // (num_tokens, num_neighbours)

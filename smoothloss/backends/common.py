@@ -32,7 +32,7 @@ class Candidates(NamedTuple):
         target: ``(B, T)`` int32 or int64, contiguous.
         samples: ``(L, B, T)`` of the same dtype, contiguous, or None.
         target_weights: ``(B,)`` float32, or None: 1.
-        sample_weights: ``(L, B)`` float32, contiguous, or None: 1 / L.
+        sample_weights: ``(L, B)`` float32 or float64, contiguous, or None: 1 / L.
         alpha: factor of the samples' weights, ``1 - alpha`` that of the ground truth's.
         ignore_index: marks positions, and candidates of a position, without a target.
     """
@@ -102,6 +102,44 @@ class Forward(NamedTuple):
     statistics: Tensor | None
     mass: Tensor | None
     scale: Tensor | None
+
+
+class TokenStatistics(NamedTuple):
+    """What `smoothloss.functional.token_statistics` says of each row of logits; of N rows here.
+
+    Attributes:
+        log_prob: ``(..., S)``, ``log p`` of the classes asked for; 0 in empty slots.
+        log_rest: ``(...)``, ``log sum p`` over all other classes, summed over these; -inf where there is none.
+        entropy: ``(...)``, ``-sum p log p``.
+        logsumexp: ``(...)``.
+        argmax: ``(...)`` int64, the first class of the largest logit.
+    """
+
+    log_prob: Tensor
+    log_rest: Tensor
+    entropy: Tensor
+    logsumexp: Tensor
+    argmax: Tensor
+
+
+class StatisticsGradients(NamedTuple):
+    """What comes back for `TokenStatistics`, in the accumulator dtype, contiguous; None: unused.
+
+    Attributes:
+        log_prob: ``(N, S)``.
+        log_rest: ``(N,)``.
+        entropy: ``(N,)``.
+        logsumexp: ``(N,)``.
+    """
+
+    log_prob: Tensor | None
+    log_rest: Tensor | None
+    entropy: Tensor | None
+    logsumexp: Tensor | None
+
+
+# Numbers of a row that the forward of the token statistics keeps for its backward.
+SAVED_STATISTICS = 5
 
 
 class OutOfRange(IndexError):
@@ -183,9 +221,9 @@ def merge_equal(indices: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     position = torch.arange(slots, device=indices.device)
     total, first = [], []
     for block in position.split(_MERGE_BLOCK):
-        equal = indices[..., block, None] == indices[..., None, :]
-        total.append(torch.where(equal, weights[..., None, :], 0.0).sum(-1))
-        first.append(~(equal & (position < block[:, None])).any(-1))
+        equal = indices[..., block].unsqueeze(-1) == indices.unsqueeze(-2)
+        total.append(torch.where(equal, weights.unsqueeze(-2), 0.0).sum(-1))
+        first.append(~(equal & (position < block.unsqueeze(-1))).any(-1))
     if not total:
         return indices, weights
     keep = torch.cat(first, -1) & (indices >= 0)
