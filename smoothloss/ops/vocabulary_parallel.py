@@ -199,7 +199,7 @@ def _summary(logits: Tensor, target: RowTarget, call: _Call) -> Tensor:
         nothing = RowTarget(*none, target.uniform, prior=target.prior)
         plain = RowOptions(logit_scale=options.logit_scale, softcap=options.softcap)
         summary[:, 3] += backend.forward(logits, nothing, plain, "none").loss
-        summary[:, 4] += target.uniform
+        summary[:, 4] += target.uniform if target.prior is None else target.uniform * target.prior.sum()
     return summary
 
 
