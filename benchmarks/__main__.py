@@ -7,6 +7,7 @@ Suites:
     logits  the loss on given logits        linear  the loss with the linear layer
     lazy    what smoothing costs            exact   dense similarity rows with the linear layer
     rewards CIDEr, BLEU, ... of candidates  sampling  what drawing samples costs
+    statistics  log-probability and entropy, on given logits and with the linear layer
 
 Peers that are not installed, or cannot run here, are rows that say why. Every suite writes one JSON file, whole again
 after each shape.
@@ -23,7 +24,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import exact, linear, logits, mle_vs_lazy, rewards, sampling
+from benchmarks import exact, linear, logits, mle_vs_lazy, rewards, sampling, token_statistics
 from benchmarks.contest import Settings, broken, run_suite
 from benchmarks.measure import Row, markdown, write_json
 from benchmarks.problems import Shape, parse_shape
@@ -35,6 +36,7 @@ SUITES: dict[str, Callable[[list[Shape], list[torch.dtype], Settings], list[Row]
     "exact": functools.partial(run_suite, exact.suite),
     "rewards": rewards.run,
     "sampling": sampling.run,
+    "statistics": token_statistics.run,
 }
 SHAPES = {
     "cpu": {
@@ -44,6 +46,7 @@ SHAPES = {
         "exact": ("coco", "wmt"),
         "rewards": ("captions", "samples"),
         "sampling": ("coco",),
+        "statistics": ("coco", "2k"),
     },
     "cuda": {
         "logits": ("coco", "wmt", "32k", "64k", "llama3", "gemma2"),
@@ -52,6 +55,7 @@ SHAPES = {
         "exact": ("coco", "wmt"),
         "rewards": ("samples", "captions"),
         "sampling": ("coco",),
+        "statistics": ("coco", "wmt", "llama3"),
     },
 }
 DTYPES = {
@@ -62,6 +66,7 @@ DTYPES = {
         "exact": ("float32",),
         "rewards": ("int64",),
         "sampling": ("float32",),
+        "statistics": ("float32",),
     },
     "cuda": {
         "logits": ("bfloat16", "float32"),
@@ -70,6 +75,7 @@ DTYPES = {
         "exact": ("bfloat16",),
         "rewards": ("int64",),
         "sampling": ("float32",),
+        "statistics": ("bfloat16",),
     },
 }
 COLUMNS = {

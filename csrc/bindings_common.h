@@ -5,7 +5,9 @@
 
 #include <pybind11/stl.h>
 
+#include <array>
 #include <cstdint>
+#include <cstring>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -23,13 +25,13 @@ using ArrayTuple = std::tuple<uintptr_t, int, int64_t>;
 constexpr int kInt32 = 4, kInt64 = 5;
 
 // (data_ptr, dtype, rows, classes, row_stride); (indices, slots, weights, uniform, are_labels, ignore_index);
-// (values, num_rows, rows, slots, weights); (label_smoothing, entropy, z_loss, logit_scale, softcap);
-// (data_ptr, dtype, row_stride); (target, samples, num_candidates, batch, length, target_weights, sample_weights,
-// alpha, token_alpha, ignore_index); (indices, weights, tail, num_tokens, num_neighbours)
+// (values, num_rows, rows, slots, weights); the options in their order; (data_ptr, dtype, row_stride);
+// (target, samples, num_candidates, batch, length, target_weights, sample_weights, alpha, token_alpha, ignore_index);
+// (indices, weights, tail, num_tokens, num_neighbours)
 using LogitsTuple = std::tuple<uintptr_t, int, int64_t, int64_t, int64_t>;
 using TargetsTuple = std::tuple<ArrayTuple, int64_t, ArrayTuple, ArrayTuple, bool, int64_t>;
 using DenseTuple = std::tuple<ArrayTuple, int64_t, ArrayTuple, int64_t, ArrayTuple>;
-using OptionsTuple = std::tuple<double, double, double, double, double>;
+using OptionsTuple = std::array<double, kOptions>;
 using OutputTuple = std::tuple<uintptr_t, int, int64_t>;
 using CandidatesTuple =
     std::tuple<ArrayTuple, ArrayTuple, int64_t, int64_t, int64_t, ArrayTuple, ArrayTuple, double, double, int64_t>;
@@ -189,10 +191,73 @@ inline ScaledCopyArguments make_scaled_copy(uintptr_t values, int type, int64_t 
 }
 
 inline RowOptions make_options(const OptionsTuple& t) {
-    auto [label_smoothing, entropy, z_loss, logit_scale, softcap] = t;
+    RowOptions options;
+    std::memcpy(&options, t.data(), sizeof(options));
+    const char* fault = fault_of(options);
+    require(!fault, fault ? fault : "");
+    return options;
+}
+
+inline RowOptions make_transform(double logit_scale, double softcap) {
+    RowOptions options{};
+    options.logit_scale = logit_scale;
+    options.softcap = softcap;
     require(logit_scale > 0, "logit_scale: got " + std::to_string(logit_scale) + ", expected a positive number");
     require(softcap >= 0, "softcap: got " + std::to_string(softcap) + ", expected 0 (none) or a positive number");
-    return {label_smoothing, entropy, z_loss, logit_scale, softcap};
+    return options;
+}
+
+// log_prob, log_rest, entropy, logsumexp, argmax, what the backward is to know
+using StatisticsTuple = std::tuple<ArrayTuple, ArrayTuple, ArrayTuple, ArrayTuple, ArrayTuple, ArrayTuple>;
+
+inline TokenStatisticsArguments make_token_statistics(const Logits& logits, const TargetsTuple& targets,
+                                                      double logit_scale, double softcap,
+                                                      const StatisticsTuple& results) {
+    auto [log_prob, log_rest, entropy, logsumexp, argmax, saved] = results;
+    int type = accumulator_code(logits.type);
+    TokenStatisticsArguments a{logits,
+                               make_targets(targets, logits),
+                               make_transform(logit_scale, softcap),
+                               nullptr,
+                               nullptr,
+                               nullptr,
+                               nullptr,
+                               nullptr,
+                               nullptr};
+    a.log_prob = address(log_prob, "log_prob", type, logits.rows * a.targets.slots);
+    a.log_rest = address(log_rest, "log_rest", type, logits.rows);
+    a.entropy = address(entropy, "entropy", type, logits.rows);
+    a.logsumexp = address(logsumexp, "logsumexp", type, logits.rows);
+    a.argmax = static_cast<int64_t*>(address(argmax, "argmax", kInt64, logits.rows));
+    a.saved = address(saved, "saved", type, logits.rows * kSavedStatistics);
+    return a;
+}
+
+// Of log_prob, log_rest, entropy, logsumexp; none where nothing depends on it.
+using StatisticsGradientsTuple = std::tuple<ArrayTuple, ArrayTuple, ArrayTuple, ArrayTuple>;
+
+inline TokenStatisticsBackwardArguments make_token_statistics_backward(const Logits& logits,
+                                                                       const TargetsTuple& targets, double logit_scale,
+                                                                       double softcap, const ArrayTuple& saved,
+                                                                       const StatisticsGradientsTuple& grads,
+                                                                       const Output& out) {
+    auto [log_prob, log_rest, entropy, logsumexp] = grads;
+    int type = accumulator_code(logits.type);
+    TokenStatisticsBackwardArguments a{logits,
+                                       make_targets(targets, logits),
+                                       make_transform(logit_scale, softcap),
+                                       nullptr,
+                                       nullptr,
+                                       nullptr,
+                                       nullptr,
+                                       nullptr,
+                                       out};
+    a.saved = address(saved, "saved", type, logits.rows * kSavedStatistics);
+    a.grad_log_prob = address_if_given(log_prob, "grads.log_prob", type, logits.rows * a.targets.slots);
+    a.grad_log_rest = address_if_given(log_rest, "grads.log_rest", type, logits.rows);
+    a.grad_entropy = address_if_given(entropy, "grads.entropy", type, logits.rows);
+    a.grad_logsumexp = address_if_given(logsumexp, "grads.logsumexp", type, logits.rows);
+    return a;
 }
 
 // A given mass is that of the smoothed target, of which the kernel may see a part.

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 namespace smoothloss {
 
@@ -12,6 +13,7 @@ inline bool accumulates_in_double(DataType type) {
     return type == DataType::float64;
 }
 
+// In the order of smoothloss/row_options.py; nothing but doubles, so that a new one is a line here.
 struct RowOptions {
     double label_smoothing;
     double entropy;
@@ -19,6 +21,16 @@ struct RowOptions {
     double logit_scale;
     double softcap;  // 0: none
 };
+constexpr int kOptions = sizeof(RowOptions) / sizeof(double);
+static_assert(std::is_trivially_copyable<RowOptions>::value && sizeof(RowOptions) == kOptions * sizeof(double),
+              "the options are an array of doubles");
+
+// What is wrong with options, or null.
+inline const char* fault_of(const RowOptions& o) {
+    if (!(o.logit_scale > 0)) return "logit_scale: expected a positive number";
+    if (!(o.softcap >= 0)) return "softcap: expected 0 (none) or a positive number";
+    return nullptr;
+}
 
 struct Logits {
     const void* data;  // (rows, classes), last stride 1
@@ -94,11 +106,34 @@ struct ForwardBackwardArguments {
     Output out;
 };
 
-struct SelectArguments {
+// What the token statistics keep of a row for their backward: center = max z and sum exp(z - center) of the classes
+// that slots name, the entropy, and center and sum of the rest.
+constexpr int64_t kSavedStatistics = 5;
+
+// See token_statistics in backends/reference.py. Of the options logit_scale and softcap count.
+struct TokenStatisticsArguments {
     Logits logits;
-    Targets targets;   // only the indices
-    void* statistics;  // (rows, kStatistics)
-    void* selected;    // (rows, slots)
+    Targets targets;  // only the indices
+    RowOptions options;
+    void* log_prob;   // (rows, slots)
+    void* log_rest;   // (rows,)
+    void* entropy;    // (rows,)
+    void* logsumexp;  // (rows,)
+    int64_t* argmax;  // (rows,)
+    void* saved;      // (rows, kSavedStatistics)
+};
+
+// Gradients are null where nothing depends on what they are of.
+struct TokenStatisticsBackwardArguments {
+    Logits logits;
+    Targets targets;
+    RowOptions options;
+    const void* saved;
+    const void* grad_log_prob;   // (rows, slots)
+    const void* grad_log_rest;   // (rows,)
+    const void* grad_entropy;    // (rows,)
+    const void* grad_logsumexp;  // (rows,)
+    Output out;
 };
 
 // For each of batch x length positions its candidates, the ground truth and one of each sample: their tokens, equal

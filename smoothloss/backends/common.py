@@ -8,23 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-
-class RowOptions(NamedTuple):
-    """What the loss of one row depends on besides its logits and its target.
-
-    Attributes:
-        label_smoothing: share eps of the target's mass that is spread evenly over all ``V`` classes.
-        entropy: gamma, the weight of the entropy bonus ``- gamma H(p)``.
-        z_loss: weight of ``lse ** 2``.
-        logit_scale: the logits are multiplied by it first (the inverse of a temperature).
-        softcap: ``z <- softcap * tanh(z / softcap)`` after the scaling; 0 means none.
-    """
-
-    label_smoothing: float = 0.0
-    entropy: float = 0.0
-    z_loss: float = 0.0
-    logit_scale: float = 1.0
-    softcap: float = 0.0
+from smoothloss.row_options import RowOptions as RowOptions
 
 
 class TableRows(NamedTuple):
@@ -117,6 +101,44 @@ class Forward(NamedTuple):
     scale: Tensor | None
 
 
+class TokenStatistics(NamedTuple):
+    """What `smoothloss.functional.token_statistics` says of each row of logits; of N rows here.
+
+    Attributes:
+        log_prob: ``(..., S)``, ``log p`` of the classes asked for; 0 in empty slots.
+        log_rest: ``(...)``, ``log sum p`` over all other classes, summed over these; -inf where there is none.
+        entropy: ``(...)``, ``-sum p log p``.
+        logsumexp: ``(...)``.
+        argmax: ``(...)`` int64, the first class of the largest logit.
+    """
+
+    log_prob: Tensor
+    log_rest: Tensor
+    entropy: Tensor
+    logsumexp: Tensor
+    argmax: Tensor
+
+
+class StatisticsGradients(NamedTuple):
+    """What comes back for `TokenStatistics`, in the accumulator dtype, contiguous; None: unused.
+
+    Attributes:
+        log_prob: ``(N, S)``.
+        log_rest: ``(N,)``.
+        entropy: ``(N,)``.
+        logsumexp: ``(N,)``.
+    """
+
+    log_prob: Tensor | None
+    log_rest: Tensor | None
+    entropy: Tensor | None
+    logsumexp: Tensor | None
+
+
+# Numbers of a row that the forward of the token statistics keeps for its backward.
+SAVED_STATISTICS = 5
+
+
 class OutOfRange(IndexError):
     """An index that names no class."""
 
@@ -196,9 +218,9 @@ def merge_equal(indices: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     position = torch.arange(slots, device=indices.device)
     total, first = [], []
     for block in position.split(_MERGE_BLOCK):
-        equal = indices[..., block, None] == indices[..., None, :]
-        total.append(torch.where(equal, weights[..., None, :], 0.0).sum(-1))
-        first.append(~(equal & (position < block[:, None])).any(-1))
+        equal = indices[..., block].unsqueeze(-1) == indices.unsqueeze(-2)
+        total.append(torch.where(equal, weights.unsqueeze(-2), 0.0).sum(-1))
+        first.append(~(equal & (position < block.unsqueeze(-1))).any(-1))
     if not total:
         return indices, weights
     keep = torch.cat(first, -1) & (indices >= 0)
