@@ -7,6 +7,7 @@ import importlib.util
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -511,3 +512,8 @@ def test_the_check_on_a_gpu_goes_on_where_the_last_call_ended(tmp_path: Path) ->
     status, third, _ = call(300)
     assert status == 1
     assert suites(third) == []
+    steps = next((tmp_path / "state").iterdir()) / "logs" / "steps"
+    text = re.sub("^linear .*$", "linear       over 100 s     100 s   ", steps.read_text(), flags=re.MULTILINE)
+    steps.write_text(re.sub("^exact .*$", "exact        no time left     9 s   ", text, flags=re.MULTILINE))
+    _, fourth, _ = call(300)
+    assert suites(fourth) == ["exact", "linear"], "what was over its own limit comes last"
