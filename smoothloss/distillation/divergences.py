@@ -62,6 +62,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from smoothloss._numbers import as_integer
 from smoothloss._validation import (
     REDUCTIONS,
     check_choice,
@@ -181,6 +182,7 @@ def linear_loss(
     """
     call = _check(divergence, beta, temperature, missing, reduction, impl)
     check_choice(memory, "memory", get_args(Memory))
+    chunk_bytes = None if chunk_bytes is None else as_integer(chunk_bytes, "chunk_bytes", 1)
     row = _row(logit_scale, softcap, call)
     student = OnHidden(input, linear_weight, linear_bias, row, impl, chunk_bytes, memory)
     return _evaluate(student, teacher, weight, call)
@@ -223,7 +225,8 @@ def _check_teacher(student: Student, teacher: Teacher, weight: Tensor | None) ->
     positions = tuple(student.input.shape[:-1])
     if tuple(teacher.indices.shape[:-1]) != positions:
         expected = ", ".join(map(str, (*positions, "K")))
-        raise ValueError(f"teacher: got indices of shape {tuple(teacher.indices.shape)}, expected ({expected})")
+        got = tuple(teacher.indices.shape)
+        raise ValueError(f"teacher: got indices of shape {got}, expected ({expected}) beside input")
     check_device(teacher.indices, "teacher", student.input, "input")
     check_constant(teacher.log_probs, "teacher.log_probs")
     if teacher.log_rest is not None:
