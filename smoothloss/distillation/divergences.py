@@ -274,7 +274,7 @@ def _total(student: Student, said: Known, weight: Tensor | None, call: _Call) ->
 def _by_target(student: Student, said: Known, weight: Tensor | None, call: _Call) -> Tensor:
     """Return ``sum q (log q - log p)`` of a target: its cross-entropy, less its entropy."""
     q, uniform, share = said.log_q.exp(), None, None
-    negative_entropy = torch.xlogy(q, q).sum(-1)
+    negative_entropy = (q * said.log_q).where(q > 0, 0.0).sum(-1)
     if call.missing == "uniform":
         uniform = said.log_rest.exp()
         share = uniform / student.num_classes

@@ -339,14 +339,14 @@ def test_a_class_that_there_is_not(divergence: str, missing: str) -> None:
 def test_a_class_that_there_is_not_in_compiled_code(divergence: str, missing: str) -> None:
     hidden, weight = layer()
     loss = functools.partial(distillation.loss, divergence=divergence, missing=missing)
-    with pytest.raises(IndexError, match="expected an index below 13|out of range"):
+    with pytest.raises(IndexError, match=r"expected an index below 13|out of range"):
         torch.compile(loss, fullgraph=True, backend="aot_eager")(hidden @ weight.t(), out_of_range())
 
 
 @versions
 def test_the_cell_without_a_kernel_says_so(version: Callable[..., Tensor]) -> None:
     options = {"divergence": "jensen_shannon", "missing": "uniform", "impl": "native"}
-    with pytest.raises(RuntimeError, match="^impl: got 'native', expected 'auto' or 'reference'"):
+    with pytest.raises(RuntimeError, match=r"^impl: got 'native', expected 'auto' or 'reference'"):
         version(*layer(), **options)
     for beta in (0.0, 1.0):
         assert version(*layer(), beta=beta, **options).isfinite()
