@@ -92,7 +92,7 @@ class OnHidden:
         chunk_bytes: int | None, memory: Memory,
     ) -> None:  # fmt: skip
         """Check them."""
-        options = Options(row, False, "none", impl, False, chunk_bytes, memory)
+        options = Options(row=row, kl=False, reduction="none", impl=impl, chunk_bytes=chunk_bytes, memory=memory)
         self.input, self.linear = check_linear(input, weight, bias, options)
         self.row, self.impl, self.memory = row, impl, memory
         self.num_classes, self.dtype = weight.shape[0], accumulator_dtype(self.input.dtype)
