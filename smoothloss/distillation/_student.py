@@ -77,7 +77,7 @@ class OnLogits:
         _check_is_reference(self.input, self.impl)
 
         def of_rows(logits: Tensor, present: Tensor, *arguments: Tensor) -> Tensor:
-            logits = logits.where(present.unsqueeze(-1), 0.0)
+            logits = logits.masked_fill(~present.unsqueeze(-1), 0.0)
             return terms(transform_logits(logits, self.row).log_softmax(-1), *arguments)
 
         rows = self.input.reshape(present.numel(), self.num_classes)
