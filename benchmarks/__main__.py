@@ -7,6 +7,7 @@ Suites:
     logits  the loss on given logits        linear  the loss with the linear layer
     lazy    what smoothing costs            exact   dense similarity rows with the linear layer
     rewards CIDEr, BLEU, ... of candidates  sampling  what drawing samples costs
+    statistics  log-probability and entropy, on given logits and with the linear layer
     distillation, linear_distillation       divergences against a teacher's top-k
 
 Peers that are not installed, or cannot run here, are rows that say why. Every suite writes one JSON file.
@@ -21,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import distillation, exact, linear, logits, mle_vs_lazy, rewards, sampling
+from benchmarks import distillation, exact, linear, logits, mle_vs_lazy, rewards, sampling, token_statistics
 from benchmarks.contest import Settings, broken, run_suite
 from benchmarks.measure import Row, markdown, write_json
 from benchmarks.problems import Shape, parse_shape
@@ -33,6 +34,7 @@ SUITES: dict[str, Callable[[list[Shape], list[torch.dtype], Settings], list[Row]
     "exact": functools.partial(run_suite, exact.suite),
     "rewards": rewards.run,
     "sampling": sampling.run,
+    "statistics": token_statistics.run,
     "distillation": functools.partial(distillation.run, "logits"),
     "linear_distillation": functools.partial(distillation.run, "linear"),
 }
@@ -44,7 +46,8 @@ SHAPES = {
         "exact": ("coco", "wmt"),
         "rewards": ("captions", "samples"),
         "sampling": ("coco",),
-        "distillation": ("30k",),
+        "statistics": ("coco", "2k"),
+        "distillation": ("2k",),
         "linear_distillation": ("coco",),
     },
     "cuda": {
@@ -54,6 +57,7 @@ SHAPES = {
         "exact": ("coco", "wmt"),
         "rewards": ("samples", "captions"),
         "sampling": ("coco",),
+        "statistics": ("coco", "wmt", "llama3"),
         "distillation": ("32k", "llama3"),
         "linear_distillation": ("32k", "llama3"),
     },
@@ -66,6 +70,7 @@ DTYPES = {
         "exact": ("float32",),
         "rewards": ("int64",),
         "sampling": ("float32",),
+        "statistics": ("float32",),
         "distillation": ("float32",),
         "linear_distillation": ("float32",),
     },
@@ -76,6 +81,7 @@ DTYPES = {
         "exact": ("bfloat16",),
         "rewards": ("int64",),
         "sampling": ("float32",),
+        "statistics": ("bfloat16",),
         "distillation": ("bfloat16",),
         "linear_distillation": ("bfloat16",),
     },

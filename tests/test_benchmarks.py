@@ -67,7 +67,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     "suite",
-    ["logits", "linear", "lazy", "exact", "rewards", "sampling", "distillation", "linear_distillation"],
+    ["logits", "linear", "lazy", "exact", "rewards", "sampling", "statistics", "distillation", "linear_distillation"],
 )
 def test_every_contender_is_a_row_with_a_time_or_a_reason(results: dict[str, Any], suite: str) -> None:
     rows = results[suite]["rows"]
@@ -93,7 +93,7 @@ def test_the_environment_names_versions_and_no_date(results: dict[str, Any]) -> 
     )
 
 
-@pytest.mark.parametrize("suite", ["logits", "linear", "exact"])
+@pytest.mark.parametrize("suite", ["logits", "linear", "exact", "statistics"])
 def test_whoever_ran_is_right(results: dict[str, Any], suite: str) -> None:
     seen = 0
     for row in results[suite]["rows"]:
@@ -127,6 +127,7 @@ def test_plots_draw_every_suite(results: dict[str, Any], tmp_path: Path) -> None
         f"logits_cpu_{SHAPE}_float32.png",
         f"linear_cpu_{SHAPE}_float32.png",
         f"exact_cpu_{SHAPE}_float32.png",
+        f"statistics_cpu_{SHAPE}_float32.png",
         f"lazy_cpu_{SHAPE}_float32_loss_and_backward.png",
         f"lazy_cpu_{SHAPE}_float32_training_step.png",
         *(f"rewards_cpu_{SHAPE}_int64_{mode.replace(' ', '_')}.png" for mode in rewards.MODES),

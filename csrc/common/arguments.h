@@ -94,8 +94,8 @@ struct ForwardBackwardArguments {
     Output out;
 };
 
-// What the token statistics keep of a row for their backward: center = max z, sum = sum exp(z - center), the entropy,
-// and center and sum of the classes that no slot names.
+// What the token statistics keep of a row for their backward: center = max z and sum exp(z - center) of the classes
+// that slots name, the entropy, and center and sum of the rest.
 constexpr int64_t kSavedStatistics = 5;
 
 // See token_statistics in backends/reference.py. Of the options logit_scale and softcap count.

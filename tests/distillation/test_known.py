@@ -56,9 +56,8 @@ def test_who_is_known_to_repeat_no_class() -> None:
 def test_a_temperature_keeps_what_there_is(temperature: float) -> None:
     q = torch.tensor([[0.4, 0.3, 0.1]], dtype=torch.float64)
     teacher = Teacher(torch.tensor([[2, 0, 5]]), q.log(), torch.tensor([0.2], dtype=torch.float64).log())
-    bucket, *others = (
-        known(teacher, 9, temperature, missing, torch.float64) for missing in ("bucket", "uniform", "drop")
-    )
+    treatments = ("bucket", "uniform", "drop", "renormalize")
+    bucket, *others, shares = (known(teacher, 9, temperature, missing, torch.float64) for missing in treatments)
     whole = torch.tensor([0.4, 0.3, 0.1, 0.2], dtype=torch.float64) ** (1 / temperature)
     both = torch.cat((bucket.log_q[0], bucket.log_rest)).exp()
     torch.testing.assert_close(both, whole / whole.sum())
