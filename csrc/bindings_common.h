@@ -5,7 +5,9 @@
 
 #include <pybind11/stl.h>
 
+#include <array>
 #include <cstdint>
+#include <cstring>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -23,13 +25,13 @@ using ArrayTuple = std::tuple<uintptr_t, int, int64_t>;
 constexpr int kInt32 = 4, kInt64 = 5;
 
 // (data_ptr, dtype, rows, classes, row_stride); (indices, slots, weights, uniform, are_labels, ignore_index);
-// (values, num_rows, rows, slots, weights); (label_smoothing, entropy, z_loss, logit_scale, softcap);
-// (data_ptr, dtype, row_stride); (target, samples, num_candidates, batch, length, target_weights, sample_weights,
-// alpha, token_alpha, ignore_index); (indices, weights, tail, num_tokens, num_neighbours)
+// (values, num_rows, rows, slots, weights); the options in their order; (data_ptr, dtype, row_stride);
+// (target, samples, num_candidates, batch, length, target_weights, sample_weights, alpha, token_alpha, ignore_index);
+// (indices, weights, tail, num_tokens, num_neighbours)
 using LogitsTuple = std::tuple<uintptr_t, int, int64_t, int64_t, int64_t>;
 using TargetsTuple = std::tuple<ArrayTuple, int64_t, ArrayTuple, ArrayTuple, bool, int64_t>;
 using DenseTuple = std::tuple<ArrayTuple, int64_t, ArrayTuple, int64_t, ArrayTuple>;
-using OptionsTuple = std::tuple<double, double, double, double, double>;
+using OptionsTuple = std::array<double, kOptions>;
 using OutputTuple = std::tuple<uintptr_t, int, int64_t>;
 using CandidatesTuple =
     std::tuple<ArrayTuple, ArrayTuple, int64_t, int64_t, int64_t, ArrayTuple, ArrayTuple, double, double, int64_t>;
@@ -187,10 +189,11 @@ inline ScaledCopyArguments make_scaled_copy(uintptr_t values, int type, int64_t 
 }
 
 inline RowOptions make_options(const OptionsTuple& t) {
-    auto [label_smoothing, entropy, z_loss, logit_scale, softcap] = t;
-    require(logit_scale > 0, "logit_scale: got " + std::to_string(logit_scale) + ", expected a positive number");
-    require(softcap >= 0, "softcap: got " + std::to_string(softcap) + ", expected 0 (none) or a positive number");
-    return {label_smoothing, entropy, z_loss, logit_scale, softcap};
+    RowOptions options;
+    std::memcpy(&options, t.data(), sizeof(options));
+    const char* fault = fault_of(options);
+    require(!fault, fault ? fault : "");
+    return options;
 }
 
 inline RowOptions make_transform(double logit_scale, double softcap) {

@@ -31,6 +31,12 @@ def check_local(value: Tensor, name: str) -> None:
         raise TypeError(f"{name}: got a DTensor, expected a torch.Tensor: pass {name}.full_tensor()")
 
 
+def check_group(value: object) -> None:
+    """Raise TypeError for a group that is neither None nor a process group."""
+    if value is not None and not isinstance(value, getattr(torch.distributed, "ProcessGroup", ())):
+        raise TypeError(f"group: got {type(value).__name__}, expected a torch.distributed process group")
+
+
 def check_constant(value: Tensor, name: str) -> None:
     """Raise ValueError for a tensor that requires grad where there is no gradient."""
     if value.requires_grad:

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 namespace smoothloss {
 
@@ -12,6 +13,7 @@ inline bool accumulates_in_double(DataType type) {
     return type == DataType::float64;
 }
 
+// In the order of smoothloss/row_options.py; nothing but doubles, so that a new one is a line here.
 struct RowOptions {
     double label_smoothing;
     double entropy;
@@ -19,6 +21,16 @@ struct RowOptions {
     double logit_scale;
     double softcap;  // 0: none
 };
+constexpr int kOptions = sizeof(RowOptions) / sizeof(double);
+static_assert(std::is_trivially_copyable<RowOptions>::value && sizeof(RowOptions) == kOptions * sizeof(double),
+              "the options are an array of doubles");
+
+// What is wrong with options, or null.
+inline const char* fault_of(const RowOptions& o) {
+    if (!(o.logit_scale > 0)) return "logit_scale: expected a positive number";
+    if (!(o.softcap >= 0)) return "softcap: expected 0 (none) or a positive number";
+    return nullptr;
+}
 
 struct Logits {
     const void* data;  // (rows, classes), last stride 1

@@ -67,7 +67,7 @@ def token(
         ValueError: `alpha` out of its range, or above 0 without a table.
     """
     alpha = check_number(alpha, "alpha", 0.0, 1.0)
-    if table is None or not alpha:
+    if table is None or alpha == 0.0:
         _check_table(table, alpha, "alpha", y)
         return _of_table(labels(y, ignore_index=ignore_index), table)
     check_tensor(y, "target", floating=False)
@@ -145,7 +145,7 @@ def sequence(
     if omega is None:
         omega = torch.full((count, batch), 1 / max(count, 1), dtype=torch.float32, device=y.device)
     omega = omega.detach().float()
-    weights = torch.cat((omega.new_full((1, batch), 1 - alpha), omega * alpha))
+    weights = torch.cat((omega.new_ones(1, batch) * (1 - alpha), omega * alpha))
     sequences = torch.cat((y.unsqueeze(0), samples))
     candidates = Candidates(
         sequences.reshape(-1, length), target_weights=weights.reshape(-1), ignore_index=ignore_index
@@ -221,7 +221,7 @@ def _check_smoothing(
 def check_table(table: object, alpha: float, name: str) -> None:
     """Raise TypeError for what is no table, ValueError for none where `alpha` asks for one."""
     if table is None:
-        if alpha:
+        if alpha != 0.0:
             raise ValueError(f"{name}: got {alpha} without a table, expected 0, or table= to smooth over")
     elif not isinstance(table, SimilarityTable):
         raise TypeError(f"table: got {type(table).__name__}, expected a smoothloss.SimilarityTable")
@@ -270,10 +270,10 @@ def _smoothed(
 ) -> FlatTarget:
     """Return the target of candidates, one row a position."""
     rows = None
-    if table is not None and table.tail_mode != "exact" and token_alpha:
+    if table is not None and table.tail_mode != "exact" and token_alpha != 0.0:
         rows = TableRows(table.indices, table.weights, table.tail if table.tail_mode == "uniform" else None)
     indices, weights, uniform = build(candidates, rows, token_alpha, given, impl)
-    if table is None or table.tail_mode != "exact" or not token_alpha:
+    if table is None or table.tail_mode != "exact" or token_alpha == 0.0:
         return FlatTarget(indices, weights, uniform)
     factors = (table.unit_vectors, table.log_normalizer, table.has_neighbours, table.counts, table.tau, table.beta)
     source = SimilarityMixture(indices, weights * token_alpha, *factors)

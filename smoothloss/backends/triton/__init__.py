@@ -55,6 +55,7 @@ from smoothloss.backends.triton.results import _reduce_kernel, _scaled_copy_kern
 from smoothloss.backends.triton.rows import (
     _sparse_cross_entropy_backward_kernel,
     _sparse_cross_entropy_forward_kernel,
+    option_flags,
 )
 from smoothloss.backends.triton.statistics import (
     _token_statistics_backward_kernel,
@@ -310,8 +311,7 @@ def _constants(logits: Tensor, target: RowTarget, options: RowOptions, out: Tens
         "BLOCK_S": entry_block(num_entries),
         "HAS_WEIGHTS": target.weights is not None,
         "HAS_DENSE": target.dense is not None,
-        "HAS_ENTROPY": options.entropy != 0,
-        "HAS_SOFTCAP": options.softcap != 0,
+        **option_flags(options),
         "HAS_MANY_ENTRIES": num_entries > ENTRY_BLOCKS[-1],
     }
 
@@ -336,10 +336,11 @@ def _selected(weights: Tensor, constants: dict[str, Any]) -> Tensor:
 
 
 def _scalars(options: RowOptions, dtype: torch.dtype) -> list[float]:
-    """Return the options as the kernels take them: five floats, then what float32 cuts off them."""
+    """Return the options as the kernels take them: all of them, then what float32 cuts off them."""
     if dtype != torch.float64:
-        return [*options, 0.0, 0.0, 0.0, 0.0, 0.0]
-    rounded = struct.unpack("5f", struct.pack("5f", *options))
+        return [*options, *[0.0] * len(options)]
+    layout = f"{len(options)}f"
+    rounded = struct.unpack(layout, struct.pack(layout, *options))
     return [*rounded, *(value - high for value, high in zip(options, rounded, strict=True))]
 
 

@@ -20,11 +20,17 @@ from smoothloss.backends.triton.gradient import backward_row
 
 # Slots of dense rows whose weights are added up at a time.
 _BLOCK_J: tl.constexpr = tl.constexpr(32)
-# Whatever is listed here changes from call to call and must not lead to another compilation.
+# Whatever is listed here changes from call to call and must not lead to another compilation. The options are in the
+# order of RowOptions, as in the arguments of the kernels.
 _OPTIONS = ["smoothing", "gamma", "z_loss", "scale", "softcap"]
 _STRIDES = ["units", "logits_stride", "out_stride", "grad_stride"]
 _SIZES = ["num_rows", "num_entries", "num_values", "num_mixed", "ignored"]
 _RUN_TIME = [*_STRIDES, *_SIZES, *_OPTIONS, *(f"{name}_low" for name in _OPTIONS)]
+
+
+def option_flags(options):
+    """Return what the kernels are compiled for of the options."""
+    return {"HAS_ENTROPY": options.entropy != 0, "HAS_SOFTCAP": options.softcap != 0}
 
 
 @triton.jit(do_not_specialize=_RUN_TIME)
