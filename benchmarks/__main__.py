@@ -10,13 +10,16 @@ Suites:
     statistics  log-probability and entropy, on given logits and with the linear layer
     distillation, linear_distillation       divergences against a teacher's top-k
 
-Peers that are not installed, or cannot run here, are rows that say why. Every suite writes one JSON file.
+Peers that are not installed, or cannot run here, are rows that say why. Every suite writes one JSON file, whole again
+after each shape.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import itertools
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -147,6 +150,20 @@ def table(rows: list[Row]) -> str:
     return markdown(rows, COLUMNS | used)
 
 
+def run(name: str, shapes: list[Shape], dtypes: list[torch.dtype], settings: Settings, path: Path) -> list[Row]:
+    """Run a suite, print its rows, and write them as each shape ends: what is killed later leaves those before."""
+    rows: list[Row] = []
+    begin = time.perf_counter()
+    print(f"\n## {name}", flush=True)
+    for shape, dtype in itertools.product(shapes, dtypes):
+        left = settings.seconds - (time.perf_counter() - begin)
+        found = SUITES[name]([shape], [dtype], settings._replace(seconds=left))
+        print(f"\n{table(found)}", flush=True)
+        rows += found
+        write_json(path, settings.device, rows)
+    return rows
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Measure, print, write; return 1 when something of ours could not run, else 0."""
     options = parse(arguments)
@@ -159,10 +176,7 @@ def main(arguments: list[str] | None = None) -> int:
         dtypes = [getattr(torch, dtype) for dtype in options.dtype or DTYPES[kind][name]]
         if options.quick:
             shapes, dtypes = shapes[:1], dtypes[:1]
-        rows = SUITES[name](shapes, dtypes, settings)
-        print(f"\n## {name}\n\n{table(rows)}", flush=True)
-        write_json(options.out / f"{name}_{device.type}.json", device, rows)
-        measured += rows
+        measured += run(name, shapes, dtypes, settings, options.out / f"{name}_{device.type}.json")
     return int(any(broken(row) for row in measured))
 
 

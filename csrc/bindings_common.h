@@ -135,7 +135,8 @@ inline SmoothedTargetArguments make_smoothed_target(const CandidatesTuple& candi
     require(positions == 0 || (out_indices != 0 && out_weights != 0), "target: got a null pointer");
     require(count == 1 || positions == 0 || std::get<1>(target) == std::get<1>(samples),
             "samples: got another type than the target's");
-    constexpr int float32 = static_cast<int>(DataType::float32);
+    constexpr int float32 = static_cast<int>(DataType::float32), float64 = static_cast<int>(DataType::float64);
+    bool are_double = std::get<1>(sample_weights) == float64;
     int64_t entries = num_tokens * num_neighbours;
     return {index_address(target, "target", positions),
             index_address(samples, "samples", (count - 1) * positions),
@@ -144,7 +145,8 @@ inline SmoothedTargetArguments make_smoothed_target(const CandidatesTuple& candi
             batch,
             length,
             static_cast<const float*>(address_if_given(target_weights, "target_weights", float32, batch)),
-            static_cast<const float*>(address_if_given(sample_weights, "sample_weights", float32, (count - 1) * batch)),
+            address_if_given(sample_weights, "sample_weights", are_double ? float64 : float32, (count - 1) * batch),
+            are_double,
             alpha,
             static_cast<const int32_t*>(address(table_indices, "table.indices", kInt32, entries)),
             static_cast<const float*>(address(table_weights, "table.weights", float32, entries)),

@@ -116,7 +116,7 @@ def evaluate(input: Tensor, target: Target, options: Options, linear: Linear | N
     if options.kl:
         loss = loss + _reduced_constant(target, options, kind, num_classes).to(loss.dtype)
     if own_mean and target.counted is not None:
-        return loss / target.counted.sum()
+        return _mean(loss, target.counted.sum())
     return loss.reshape(target.shape) if reduction == "none" and input.dim() != 2 else loss
 
 
@@ -153,7 +153,7 @@ def evaluate_weighted(
     plain = replaced(Options, options, row=replaced(RowOptions, options.row, label_smoothing=0.0))
     if options.reduction != "mean":
         return evaluate(input, weighted, plain, linear)
-    return evaluate(input, weighted, replaced(Options, plain, reduction="sum"), linear) / total.sum()
+    return _mean(evaluate(input, weighted, replaced(Options, plain, reduction="sum"), linear), total.sum())
 
 
 def implementation(input: Tensor, impl: str) -> str:
@@ -229,6 +229,12 @@ def _reduced_constant(target: Target, options: Options, reduction: str, num_clas
     if reduction == "sum":
         return constant.sum()
     return constant.sum() / (target.mass() != 0).sum()
+
+
+def _mean(loss: Tensor, divisor: Tensor) -> Tensor:
+    """Return ``loss / divisor``. Nothing to average gives nan, as torch does; its gradient is zero and not 0 / 0."""
+    is_empty = divisor == 0
+    return (loss / divisor.masked_fill(is_empty, 1)).masked_fill(is_empty, torch.nan)
 
 
 def _check_fits(input: Tensor, target: Target, num_classes: int) -> None:

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from smoothloss._evaluate import check_linear, check_logits, classes_of, implementation, rows_of
-from smoothloss._numbers import as_integer
-from smoothloss._validation import check_choice, check_device, check_group, check_number, check_tensor
+from smoothloss._validation import check_choice, check_device, check_group, check_integer, check_number, check_tensor
 from smoothloss.backends import IMPLEMENTATIONS, Implementation
 from smoothloss.backends.common import OutOfRange, RowOptions, TokenStatistics
 from smoothloss.ops import linear_token_statistics as linear_ops
@@ -117,7 +116,7 @@ def _check(logit_scale: Any, softcap: Any, impl: Any, chunk_bytes: Any) -> _Chec
         logit_scale=check_number(logit_scale, "logit_scale", 0.0, open_low=True),
         softcap=0.0 if softcap is None else check_number(softcap, "softcap", 0.0, open_low=True),
     )
-    return row, impl, None if chunk_bytes is None else as_integer(chunk_bytes, "chunk_bytes", 1)
+    return row, impl, None if chunk_bytes is None else check_integer(chunk_bytes, "chunk_bytes", 1)
 
 
 # A training run calls with the same options every step.

@@ -1,8 +1,8 @@
 """The losses of `smoothloss.functional` as modules: options at construction, which checks them, tensors at the call.
 
 A module with a similarity table takes the table along in ``module.to(device)``. The options that all of them share are
-declared and described in `smoothloss.options`; each signature shows them. The divergences of `smoothloss.distillation` are
-here too.
+declared and described in `smoothloss.options`; each signature shows them. The divergences of `smoothloss.distillation`
+are here too.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from torch import Tensor
 
 from smoothloss import functional as F
 from smoothloss import options
-from smoothloss._numbers import as_integer
-from smoothloss._validation import check_number
+from smoothloss._validation import check_integer, check_number
 from smoothloss.distillation.modules import DistillationLoss, LinearDistillationLoss
 from smoothloss.options import CallOptions, LinearOptions, LogitsOptions
 from smoothloss.similarity import SimilarityTable
@@ -55,7 +54,7 @@ class _Loss(torch.nn.Module):
         if smoothing:
             over_table = "token_alpha" if "token_alpha" in smoothing else "alpha"
             check_table(self.table, smoothing[over_table], over_table)
-            smoothing["ignore_index"] = as_integer(smoothing["ignore_index"], "ignore_index")
+            smoothing["ignore_index"] = check_integer(smoothing["ignore_index"], "ignore_index")
         self.smoothing = smoothing
 
     def _smoothing(self) -> dict[str, Any]:

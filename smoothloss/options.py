@@ -14,8 +14,7 @@ from typing import Any, Literal, NamedTuple, TypeVar, get_type_hints
 
 import torch
 
-from smoothloss._numbers import as_integer
-from smoothloss._validation import REDUCTIONS, check_choice, check_flag, check_group
+from smoothloss._validation import REDUCTIONS, check_choice, check_flag, check_group, check_integer
 from smoothloss.backends import IMPLEMENTATIONS, Implementation
 from smoothloss.row_options import RowKeywords, RowOptions, check_row_options
 
@@ -137,7 +136,7 @@ def _check_values(
     check_choice(reduction, "reduction", REDUCTIONS)
     check_choice(impl, "impl", IMPLEMENTATIONS)
     check_choice(memory, "memory", ("fast", "low"))
-    chunk_bytes = None if chunk_bytes is None else as_integer(chunk_bytes, "chunk_bytes", 1)
+    chunk_bytes = None if chunk_bytes is None else check_integer(chunk_bytes, "chunk_bytes", 1)
     check_group(group)
     inplace, kl = check_flag(inplace, "inplace"), check_flag(kl, "kl")
     return Options(check_row_options(**row), kl, reduction, impl, inplace, chunk_bytes, memory, group)

@@ -146,7 +146,8 @@ struct SmoothedTargetArguments {
     int64_t batch;
     int64_t length;
     const float* target_weights;   // (batch,), or null: 1
-    const float* sample_weights;   // (num_candidates - 1, batch), or null: 1 / (num_candidates - 1)
+    const void* sample_weights;    // (num_candidates - 1, batch), or null: 1 / (num_candidates - 1)
+    bool are_double;               // the samples' weights; float32 otherwise
     double alpha;                  // factor of the samples' weights; 1 - alpha that of the ground truth's
     const int32_t* table_indices;  // (num_tokens, num_neighbours), or null: no table
     const float* table_weights;    // (num_tokens, num_neighbours)

@@ -32,7 +32,7 @@ class Candidates(NamedTuple):
         target: ``(B, T)`` int32 or int64, contiguous.
         samples: ``(L, B, T)`` of the same dtype, contiguous, or None.
         target_weights: ``(B,)`` float32, or None: 1.
-        sample_weights: ``(L, B)`` float32, contiguous, or None: 1 / L.
+        sample_weights: ``(L, B)`` float32 or float64, contiguous, or None: 1 / L.
         alpha: factor of the samples' weights, ``1 - alpha`` that of the ground truth's.
         ignore_index: marks positions, and candidates of a position, without a target.
     """

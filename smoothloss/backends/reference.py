@@ -149,7 +149,7 @@ def _tokens_and_shares(candidates: Candidates) -> tuple[Tensor, Tensor]:
             omega = torch.full(
                 samples.shape[:2], 1 / max(samples.shape[0], 1), dtype=torch.float32, device=target.device
             )
-        tokens, shares = torch.cat((tokens, samples)), torch.cat((shares, alpha * omega))
+        tokens, shares = torch.cat((tokens, samples)), torch.cat((shares, alpha * omega.float()))
     shares = shares.unsqueeze(-1).expand(tokens.shape)
     return tokens.flatten(1).t(), shares.flatten(1).t()
 

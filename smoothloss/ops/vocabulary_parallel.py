@@ -184,7 +184,7 @@ def _summary(logits: Tensor, target: RowTarget, call: _Call) -> Tensor:
         summary[:, 0] = z.amax(-1)
         summary[:, 1] = (z - summary[:, :1]).exp().sum(-1)
     else:
-        summary[:, :2] = saved[:, :2]
+        summary[:, 0], summary[:, 1] = whole_of(saved)
     summary[:, 2] = statistics.entropy
     filled = target.indices >= 0
     weights = target.weights.where(filled, 0.0)
@@ -228,6 +228,12 @@ def largest_share(largest: Tensor, total: Tensor) -> tuple[Tensor, Tensor, Tenso
     sum_exp = weighted.sum(0)
     share = weighted / sum_exp
     return centre, sum_exp, share, share.log().where(total != 0, 0.0)
+
+
+def whole_of(saved: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the largest logit of rows, and ``sum exp(z - largest)``, from what the token statistics save of them."""
+    listed, listed_sum, _, rest, rest_sum = saved.double().unbind(-1)
+    return largest_share(torch.stack((listed, rest)), torch.stack((listed_sum, rest_sum)))[:2]
 
 
 def _reduced(losses: Tensor, call: _Call) -> tuple[Tensor, Tensor | None]:
