@@ -1,0 +1,199 @@
+"""Hugging Face transformers: its Trainer with any loss of smoothloss, with logits or without.
+
+`trainer_loss` is the Trainer's ``compute_loss_func``, and leaves the model and its logits as they are::
+
+    from smoothloss.integrations.transformers import trainer_loss
+
+    Trainer(model, arguments, train_dataset=data, compute_loss_func=trainer_loss(model, label_smoothing=0.1)).train()
+
+`without_logits` changes what ``model(..., labels=labels).loss`` is, in any trainer: it comes from the hidden states and
+the head's weight, and in training the logits never exist::
+
+    from smoothloss.integrations.transformers import without_logits
+
+    without_logits(model, table=table, alpha=0.3)
+    Trainer(model, arguments, train_dataset=data).train()
+
+Without options both give the model's own loss.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from smoothloss import functional as F
+from smoothloss import nn
+from smoothloss.integrations._hidden_logits import Head, HiddenLogits
+
+__all__ = ["trainer_loss", "without_logits"]
+
+
+def trainer_loss(model: Any, **options: Any) -> Callable[..., Tensor]:
+    """Return a ``compute_loss_func`` for ``transformers.Trainer``.
+
+    As the Trainer's own losses do it: labels are those of the next position for a model that is causal, -100 is
+    ignored, and the sum is divided by `num_items_in_batch`, which counts all batches of a step in all processes. What
+    the model adds for the balance of its experts is added.
+
+    Args:
+        model: The model of the Trainer, PEFT's too; it is only asked what kind it is.
+        options: those of `smoothloss.functional.cross_entropy`, but `reduction` and `ignore_index`; label smoothing is
+            `label_smoothing`, not ``TrainingArguments.label_smoothing_factor``.
+
+    Raises:
+        TypeError, ValueError: an option that is none, or is out of range.
+    """
+    call = _Loss(F.cross_entropy, nn.CrossEntropyLoss, options)
+    base, is_causal = _base(model), _shifts_labels(_base(model))
+
+    def compute_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+        logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
+        if is_causal:
+            labels = torch.nn.functional.pad(labels, (0, 1), value=-100)[..., 1:]
+        kind = "mean" if num_items_in_batch is None else "sum"
+        loss = call(logits, labels.to(logits.device), reduction=kind)
+        if num_items_in_batch is not None:
+            loss = _divided(loss, num_items_in_batch)
+        balance = outputs.get("aux_loss") if isinstance(outputs, dict) else None
+        return loss if balance is None else loss + base.router_aux_loss_coef * balance
+
+    return compute_loss
+
+
+def without_logits(model: Any, **options: Any) -> None:
+    """Let a model make its loss of hidden states: from here on ``model(..., labels=labels)`` holds no logits.
+
+    The model's own forward runs, up to its head and from there on: it shifts labels, divides by `num_items_in_batch`
+    and scales and caps its logits as ever. In training ``outputs.logits`` stands for what was not computed; in
+    evaluation the loss is made in the same way and the logits are there. Without labels, as in generation, nothing is
+    changed. Nor are the parameters, their names, and what ``save_pretrained`` writes.
+
+    Causal, masked and sequence-to-sequence models whose head is a ``torch.nn.Linear`` can be had, tied or not, PEFT's
+    too where no adapter is on the head. Labels must be given to the model: leave the Trainer's ``label_smoothing_factor``
+    and ``compute_loss_func`` alone. ``torch.nn.DataParallel`` is not followed.
+
+    Args:
+        model: A model of transformers, or of PEFT around one.
+        options: those of `smoothloss.functional.linear_cross_entropy`, but `reduction`, `ignore_index`, `logit_scale`
+            and `softcap`, which are the model's.
+
+    Raises:
+        TypeError: the model has no head that is a linear layer alone; an option that is none.
+        ValueError: an option out of range.
+        RuntimeError: at the first forward, when the model's loss is not a cross-entropy of its head's output.
+    """
+    base = _base(model)
+    call = _Loss(F.linear_cross_entropy, nn.LinearCrossEntropyLoss, options, ("logit_scale", "softcap"))
+    _head(base)
+    own = getattr(base.forward, "__func__", base.forward)
+    bound = own is not base.forward
+    own = getattr(own, "_with_logits", own)  # called a second time, it replaces what it did the first time
+    signature = inspect.signature(own)
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        given = (self, *args) if bound else args
+        if signature.bind_partial(*given, **kwargs).arguments.get("labels") is None:
+            return own(*given, **kwargs)
+        with _unmade(_head(self), call, kwargs.get("num_items_in_batch")) as losses:
+            outputs = own(*given, **kwargs)
+        if not losses:
+            raise RuntimeError(f"model: got {type(self).__name__}, whose loss is no cross-entropy of its head's output")
+        return outputs if self.training else _with_logits(outputs)
+
+    forward.__signature__ = signature  # type: ignore[attr-defined]
+    forward._with_logits = own  # type: ignore[attr-defined]
+    base.forward = types.MethodType(forward, base)
+
+
+class _Loss:
+    """A function with its options, checked when they are given, and a table that follows the model's device."""
+
+    def __init__(
+        self, function: Callable[..., Tensor], module: Callable[..., object], options: dict[str, Any],
+        of_the_model: tuple[str, ...] = (),
+    ) -> None:  # fmt: skip
+        for name in ("reduction", "ignore_index", *of_the_model):
+            if name in options:
+                raise TypeError(f"{name}: got {options[name]!r}, expected none: the trainer and the model decide it")
+        module(**options)
+        self.function, self.options = function, dict(options)
+
+    def __call__(self, input: Tensor, *others: Tensor, **more: Any) -> Tensor:
+        for name in ("table", "weight"):
+            value = self.options.get(name)
+            if value is not None and (value if name == "weight" else value.indices).device != input.device:
+                self.options[name] = value.to(input.device)
+        return self.function(input, *others, **self.options, **more)
+
+
+def _base(model: Any) -> Any:
+    """Return the model that PEFT's wraps, or the model."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _shifts_labels(model: Any) -> bool:
+    """Tell whether the model's own loss is that of the next position."""
+    from transformers.loss.loss_utils import ForCausalLMLoss
+
+    config = getattr(model, "config", None)
+    return getattr(model, "loss_function", None) is ForCausalLMLoss and not getattr(config, "is_encoder_decoder", False)
+
+
+def _head(model: Any) -> torch.nn.Linear:
+    """Return the layer that makes the logits."""
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    if type(head) is torch.nn.Linear:
+        return head
+    is_adapted = hasattr(head, "base_layer") or hasattr(head, "modules_to_save")
+    reason = ": its logits are no product with one weight; leave the head out of the adapter's target_modules and"
+    raise TypeError(
+        f"model: got {type(model).__name__} with the head {type(head).__name__}, expected a torch.nn.Linear"
+        + (f"{reason} modules_to_save, or take trainer_loss" if is_adapted else ", or take trainer_loss")
+    )
+
+
+@contextlib.contextmanager
+def _unmade(head: torch.nn.Linear, call: _Loss, num_items: Tensor | int | None) -> Iterator[list[Tensor]]:
+    """Let a head return hidden logits, and collect the losses that are made of them."""
+    losses: list[Tensor] = []
+
+    def loss(logits: HiddenLogits, target: Tensor, ignore_index: int, reduction: str) -> Tensor:
+        after = logits.head
+        options = {"logit_scale": after.logit_scale, "softcap": after.after, "ignore_index": ignore_index}
+        # T5 and its kin take no notice of the number by which the Trainer believes them to divide.
+        own_mean = reduction == "mean" and num_items is not None
+        options["reduction"] = "sum" if own_mean else reduction
+        value = call(logits.hidden, after.weight, target, linear_bias=after.bias, **options)
+        losses.append(_divided(value, num_items) if own_mean else value)
+        return losses[-1]
+
+    before = head.__dict__.get("forward")  # of accelerate, for example
+    head.forward = lambda hidden: HiddenLogits(hidden, Head(head.weight, head.bias), loss)  # type: ignore[method-assign]
+    try:
+        yield losses
+    finally:
+        del head.forward
+        if before is not None:
+            head.forward = before  # type: ignore[method-assign]
+
+
+def _divided(total: Tensor, num_items: Tensor | int | None) -> Tensor:
+    return total / torch.as_tensor(num_items, device=total.device)
+
+
+def _with_logits(outputs: Any) -> Any:
+    """Return a model's outputs with logits in the place of hidden ones."""
+    if not isinstance(outputs, dict):
+        return type(outputs)(part.logits() if isinstance(part, HiddenLogits) else part for part in outputs)
+    for name, part in outputs.items():
+        if isinstance(part, HiddenLogits):
+            outputs[name] = part.logits()
+    return outputs
