@@ -16,6 +16,7 @@ from smoothloss.backends.common import (
     RowOptions,
     RowTarget,
     TableRows,
+    TokenStatistics,
     accumulator_dtype,
     mass_of,
     merge_equal,
@@ -165,6 +166,52 @@ def reduce(losses: Tensor, mass: Tensor, reduction: str) -> tuple[Tensor, Tensor
     count = (mass != 0).sum()
     # Nothing to average gives nan, as torch does; its gradient is zero and must not become 0 * inf.
     return losses.sum() / count, count.clamp(min=1).to(losses.dtype).reciprocal()
+
+
+def token_statistics(logits: Tensor, indices: Tensor, options: RowOptions) -> tuple[TokenStatistics, None]:
+    """Return the statistics of logits ``(N, V)`` at indices ``(N, S)``, see `Backend`; differentiable in the logits.
+
+    ::
+
+        log_p = z.log_softmax(-1)
+        log_prob = log_p.gather(-1, indices);  log_rest = log_p.masked_fill(listed, -inf).logsumexp(-1)
+        entropy = -(log_p.exp() * log_p).sum(-1);  logsumexp = z.logsumexp(-1);  argmax = logits.argmax(-1)
+    """
+    z = transform_logits(logits, options)
+    selected, filled = _selected(z, indices)
+    center, log_sum = _centered_logsumexp(z)
+    rest_center, rest_log_sum = _centered_logsumexp(z.masked_fill(_listed(indices, filled, z.shape[-1]), -torch.inf))
+    # Scalars of a row are added up in float64, and rounded once: at -20 a number in float32 is known to 1e-6.
+    log_prob = (selected.to(log_sum.dtype) - center.unsqueeze(-1)) - log_sum.unsqueeze(-1)
+    log_rest = (rest_center - center) + (rest_log_sum - log_sum)
+    log_p = (z - center.to(z.dtype).unsqueeze(-1)) - log_sum.to(z.dtype).unsqueeze(-1)
+    statistics = TokenStatistics(
+        log_prob.to(z.dtype).where(filled, 0.0),
+        log_rest.to(z.dtype).where(rest_log_sum != -torch.inf, -torch.inf),
+        -_times(log_p.exp(), log_p).sum(-1),  # 0 log 0 = 0
+        (center + log_sum).to(z.dtype),
+        logits.argmax(-1),
+    )
+    return statistics, None
+
+
+def _centered_logsumexp(z: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the largest logit (constant), and ``log sum exp(z - largest)``: -inf with gradient 0 where all are -inf.
+
+    Apart, because their sum would lose the logarithm beside a large offset.
+    """
+    wide = z.dtype if z.device.type == "mps" else torch.float64  # which it does not have
+    largest = z.detach().amax(-1)
+    center = largest.where(largest != -torch.inf, 0.0)
+    total = (z - center.unsqueeze(-1)).exp().sum(-1).to(wide)
+    is_nothing = total == 0
+    return center.to(wide), total.masked_fill(is_nothing, 1.0).log().masked_fill(is_nothing, -torch.inf)
+
+
+def _listed(indices: Tensor, filled: Tensor, num_classes: int) -> Tensor:
+    """Return which classes the slots of each row name, ``(N, V)``."""
+    marks = torch.zeros(*indices.shape[:-1], num_classes + 1, dtype=torch.bool, device=indices.device)
+    return marks.scatter(-1, indices.where(filled, num_classes).long(), True)[..., :-1]
 
 
 def select(logits: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:

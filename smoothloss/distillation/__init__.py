@@ -9,6 +9,18 @@ from smoothloss.distillation.cache import (
     reshard,
     write_from,
 )
+from smoothloss.distillation.divergences import linear_loss, loss
 from smoothloss.distillation.teacher import Teacher
 
-__all__ = ["Teacher", "TeacherCache", "TeacherCacheWriter", "describe", "fingerprint", "join", "reshard", "write_from"]
+__all__ = [
+    "Teacher",
+    "TeacherCache",
+    "TeacherCacheWriter",
+    "describe",
+    "fingerprint",
+    "join",
+    "linear_loss",
+    "loss",
+    "reshard",
+    "write_from",
+]
