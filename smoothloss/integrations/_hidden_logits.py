@@ -43,13 +43,19 @@ class HiddenLogits:
     a TypeError that names it.
     """
 
-    def __init__(self, hidden: Tensor, head: Head, loss: LossOfHidden, positions: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        hidden: Tensor,
+        head: Head,
+        loss: LossOfHidden,
+        positions: Tensor | None = None,
+        count: int | None = None,
+    ) -> None:
         """Hold hidden states ``(..., D)``, and the number of each position ``(..., 1)`` in the model's own order."""
         self.hidden, self.head, self._loss = hidden, head, loss
         if positions is None:
-            count = hidden.shape[:-1].numel()
-            positions = torch.arange(count, device=hidden.device).reshape(*hidden.shape[:-1], 1)
-        self.positions = positions
+            positions = torch.arange(hidden.shape[:-1].numel(), device=hidden.device).reshape(*hidden.shape[:-1], 1)
+        self.positions, self.count = positions, positions.numel() if count is None else count
 
     @property
     def shape(self) -> torch.Size:
@@ -156,8 +162,8 @@ class HiddenLogits:
         raise _refused(getattr(function, "__name__", str(function)))
 
     def _cross_entropy(
-        self, target: Tensor, weight: Tensor | None = None, size_average: None = None, ignore_index: int = -100,
-        reduce: None = None, reduction: str = "mean", label_smoothing: float = 0.0,
+        self, target: Tensor, weight: Any = None, size_average: Any = None, ignore_index: int = -100,
+        reduce: Any = None, reduction: str = "mean", label_smoothing: Any = 0.0,
     ) -> Tensor:  # fmt: skip
         if self.ndim != 2 or weight is not None or label_smoothing or size_average is not None or reduce is not None:
             raise _refused("cross_entropy of more dimensions than (N, V), with weight or label_smoothing")
@@ -172,10 +178,10 @@ class HiddenLogits:
         return self._followed_by(head._replace(after=head.after * factor(number)))
 
     def _of(self, function: Callable[[Tensor], Tensor]) -> HiddenLogits:
-        return HiddenLogits(function(self.hidden), self.head, self._loss, function(self.positions))
+        return HiddenLogits(function(self.hidden), self.head, self._loss, function(self.positions), self.count)
 
     def _followed_by(self, head: Head) -> HiddenLogits:
-        return HiddenLogits(self.hidden, head, self._loss, self.positions)
+        return HiddenLogits(self.hidden, head, self._loss, self.positions, self.count)
 
 
 def _message(what: str) -> str:

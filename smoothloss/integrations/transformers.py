@@ -14,24 +14,23 @@ the head's weight, and in training the logits never exist::
     without_logits(model, table=table, alpha=0.3)
     Trainer(model, arguments, train_dataset=data).train()
 
-Without options both give the model's own loss.
+Without options both give the model's own loss. A teacher's columns in the batch are the business of the second, see
+`smoothloss.integrations.teacher`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import inspect
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from smoothloss import functional as F
-from smoothloss import nn
 from smoothloss.integrations._hidden_logits import Head, HiddenLogits
+from smoothloss.integrations._loss import TEACHER_COLUMNS, LossOfHidden, LossOfLogits, take_teacher
 
 __all__ = ["trainer_loss", "without_logits"]
 
@@ -51,15 +50,15 @@ def trainer_loss(model: Any, **options: Any) -> Callable[..., Tensor]:
     Raises:
         TypeError, ValueError: an option that is none, or is out of range.
     """
-    call = _Loss(F.cross_entropy, nn.CrossEntropyLoss, options)
-    base, is_causal = _base(model), _shifts_labels(_base(model))
+    loss_of, base = LossOfLogits(options), _base(model)
+    is_causal = _shifts_labels(base)
 
     def compute_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
         if is_causal:
             labels = torch.nn.functional.pad(labels, (0, 1), value=-100)[..., 1:]
         kind = "mean" if num_items_in_batch is None else "sum"
-        loss = call(logits, labels.to(logits.device), reduction=kind)
+        loss = loss_of(logits, labels.to(logits.device), reduction=kind)
         if num_items_in_batch is not None:
             loss = _divided(loss, num_items_in_batch)
         balance = outputs.get("aux_loss") if isinstance(outputs, dict) else None
@@ -68,7 +67,9 @@ def trainer_loss(model: Any, **options: Any) -> Callable[..., Tensor]:
     return compute_loss
 
 
-def without_logits(model: Any, **options: Any) -> None:
+def without_logits(
+    model: Any, *, teacher_share: float = 1.0, teacher_options: Mapping[str, Any] | None = None, **options: Any
+) -> None:
     """Let a model make its loss of hidden states: from here on ``model(..., labels=labels)`` holds no logits.
 
     The model's own forward runs, up to its head and from there on: it shifts labels, divides by `num_items_in_batch`
@@ -77,11 +78,16 @@ def without_logits(model: Any, **options: Any) -> None:
     changed. Nor are the parameters, their names, and what ``save_pretrained`` writes.
 
     Causal, masked and sequence-to-sequence models whose head is a ``torch.nn.Linear`` can be had, tied or not, PEFT's
-    too where no adapter is on the head. Labels must be given to the model: leave the Trainer's ``label_smoothing_factor``
-    and ``compute_loss_func`` alone. ``torch.nn.DataParallel`` is not followed.
+    too where no adapter is on the head. Labels must be given to the model: leave ``label_smoothing_factor`` and
+    ``compute_loss_func`` of the Trainer alone. ``torch.nn.DataParallel`` is not followed.
+
+    A model that does not look at the `num_items_in_batch` which the Trainer passes, such as T5, would see its gradients
+    grow with the batches of a step; here it is divided by that number like all others.
 
     Args:
         model: A model of transformers, or of PEFT around one.
+        teacher_share: the teacher's share of the loss where the batch has its columns, the labels' being the rest.
+        teacher_options: `divergence`, `beta`, `temperature` and `missing` of `smoothloss.distillation.linear_loss`.
         options: those of `smoothloss.functional.linear_cross_entropy`, but `reduction`, `ignore_index`, `logit_scale`
             and `softcap`, which are the model's.
 
@@ -90,48 +96,29 @@ def without_logits(model: Any, **options: Any) -> None:
         ValueError: an option out of range.
         RuntimeError: at the first forward, when the model's loss is not a cross-entropy of its head's output.
     """
-    base = _base(model)
-    call = _Loss(F.linear_cross_entropy, nn.LinearCrossEntropyLoss, options, ("logit_scale", "softcap"))
+    base, loss_of = _base(model), LossOfHidden(options, teacher_share, teacher_options)
     _head(base)
     own = getattr(base.forward, "__func__", base.forward)
     bound = own is not base.forward
     own = getattr(own, "_with_logits", own)  # called a second time, it replaces what it did the first time
     signature = inspect.signature(own)
 
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        given = (self, *args) if bound else args
-        if signature.bind_partial(*given, **kwargs).arguments.get("labels") is None:
-            return own(*given, **kwargs)
-        with _unmade(_head(self), call, kwargs.get("num_items_in_batch")) as losses:
-            outputs = own(*given, **kwargs)
+    @torch.compiler.disable(recursive=False)  # type: ignore[untyped-decorator]
+    def forward(self: Any, *args: Any, **batch: Any) -> Any:
+        given, teacher = (self, *args) if bound else args, take_teacher(batch)
+        if signature.bind_partial(*given, **batch).arguments.get("labels") is None:
+            if teacher is not None:
+                raise ValueError("labels: got none beside a teacher, expected them to say which positions count")
+            return own(*given, **batch)
+        with _unmade(_head(self), loss_of, batch.get("num_items_in_batch"), teacher) as losses:
+            outputs = own(*given, **batch)
         if not losses:
             raise RuntimeError(f"model: got {type(self).__name__}, whose loss is no cross-entropy of its head's output")
         return outputs if self.training else _with_logits(outputs)
 
-    forward.__signature__ = signature  # type: ignore[attr-defined]
-    forward._with_logits = own  # type: ignore[attr-defined]
+    forward.__signature__ = _and_columns(signature)
+    forward._with_logits = own
     base.forward = types.MethodType(forward, base)
-
-
-class _Loss:
-    """A function with its options, checked when they are given, and a table that follows the model's device."""
-
-    def __init__(
-        self, function: Callable[..., Tensor], module: Callable[..., object], options: dict[str, Any],
-        of_the_model: tuple[str, ...] = (),
-    ) -> None:  # fmt: skip
-        for name in ("reduction", "ignore_index", *of_the_model):
-            if name in options:
-                raise TypeError(f"{name}: got {options[name]!r}, expected none: the trainer and the model decide it")
-        module(**options)
-        self.function, self.options = function, dict(options)
-
-    def __call__(self, input: Tensor, *others: Tensor, **more: Any) -> Tensor:
-        for name in ("table", "weight"):
-            value = self.options.get(name)
-            if value is not None and (value if name == "weight" else value.indices).device != input.device:
-                self.options[name] = value.to(input.device)
-        return self.function(input, *others, **self.options, **more)
 
 
 def _base(model: Any) -> Any:
@@ -160,23 +147,30 @@ def _head(model: Any) -> torch.nn.Linear:
     )
 
 
+def _and_columns(signature: inspect.Signature) -> inspect.Signature:
+    """Return the signature with a teacher's columns, so that the Trainer does not take them for unused."""
+    parameters = list(signature.parameters.values())
+    columns = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in TEACHER_COLUMNS]
+    at = len(parameters) - (parameters[-1].kind is inspect.Parameter.VAR_KEYWORD)
+    return signature.replace(parameters=[*parameters[:at], *columns, *parameters[at:]])
+
+
 @contextlib.contextmanager
-def _unmade(head: torch.nn.Linear, call: _Loss, num_items: Tensor | int | None) -> Iterator[list[Tensor]]:
+def _unmade(head: torch.nn.Linear, loss_of: LossOfHidden, num_items: Any, teacher: Any) -> Iterator[list[Tensor]]:
     """Let a head return hidden logits, and collect the losses that are made of them."""
     losses: list[Tensor] = []
 
     def loss(logits: HiddenLogits, target: Tensor, ignore_index: int, reduction: str) -> Tensor:
-        after = logits.head
-        options = {"logit_scale": after.logit_scale, "softcap": after.after, "ignore_index": ignore_index}
-        # T5 and its kin take no notice of the number by which the Trainer believes them to divide.
         own_mean = reduction == "mean" and num_items is not None
-        options["reduction"] = "sum" if own_mean else reduction
-        value = call(logits.hidden, after.weight, target, linear_bias=after.bias, **options)
+        value = loss_of.of(logits, target, ignore_index, "sum" if own_mean else reduction, teacher)
         losses.append(_divided(value, num_items) if own_mean else value)
         return losses[-1]
 
+    def forward(hidden: Tensor) -> Any:
+        return HiddenLogits(hidden, Head(head.weight, head.bias), loss)
+
     before = head.__dict__.get("forward")  # of accelerate, for example
-    head.forward = lambda hidden: HiddenLogits(hidden, Head(head.weight, head.bias), loss)  # type: ignore[method-assign]
+    head.forward = forward  # type: ignore[method-assign]
     try:
         yield losses
     finally:
@@ -185,8 +179,8 @@ def _unmade(head: torch.nn.Linear, call: _Loss, num_items: Tensor | int | None) 
             head.forward = before  # type: ignore[method-assign]
 
 
-def _divided(total: Tensor, num_items: Tensor | int | None) -> Tensor:
-    return total / torch.as_tensor(num_items, device=total.device)
+def _divided(total: Tensor, count: Tensor | int) -> Tensor:
+    return total / torch.as_tensor(count, device=total.device)
 
 
 def _with_logits(outputs: Any) -> Any:
