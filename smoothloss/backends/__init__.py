@@ -56,9 +56,6 @@ class Backend(Protocol):
         The mean is over the rows whose mass is not 0; where there are none it is nan, and the factor 1.
         """
 
-    def select(self, logits: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Return statistics ``(N, 3)`` and ``logits.gather(-1, indices)`` ``(N, S)``, 0 in empty slots."""
-
     def token_statistics(
         self, logits: Tensor, indices: Tensor, options: RowOptions
     ) -> tuple[TokenStatistics, Tensor | None]:
