@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from smoothloss import distillation, nn
@@ -17,6 +16,7 @@ from smoothloss.integrations._hidden_logits import HiddenLogits
 TEACHER_COLUMNS = ("teacher_indices", "teacher_log_probs", "teacher_log_rest")
 _OF_THE_TRAINER = ("reduction", "ignore_index")
 _OF_THE_MODEL = ("logit_scale", "softcap")
+_SHARED: tuple[str, ...] = ("chunk_bytes", "memory", "impl")
 _OF_THE_TEACHER = ("divergence", "beta", "temperature", "missing")
 
 
@@ -55,8 +55,8 @@ class LossOfHidden(LossOfLogits):
         self.share, self.teacher_options = check_number(share, "teacher_share", 0.0, 1.0), dict(teacher_options or {})
         for name in set(self.teacher_options).difference(_OF_THE_TEACHER):
             raise TypeError(f"teacher_options: got {name!r}, expected {', '.join(map(repr, _OF_THE_TEACHER))}")
-        given = {"divergence": "forward_kl", "beta": 0.5, "temperature": 1.0, "missing": "bucket", **self.teacher_options}
-        divergences._check(**given, reduction="sum", impl="auto")
+        defaults = {"divergence": "forward_kl", "beta": 0.5, "temperature": 1.0, "missing": "bucket"}
+        divergences._check(**defaults | self.teacher_options, reduction="sum", impl="auto")
 
     def of(
         self, logits: HiddenLogits, target: Tensor, ignore_index: int, reduction: str, teacher: Teacher | None
@@ -68,7 +68,7 @@ class LossOfHidden(LossOfLogits):
         if teacher is None or not self.share:
             return self(logits.hidden, head.weight, target, **labels)
         told, counts = _rows(teacher, logits), target != ignore_index
-        how = {name: self.options[name] for name in ("chunk_bytes", "memory", "impl") if name in self.options}
+        how: dict[str, Any] = {name: self.options[name] for name in _SHARED if name in self.options}
         how |= self.teacher_options | model
         weight = counts.to(told.log_probs.dtype)
         loss = self.share * distillation.linear_loss(
@@ -87,6 +87,12 @@ def take_teacher(batch: dict[str, Any]) -> Teacher | None:
     if indices is None or log_probs is None:
         raise ValueError(f"batch: got a part of a teacher, expected {TEACHER_COLUMNS[0]} and {TEACHER_COLUMNS[1]}")
     return Teacher(indices, log_probs, log_rest)
+
+
+def columns_of(teacher: Teacher) -> dict[str, Tensor]:
+    """Return a teacher's columns."""
+    values = (teacher.indices, teacher.log_probs, teacher.log_rest)
+    return {name: value for name, value in zip(TEACHER_COLUMNS, values, strict=True) if value is not None}
 
 
 def _rows(teacher: Teacher, logits: HiddenLogits) -> Teacher:

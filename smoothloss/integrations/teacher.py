@@ -23,7 +23,7 @@ from typing import Any
 from torch import Tensor
 
 from smoothloss.distillation import TeacherCache
-from smoothloss.integrations._loss import TEACHER_COLUMNS
+from smoothloss.integrations._loss import columns_of
 
 __all__ = ["TeacherCollator"]
 
@@ -55,6 +55,5 @@ class TeacherCollator:
         if isinstance(mask, Tensor) and mask.shape == labels.shape and not mask[:, 0].all():
             raise ValueError("collator: got a batch that is padded at the left, expected the right, as the cache is")
         teacher = self.cache.batch(numbers, pad=(labels.shape[1], None))
-        values = (teacher.indices, teacher.log_probs, teacher.log_rest)
-        batch.update({name: value for name, value in zip(TEACHER_COLUMNS, values, strict=True) if value is not None})
+        batch.update(columns_of(teacher))
         return batch

@@ -50,8 +50,8 @@ def trainer_loss(model: Any, **options: Any) -> Callable[..., Tensor]:
     Raises:
         TypeError, ValueError: an option that is none, or is out of range.
     """
-    loss_of, base = LossOfLogits(options), _base(model)
-    is_causal = _shifts_labels(base)
+    loss_of, base = LossOfLogits(options), base_model(model)
+    is_causal = shifts_labels(base)
 
     def compute_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
@@ -96,7 +96,7 @@ def without_logits(
         ValueError: an option out of range.
         RuntimeError: at the first forward, when the model's loss is not a cross-entropy of its head's output.
     """
-    base, loss_of = _base(model), LossOfHidden(options, teacher_share, teacher_options)
+    base, loss_of = base_model(model), LossOfHidden(options, teacher_share, teacher_options)
     _head(base)
     own = getattr(base.forward, "__func__", base.forward)
     bound = own is not base.forward
@@ -121,12 +121,12 @@ def without_logits(
     base.forward = types.MethodType(forward, base)
 
 
-def _base(model: Any) -> Any:
+def base_model(model: Any) -> Any:
     """Return the model that PEFT's wraps, or the model."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def _shifts_labels(model: Any) -> bool:
+def shifts_labels(model: Any) -> bool:
     """Tell whether the model's own loss is that of the next position."""
     from transformers.loss.loss_utils import ForCausalLMLoss
 
@@ -166,8 +166,8 @@ def _unmade(head: torch.nn.Linear, loss_of: LossOfHidden, num_items: Any, teache
         losses.append(_divided(value, num_items) if own_mean else value)
         return losses[-1]
 
-    def forward(hidden: Tensor) -> Any:
-        return HiddenLogits(hidden, Head(head.weight, head.bias), loss)
+    def forward(input: Tensor) -> Any:
+        return HiddenLogits(input, Head(head.weight, head.bias), loss)
 
     before = head.__dict__.get("forward")  # of accelerate, for example
     head.forward = forward  # type: ignore[method-assign]
