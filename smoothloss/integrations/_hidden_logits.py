@@ -94,16 +94,17 @@ class HiddenLogits:
         return logits
 
     def float(self) -> HiddenLogits:
-        """Return the same: the loss accumulates in float32."""
-        return self
+        """Follow a conversion to float32, in which the loss accumulates in any case."""
+        return self.to(torch.float32)
 
     def contiguous(self) -> HiddenLogits:
         """Return the same."""
         return self
 
     def to(self, *args: Any, **kwargs: Any) -> HiddenLogits:
-        """Return the same: the loss accumulates in float32, where the head is."""
-        return self
+        """Follow a conversion; the loss is made where the head is, and accumulates in float32 at least."""
+        head = self.head
+        return self._followed_by(head._replace(steps=(*head.steps, lambda logits: logits.to(*args, **kwargs))))
 
     def view(self, *shape: Any) -> HiddenLogits:
         """Return other leading dimensions; the last stays V, or -1."""
@@ -132,7 +133,7 @@ class HiddenLogits:
     def __add__(self, bias: Any) -> HiddenLogits:
         head, classes = self.head, self.shape[-1]
         is_bias = isinstance(bias, Tensor) and bias.numel() == classes and bias.shape[-1:] == (classes,)
-        if not is_bias or head.steps:
+        if not is_bias or head.before != 1.0 or head.after is not None:
             raise _refused("a sum with something else than a bias, such as a LoRA layer's output,")
         bias = bias.reshape(-1).to(head.weight.dtype)
         return self._followed_by(head._replace(bias=bias if head.bias is None else head.bias + bias))
