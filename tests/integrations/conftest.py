@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import torch
 from torch import Tensor
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
