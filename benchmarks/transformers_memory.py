@@ -1,7 +1,7 @@
 """What a training step of transformers' real Trainer needs at its peak: its own loss, and the two adapters.
 
-Small models with random weights and large vocabularies, so that the loss is what counts; plain SGD. Each row is a process
-of its own, and its figure that of a second step, beyond what was there before it. The losses of a kind are equal.
+Small models with random weights and large vocabularies, so that the loss is what counts; plain SGD. Each row is a
+process of its own, and its figure that of a second step, beyond what was there before it. Losses of a kind are equal.
 
     python -m benchmarks.transformers_memory --out benchmarks/results/transformers_memory_cpu.json
 """

@@ -28,11 +28,8 @@ def test_python_blocks_run_one_after_the_other(page: Path, tmp_path: Path, monke
     names: dict[str, object] = {"__name__": "__main__"}
     missing: set[str] = set()
     for line, code in _blocks(page, "python"):
-        absent = {
-            name
-            for name in HOSTS
-            if re.search(rf"(import|from) (smoothloss\.integrations\.)?{name}\b", code) and not find_spec(name)
-        }
+        imports = r"(import|from) (smoothloss\.integrations\.)?"
+        absent = {name for name in HOSTS if re.search(rf"{imports}{name}\b", code) and not find_spec(name)}
         missing |= absent
         if not absent:
             exec(compile("\n" * line + code, str(page), "exec"), names)

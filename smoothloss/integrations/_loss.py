@@ -55,7 +55,7 @@ class LossOfHidden(LossOfLogits):
         self.share, self.teacher_options = check_number(share, "teacher_share", 0.0, 1.0), dict(teacher_options or {})
         for name in set(self.teacher_options).difference(_OF_THE_TEACHER):
             raise TypeError(f"teacher_options: got {name!r}, expected {', '.join(map(repr, _OF_THE_TEACHER))}")
-        defaults = {"divergence": "forward_kl", "beta": 0.5, "temperature": 1.0, "missing": "bucket"}
+        defaults: dict[str, Any] = {"divergence": "forward_kl", "beta": 0.5, "temperature": 1.0, "missing": "bucket"}
         divergences._check(**defaults | self.teacher_options, reduction="sum", impl="auto")
 
     def of(

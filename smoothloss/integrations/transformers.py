@@ -102,15 +102,17 @@ def without_logits(
     bound = own is not base.forward
     own = getattr(own, "_with_logits", own)  # called a second time, it replaces what it did the first time
     signature = inspect.signature(own)
+    takes_more = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in signature.parameters.values())
 
     @torch.compiler.disable(recursive=False)  # type: ignore[untyped-decorator]
     def forward(self: Any, *args: Any, **batch: Any) -> Any:
         given, teacher = (self, *args) if bound else args, take_teacher(batch)
+        num_items = (batch.get if takes_more else batch.pop)("num_items_in_batch", None)
         if signature.bind_partial(*given, **batch).arguments.get("labels") is None:
             if teacher is not None:
                 raise ValueError("labels: got none beside a teacher, expected them to say which positions count")
             return own(*given, **batch)
-        with _unmade(_head(self), loss_of, batch.get("num_items_in_batch"), teacher) as losses:
+        with _unmade(_head(self), loss_of, num_items, teacher) as losses:
             outputs = own(*given, **batch)
         if not losses:
             raise RuntimeError(f"model: got {type(self).__name__}, whose loss is no cross-entropy of its head's output")

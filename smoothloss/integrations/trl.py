@@ -47,7 +47,7 @@ class OwnLoss:
         from transformers import Trainer
 
         inputs = {**inputs, "use_cache": False}
-        return Trainer.compute_loss(self, model, inputs, return_outputs, num_items_in_batch)  # type: ignore[arg-type]
+        return Trainer.compute_loss(self, model, inputs, return_outputs, num_items_in_batch)
 
 
 class TopKTeacher(OwnLoss):
