@@ -38,7 +38,10 @@ class OwnLoss:
 
     def __init__(self, *arguments: Any, loss_options: Mapping[str, Any] | None = None, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
-        without_logits(self.model, **(loss_options or {}))  # type: ignore[attr-defined]
+        without_logits(self.model, **self._options(dict(loss_options or {})))  # type: ignore[attr-defined]
+
+    def _options(self, given: dict[str, Any]) -> dict[str, Any]:
+        return given
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -58,14 +61,17 @@ class TopKTeacher(OwnLoss):
 
     Args:
         teacher_k: K. With all V classes the loss is that of the trainer.
+        loss_options: of `without_logits`; `teacher_share` and `label_smoothing` where labels have a share, too.
         arguments, keywords: of the trainer.
     """
 
     def __init__(self, *arguments: Any, teacher_k: int = 64, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
         self.teacher_k = teacher_k
-        options = {"divergence": "jensen_shannon", "beta": self.beta}  # type: ignore[attr-defined]
-        without_logits(self.model, teacher_options=options)  # type: ignore[attr-defined]
+
+    def _options(self, given: dict[str, Any]) -> dict[str, Any]:
+        own = {"divergence": "jensen_shannon", "beta": self.beta}  # type: ignore[attr-defined]
+        return {**given, "teacher_options": {**own, **given.get("teacher_options", {})}}
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None

@@ -56,6 +56,16 @@ def test_a_step(kind: str, setting: str, way: str, taken: Callable[..., Any], ap
     assert apart(made, gradients) < ROUNDING
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_trainers_own_label_smoothing_is_left_alone(
+    kind: str, taken: Callable[..., Any], tmp_path: Path, apart: Callable[..., float]
+) -> None:
+    loss, gradients = taken(kind, "own", **SETTINGS["label smoothing"])
+    got, made = step(kind, "without_logits", tmp_path, label_smoothing_factor=0.1, per_device_train_batch_size=4)
+    assert got == loss
+    assert apart(made, gradients) == 0
+
+
 @pytest.mark.parametrize("way", OURS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_accumulated_batches_are_one_batch(

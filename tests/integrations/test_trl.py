@@ -98,3 +98,23 @@ def test_distillation(beta: float, on_policy: float, tokenizer: Any, tmp_path: P
     assert apart(got[2], expected[2]) < ROUNDING
     if not on_policy:  # classes that are taken together can only be nearer to each other
         assert 0 < step(trainer(Trainer, teacher_k=32))[0] < expected[0]
+
+
+def test_distillation_with_a_share_of_labels(tokenizer: Any, tmp_path: Path) -> None:
+    gkd = pytest.importorskip("trl.experimental.gkd", reason="this trl has no GKDTrainer")
+
+    class Trainer(TopKTeacher, gkd.GKDTrainer):
+        pass
+
+    def loss(share: float) -> float:
+        data = datasets.Dataset.from_list([{name: value.tolist() for name, value in row.items()} for row in examples()])
+        config = gkd.GKDConfig(**arguments(tmp_path, beta=0.5, lmbda=0.0))
+        made = Trainer(
+            make(), teacher_model=make(seed=5, initializer_range=0.5), args=config, train_dataset=data,
+            data_collator=_prompted, processing_class=tokenizer, loss_options={"teacher_share": share},
+        )  # fmt: skip
+        return float(made.train().training_loss)
+
+    labels, both, teacher = loss(0.0), loss(0.25), loss(1.0)
+    assert both == pytest.approx(0.75 * labels + 0.25 * teacher, rel=1e-5)
+    assert labels != pytest.approx(teacher, rel=0.1)
