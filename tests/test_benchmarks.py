@@ -452,3 +452,14 @@ def test_a_teacher_cache_is_measured(tmp_path: Path) -> None:
             assert row["relative_error"] == 0 if "draws" in kind.options else 0 < row["relative_error"] < 2.5e-4
             assert 0 < row["read_millions_p20"] <= row["read_millions"] <= row["read_millions_p80"]
             assert row["write_millions"] > 0
+
+
+@pytest.mark.filterwarnings("ignore:::transformers", "ignore:::accelerate", "ignore:::torch")
+def test_a_step_of_the_trainer_is_measured() -> None:
+    for name in ("transformers", "accelerate"):
+        pytest.importorskip(name, reason=f"{name} is not installed")
+    memory = _load("transformers_memory")
+    for kind in memory.KINDS:
+        rows = [memory.measure(kind, way, 101, 32, 2, 16) for way in memory.WAYS]
+        assert [row["loss"] for row in rows] == pytest.approx([rows[0]["loss"]] * 3, rel=1e-6)
+        assert all(row["peak_mib"] is None or row["peak_mib"] >= 0 for row in rows)
