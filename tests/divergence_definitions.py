@@ -1,4 +1,4 @@
-"""The divergences from their definition, one position and one class after another, in float64."""
+"""The divergences from their definition, one position and one class after another, in the dtype of the logits."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CELLS = [(divergence, missing) for divergence in DIVERGENCES for missing in MISS
 def divergence_of(
     logits: Tensor, teacher: Teacher, divergence: str, missing: str, *, beta: float = 0.5, temperature: float = 1.0
 ) -> Tensor:
-    """Return the loss of each of the positions of float64 logits ``(N, V)``, ``(N,)``; differentiable."""
+    """Return the loss of each of the positions of logits ``(N, V)``, ``(N,)``; differentiable."""
     losses = []
     for number, z in enumerate(logits):
         known = classes_of(teacher, number)
@@ -50,7 +50,7 @@ def compared(
     """Return the probabilities that are compared: the teacher's and the student's, ``(C,)``."""
     num_classes, inside = len(z), sorted(known)
     outside = [number for number in range(num_classes) if number not in known]
-    p, q = z.softmax(-1), torch.tensor([known[number] for number in inside], dtype=torch.float64)
+    p, q = z.softmax(-1), torch.tensor([known[number] for number in inside], dtype=z.dtype)
     rest = rest if outside else 0.0
     total = q.sum()
     if missing == "bucket":
@@ -64,7 +64,7 @@ def compared(
     q = q if temperature == 1 else total * normalised(q ** (1 / temperature))
     if missing == "drop":
         return q, p[inside]
-    spread = torch.full((num_classes,), rest / num_classes, dtype=torch.float64)
+    spread = torch.full((num_classes,), rest / num_classes, dtype=z.dtype)
     return spread.index_add(0, torch.tensor(inside), q), p
 
 

@@ -1,4 +1,4 @@
-"""Learning from a teacher: what it says of each position, and how that is kept on disk."""
+"""Learning from a teacher: what it says of each position, losses against that, and how it is kept on disk."""
 
 from smoothloss.distillation.cache import (
     TeacherCache,
@@ -10,9 +10,12 @@ from smoothloss.distillation.cache import (
     write_from,
 )
 from smoothloss.distillation.divergences import linear_loss, loss
+from smoothloss.distillation.modules import DistillationLoss, LinearDistillationLoss
 from smoothloss.distillation.teacher import Teacher
 
 __all__ = [
+    "DistillationLoss",
+    "LinearDistillationLoss",
     "Teacher",
     "TeacherCache",
     "TeacherCacheWriter",

@@ -9,15 +9,14 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from smoothloss import backends
 from smoothloss import functional as F
-from smoothloss._evaluate import check_linear, check_logits
+from smoothloss._evaluate import check_linear, check_logits, implementation
 from smoothloss.backends import Implementation
 from smoothloss.backends.common import RowOptions, TokenStatistics, accumulator_dtype, without_autocast
 from smoothloss.backends.reference import transform_logits
 from smoothloss.ops.linear_cross_entropy import Linear
 from smoothloss.ops.linear_layer import default_chunk_bytes
-from smoothloss.ops.transforms import is_eager, needs_the_reference
+from smoothloss.ops.transforms import is_eager
 from smoothloss.options import Memory, Options
 
 # Tensors of the size of a chunk's logits that the definition of a row keeps for its gradient.
@@ -41,7 +40,10 @@ class Student(Protocol):
         """Return the primitive's loss against entries and uniform mass."""
 
     def statistics(self, indices: Tensor, present: Tensor) -> TokenStatistics:
-        """Return the statistics at indices ``(..., S)``; where `present` is False they may be anything."""
+        """Return the statistics at indices ``(..., S)``; where `present` is False they may be anything.
+
+        Nothing comes back for them there, and then no gradient goes on, whatever the input is.
+        """
 
     def over_all_classes(self, terms: Callable[..., Tensor], present: Tensor, *arguments: Tensor) -> Tensor:
         """Return ``terms(log_p, *arguments)``, ``(N,)``, of log-probabilities ``(N, V)`` and row-wise arguments.
@@ -67,10 +69,7 @@ class OnLogits:
 
     def statistics(self, indices: Tensor, present: Tensor) -> TokenStatistics:
         """See `Student`."""
-        input = self.input
-        # The kernels leave rows alone that nothing comes back for; autograd multiplies their NaN by 0.
-        if _implementation(input, self.impl) == "reference":
-            input = input.where(present.unsqueeze(-1), 0.0)
+        input = _without_others(self.input, present, self.impl)
         return F.token_statistics(input, indices, impl=self.impl, **_given(self.row))
 
     def over_all_classes(self, terms: Callable[..., Tensor], present: Tensor, *arguments: Tensor) -> Tensor:
@@ -93,9 +92,9 @@ class OnHidden:
         chunk_bytes: int | None, memory: Memory,
     ) -> None:  # fmt: skip
         """Check them."""
-        options = Options(row, False, "none", impl, False, chunk_bytes, memory)
+        options = Options(row=row, kl=False, reduction="none", impl=impl, chunk_bytes=chunk_bytes, memory=memory)
         self.input, self.linear = check_linear(input, weight, bias, options)
-        self.row, self.impl = row, impl
+        self.row, self.impl, self.memory = row, impl, memory
         self.num_classes, self.dtype = weight.shape[0], accumulator_dtype(self.input.dtype)
 
     def cross_entropy(self, indices: Tensor, weights: Tensor, uniform: Tensor | None, reduction: str) -> Tensor:
@@ -103,12 +102,12 @@ class OnHidden:
         linear = self.linear
         return F.linear_sparse_cross_entropy(
             self.input, linear.weight, indices, weights, linear_bias=linear.bias, uniform=uniform, reduction=reduction,
-            chunk_bytes=linear.chunk_bytes, memory=linear.memory, impl=self.impl, **_given(self.row),
+            chunk_bytes=linear.chunk_bytes, memory=self.memory, impl=self.impl, **_given(self.row),
         )  # fmt: skip
 
     def statistics(self, indices: Tensor, present: Tensor) -> TokenStatistics:
         """See `Student`."""
-        input, linear = self.input.where(present.unsqueeze(-1), 0.0), self.linear  # a product spreads a NaN
+        input, linear = _without_others(self.input, present, self.impl), self.linear
         return F.linear_token_statistics(
             input, linear.weight, indices, linear_bias=linear.bias, chunk_bytes=linear.chunk_bytes, impl=self.impl,
             **_given(self.row),
@@ -134,14 +133,16 @@ def _given(row: RowOptions) -> dict[str, Any]:
     return {"logit_scale": row.logit_scale, "softcap": row.softcap or None}
 
 
-def _implementation(input: Tensor, impl: Implementation) -> str:
-    if impl == "auto" and needs_the_reference():
-        return "reference"
-    return backends.choose(impl, input.device.type, input.dtype)
+def _without_others(input: Tensor, present: Tensor, impl: Implementation) -> Tensor:
+    """Return 0 in the positions that are not `present`, for the reference, whose autograd multiplies their NaN by 0.
+
+    The kernels leave rows alone that nothing comes back for.
+    """
+    return input.where(present.unsqueeze(-1), 0.0) if implementation(input, impl) == "reference" else input
 
 
 def _check_is_reference(input: Tensor, impl: Implementation) -> None:
-    chosen = _implementation(input, impl)
+    chosen = implementation(input, impl)
     if impl not in ("auto", "reference"):
         raise RuntimeError(
             f"impl: got {chosen!r}, expected 'auto' or 'reference': no kernel has Jensen-Shannon with"

@@ -48,10 +48,10 @@ def jensen_shannon(log_q: Tensor, log_p: Tensor, beta: float) -> Tensor:
         return reverse_kl(log_q, log_p) if beta else forward_kl(log_q, log_p)
     log_q, log_p = log_q.clamp(min=_NOTHING), log_p.clamp(min=_NOTHING)
     d = log_p - log_q
-    below = torch.log1p((1 - beta) * torch.expm1(d.clamp(max=0.0)))
-    above = torch.log1p(beta * torch.expm1(-d.clamp(min=0.0)))
-    from_q = torch.where(d > 0, d + above, below)
-    from_p = torch.where(d > 0, above, below - d)
+    above = d > 0
+    share = torch.full_like(d, 1 - beta).masked_fill(above, beta)
+    log_factor = torch.log1p(share * torch.expm1(torch.where(above, -d, d)))
+    from_q, from_p = log_factor + d.where(above, 0.0), log_factor - d.where(~above, 0.0)
     return -(beta * log_q.exp() * from_q + (1 - beta) * log_p.exp() * from_p).sum(-1)
 
 

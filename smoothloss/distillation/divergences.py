@@ -62,6 +62,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from smoothloss._numbers import as_integer
 from smoothloss._validation import (
     REDUCTIONS,
     check_choice,
@@ -144,8 +145,8 @@ def loss(
 
     Source: Hinton et al. 2015 (temperature); Agarwal et al. 2024, "On-policy distillation" (Jensen-Shannon).
     """
-    call = _check(divergence, beta, temperature, missing, reduction, impl)
-    return _evaluate(OnLogits(input, _row(logit_scale, softcap, call), impl), teacher, weight, call)
+    call = check(divergence, beta, temperature, missing, logit_scale, softcap, reduction, impl)
+    return _evaluate(OnLogits(input, call.row, impl), teacher, weight, call)
 
 
 def linear_loss(
@@ -179,42 +180,58 @@ def linear_loss(
 
     Returns, raises: as `loss`.
     """
-    call = _check(divergence, beta, temperature, missing, reduction, impl)
-    check_choice(memory, "memory", get_args(Memory))
-    row = _row(logit_scale, softcap, call)
-    student = OnHidden(input, linear_weight, linear_bias, row, impl, chunk_bytes, memory)
+    call = check(divergence, beta, temperature, missing, logit_scale, softcap, reduction, impl)
+    chunk_bytes = check_memory(chunk_bytes, memory)
+    student = OnHidden(input, linear_weight, linear_bias, call.row, impl, chunk_bytes, memory)
     return _evaluate(student, teacher, weight, call)
 
 
-class _Call(NamedTuple):
-    """The checked options of a call."""
+class Call(NamedTuple):
+    """The checked options of a call.
+
+    Attributes:
+        row: what the student's logits go through: ``softcap * tanh(logit_scale * z / softcap) / temperature``.
+    """
 
     divergence: Divergence
     beta: float
     temperature: float
     missing: Missing
+    row: RowOptions
     reduction: str
 
 
-def _check(
-    divergence: Divergence, beta: float, temperature: float, missing: Missing, reduction: str, impl: Implementation
-) -> _Call:
+def check(
+    divergence: Divergence, beta: float, temperature: float, missing: Missing, logit_scale: float,
+    softcap: float | None, reduction: str, impl: Implementation,
+) -> Call:  # fmt: skip
+    """Return the options that both versions have.
+
+    Raises:
+        TypeError, ValueError: naming the option, what was got and what was expected.
+    """
     check_choice(divergence, "divergence", get_args(Divergence))
     check_choice(missing, "missing", get_args(Missing))
     check_choice(reduction, "reduction", REDUCTIONS)
     check_choice(impl, "impl", IMPLEMENTATIONS)
     beta = check_number(beta, "beta", 0.0, 1.0)
     temperature = check_number(temperature, "temperature", 0.0, open_low=True)
-    if divergence == "jensen_shannon" and missing == "uniform" and beta in (0.0, 1.0):  # which have kernels
-        divergence = "reverse_kl" if beta else "forward_kl"
-    return _Call(divergence, beta, temperature, missing, reduction)
-
-
-def _row(logit_scale: float, softcap: float | None, call: _Call) -> RowOptions:
-    """Return what the student's logits go through: ``softcap * tanh(logit_scale * z / softcap) / T``."""
     scale = check_number(logit_scale, "logit_scale", 0.0, open_low=True)
     cap = 0.0 if softcap is None else check_number(softcap, "softcap", 0.0, open_low=True)
-    return RowOptions(logit_scale=scale / call.temperature, softcap=cap / call.temperature)
+    if divergence == "jensen_shannon" and missing == "uniform" and beta in (0.0, 1.0):  # which have kernels
+        divergence = "reverse_kl" if beta else "forward_kl"
+    row = RowOptions(logit_scale=scale / temperature, softcap=cap / temperature)
+    return Call(divergence, beta, temperature, missing, row, reduction)
+
+
+def check_memory(chunk_bytes: int | None, memory: Memory) -> int | None:
+    """Return `chunk_bytes` as an int, or None.
+
+    Raises:
+        TypeError, ValueError: naming the option, what was got and what was expected.
+    """
+    check_choice(memory, "memory", get_args(Memory))
+    return None if chunk_bytes is None else as_integer(chunk_bytes, "chunk_bytes", 1)
 
 
 def _check_teacher(student: Student, teacher: Teacher, weight: Tensor | None) -> None:
@@ -223,7 +240,8 @@ def _check_teacher(student: Student, teacher: Teacher, weight: Tensor | None) ->
     positions = tuple(student.input.shape[:-1])
     if tuple(teacher.indices.shape[:-1]) != positions:
         expected = ", ".join(map(str, (*positions, "K")))
-        raise ValueError(f"teacher: got indices of shape {tuple(teacher.indices.shape)}, expected ({expected})")
+        got = tuple(teacher.indices.shape)
+        raise ValueError(f"teacher: got indices of shape {got}, expected ({expected}) beside input")
     check_device(teacher.indices, "teacher", student.input, "input")
     check_constant(teacher.log_probs, "teacher.log_probs")
     if teacher.log_rest is not None:
@@ -235,7 +253,7 @@ def _check_teacher(student: Student, teacher: Teacher, weight: Tensor | None) ->
         check_constant(weight, "weight")
 
 
-def _evaluate(student: Student, teacher: Teacher, weight: Tensor | None, call: _Call) -> Tensor:
+def _evaluate(student: Student, teacher: Teacher, weight: Tensor | None, call: Call) -> Tensor:
     _check_teacher(student, teacher, weight)
     said = known(teacher, student.num_classes, call.temperature, call.missing, student.dtype)
     if weight is not None:
@@ -255,7 +273,7 @@ def _evaluate(student: Student, teacher: Teacher, weight: Tensor | None, call: _
     return (total / count.where(count != 0, 1)).masked_fill(count == 0, torch.nan)
 
 
-def _total(student: Student, said: Known, weight: Tensor | None, call: _Call) -> Tensor:
+def _total(student: Student, said: Known, weight: Tensor | None, call: Call) -> Tensor:
     """Return the loss of each position, or their sum."""
     if call.divergence == "forward_kl" and call.missing != "bucket":
         return _by_target(student, said, weight, call)
@@ -268,10 +286,10 @@ def _total(student: Student, said: Known, weight: Tensor | None, call: _Call) ->
     return losses if call.reduction == "none" else losses.sum()
 
 
-def _by_target(student: Student, said: Known, weight: Tensor | None, call: _Call) -> Tensor:
+def _by_target(student: Student, said: Known, weight: Tensor | None, call: Call) -> Tensor:
     """Return ``sum q (log q - log p)`` of a target: its cross-entropy, less its entropy."""
     q, uniform, share = said.log_q.exp(), None, None
-    negative_entropy = torch.xlogy(q, q).sum(-1)
+    negative_entropy = (q * said.log_q).where(q > 0, 0.0).sum(-1)
     if call.missing == "uniform":
         uniform = said.log_rest.exp()
         share = uniform / student.num_classes
@@ -286,7 +304,7 @@ def _by_target(student: Student, said: Known, weight: Tensor | None, call: _Call
     return student.cross_entropy(said.indices, q, uniform, "sum") + negative_entropy.sum()
 
 
-def _by_statistics(student: Student, said: Known, call: _Call) -> Tensor:
+def _by_statistics(student: Student, said: Known, call: Call) -> Tensor:
     """Return the loss of each position from log-probabilities of the known classes, of the rest, and the entropy."""
     statistics = student.statistics(said.indices, said.present)
     log_q, log_p = said.log_q, statistics.log_prob.where(said.filled, -torch.inf)
