@@ -10,7 +10,7 @@ from torch import Tensor
 from smoothloss import distillation, nn
 from smoothloss import functional as F
 from smoothloss._validation import check_number
-from smoothloss.distillation import Teacher, divergences
+from smoothloss.distillation import Teacher
 from smoothloss.integrations._hidden_logits import HiddenLogits
 
 TEACHER_COLUMNS = ("teacher_indices", "teacher_log_probs", "teacher_log_rest")
@@ -55,8 +55,7 @@ class LossOfHidden(LossOfLogits):
         self.share, self.teacher_options = check_number(share, "teacher_share", 0.0, 1.0), dict(teacher_options or {})
         for name in set(self.teacher_options).difference(_OF_THE_TEACHER):
             raise TypeError(f"teacher_options: got {name!r}, expected {', '.join(map(repr, _OF_THE_TEACHER))}")
-        defaults: dict[str, Any] = {"divergence": "forward_kl", "beta": 0.5, "temperature": 1.0, "missing": "bucket"}
-        divergences._check(**defaults | self.teacher_options, reduction="sum", impl="auto")
+        distillation.LinearDistillationLoss(**self.teacher_options)
 
     def of(
         self, logits: HiddenLogits, target: Tensor, ignore_index: int, reduction: str, teacher: Teacher | None
