@@ -35,7 +35,7 @@ from smoothloss.integrations._loss import TEACHER_COLUMNS, LossOfHidden, LossOfL
 __all__ = ["trainer_loss", "without_logits"]
 
 
-def trainer_loss(model: Any, **options: Any) -> Callable[..., Tensor]:
+def trainer_loss(model: Any, *, shift_labels: bool | None = None, **options: Any) -> Callable[..., Tensor]:
     """Return a ``compute_loss_func`` for ``transformers.Trainer``.
 
     As the Trainer's own losses do it: labels are those of the next position for a model that is causal, -100 is
@@ -44,6 +44,8 @@ def trainer_loss(model: Any, **options: Any) -> Callable[..., Tensor]:
 
     Args:
         model: The model of the Trainer, PEFT's too; it is only asked what kind it is.
+        shift_labels: whether a position is to predict the label of the next one; None: as the Trainer takes it. The
+            decoders of Bart and its kin alone (``BartForCausalLM``) leave that to the labels in their own loss: False.
         options: those of `smoothloss.functional.cross_entropy`, but `reduction` and `ignore_index`; label smoothing is
             `label_smoothing`, not ``TrainingArguments.label_smoothing_factor``.
 
@@ -51,7 +53,7 @@ def trainer_loss(model: Any, **options: Any) -> Callable[..., Tensor]:
         TypeError, ValueError: an option that is none, or is out of range.
     """
     loss_of, base = LossOfLogits(options), base_model(model)
-    is_causal = shifts_labels(base)
+    is_causal = shifts_labels(base) if shift_labels is None else shift_labels
 
     def compute_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]

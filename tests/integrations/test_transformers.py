@@ -65,6 +65,17 @@ def test_the_trainers_loss_function_is_the_models_own(
     assert divided.item() == pytest.approx((loss - balance) * count / 37 + balance, rel=1e-5)
 
 
+def test_labels_that_are_shifted_already(tiny: Callable[..., Any]) -> None:
+    model, labels = tiny("bart, a decoder"), batch()["labels"]
+    own = model(**batch()).loss.item()
+    assert trainer_loss(model, shift_labels=False)(model(**batch()), labels).item() == pytest.approx(own, rel=1e-6)
+    assert trainer_loss(model)(model(**batch()), labels).item() == pytest.approx(
+        F.cross_entropy(model(**batch()).logits[:, :-1], labels[:, 1:]).item(), rel=1e-6
+    )
+    without_logits(model)
+    assert model(**batch()).loss.item() == pytest.approx(own, rel=1e-6)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_evaluation_and_generation_have_logits(kind: str, tiny: Callable[..., Any]) -> None:
     model = tiny(kind).eval()

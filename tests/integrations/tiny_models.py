@@ -24,6 +24,7 @@ _GPT2 = {
 }  # fmt: skip
 _BERT = {**_SMALL, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 _GEMMA = {**_SMALL, "num_key_value_heads": 1, "head_dim": 8, "final_logit_softcapping": 0.2}
+_DECODER = ("BartForCausalLM", "BartConfig", _BART)
 KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "llama": ("LlamaForCausalLM", "LlamaConfig", _SMALL),
     "llama, tied": ("LlamaForCausalLM", "LlamaConfig", {**_SMALL, "tie_word_embeddings": True}),
@@ -44,7 +45,7 @@ def make(kind: str = "llama", seed: int = 0, **more: Any) -> Any:
     """Return a model, always the same."""
     import transformers
 
-    model, config, options = KINDS[kind]
+    model, config, options = _DECODER if kind == "bart, a decoder" else KINDS[kind]
     torch.manual_seed(seed)
     made = getattr(transformers, model)(getattr(transformers, config)(**{**options, **more}))
     if kind == "marian, bias":
