@@ -64,7 +64,7 @@ def trainer_loss(model: Any, *, shift_labels: bool | None = None, **options: Any
         if num_items_in_batch is not None:
             loss = _divided(loss, num_items_in_batch)
         balance = outputs.get("aux_loss") if isinstance(outputs, dict) else None
-        return loss if balance is None else loss + base.router_aux_loss_coef * balance
+        return loss if balance is None else loss + _weight_of_balance(base) * balance.to(loss.device)
 
     return compute_loss
 
@@ -136,6 +136,15 @@ def shifts_labels(model: Any) -> bool:
 
     config = getattr(model, "config", None)
     return getattr(model, "loss_function", None) is ForCausalLMLoss and not getattr(config, "is_encoder_decoder", False)
+
+
+def _weight_of_balance(model: Any) -> float:
+    """Return the factor of what a mixture of experts adds to its loss."""
+    for owner in (model, model.config.get_text_config()):
+        for name in ("router_aux_loss_coef", "aux_loss_coef"):
+            if hasattr(owner, name):
+                return float(getattr(owner, name))
+    raise TypeError(f"model: got {type(model).__name__} with an aux_loss, expected it to have router_aux_loss_coef")
 
 
 def _head(model: Any) -> torch.nn.Linear:

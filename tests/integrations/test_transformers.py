@@ -7,6 +7,7 @@ import inspect
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -63,6 +64,23 @@ def test_the_trainers_loss_function_is_the_models_own(
     balance = 0.0 if "experts" not in kind else 0.1 * float(model(**batch()).aux_loss)
     divided = trainer_loss(model)(model(**batch()), labels, num_items_in_batch=torch.tensor(37))
     assert divided.item() == pytest.approx((loss - balance) * count / 37 + balance, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["router_aux_loss_coef", "aux_loss_coef"])
+def test_where_models_keep_the_weight_of_their_experts_balance(name: str) -> None:
+    outputs = {"logits": torch.zeros(2, 3, V), "aux_loss": torch.tensor(2.0)}
+    labels = torch.ones(2, 3, dtype=torch.int64)
+    plain = torch.tensor(float(V)).log().item()
+    text, model = SimpleNamespace(**{name: 0.1}), SimpleNamespace()
+    model.config = SimpleNamespace(get_text_config=lambda: text)
+    assert trainer_loss(model)(outputs, labels).item() == pytest.approx(plain + 0.2)
+    setattr(model, name, 0.3)  # its own goes before the configuration's
+    assert trainer_loss(model)(outputs, labels).item() == pytest.approx(plain + 0.6)
+    text, model = SimpleNamespace(), SimpleNamespace(config=model.config)
+    with pytest.raises(
+        TypeError, match="got SimpleNamespace with an aux_loss, expected it to have router_aux_loss_coef"
+    ):
+        trainer_loss(model)(outputs, labels)
 
 
 def test_labels_that_are_shifted_already(tiny: Callable[..., Any]) -> None:
