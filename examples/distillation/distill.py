@@ -98,6 +98,7 @@ class Run:
 
     def __init__(self, options: Namespace) -> None:
         self.options, self.out = options, options.out
+        self.environment = environment()  # before anything else: a commit made meanwhile is not the one that runs
         train_words, test_words = read_sentences(options)
         self.vocabulary = Vocabulary.build(train_words, options.min_count)
         self.text, self.test = self._text(train_words), self._text(test_words)
@@ -134,7 +135,7 @@ class Run:
         checkpoint = self.out / "teacher.safetensors"
         train(model, self.text, from_labels, self.options.teacher_epochs, 0, checkpoint=checkpoint)
         if not (self.out / "teacher.json").exists():
-            result = evaluate(model, self.test) | {"parameters": model.parameter_count, "environment": environment()}
+            result = evaluate(model, self.test) | {"parameters": model.parameter_count, "environment": self.environment}
             write_json(self.out / "teacher.json", result)
         return model.eval()
 
@@ -178,7 +179,7 @@ class Run:
         result = {"seed": seed, **evaluate(model, self.test), "parameters": model.parameter_count}
         if row.needs == "top_k":
             result["teacher_mass_known"] = known_mass(cache)
-        write_json(path, result | {"cpu_seconds": time.process_time() - begin, "environment": environment()})
+        write_json(path, result | {"cpu_seconds": time.process_time() - begin, "environment": self.environment})
         say(f"{name}, seed {seed}: perplexity {result['perplexity']:.2f}")
 
     def write_table(self) -> str:
