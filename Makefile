@@ -1,4 +1,4 @@
-# make test | quick | demo | lint | bench | plots | sanitize      Variables: PYTHON=python3 VENV=.venv TESTS=backends PYTEST_ARGS=-x
+# make test | quick | demo | lint | format | bench | plots | sanitize      Variables: PYTHON=python3 VENV=.venv TESTS=backends PYTEST_ARGS=-x
 # On a fresh machine this needs Python 3.10 or newer, a C++ compiler and a package index.
 PYTHON ?= python3
 VENV ?= .venv
@@ -12,7 +12,7 @@ STAMP := $(VENV)/.installed
 # An editable install: the compiled modules lie beside the Python sources, whose changes need no new installation.
 BUILT_FROM := $(shell find csrc cmake -type f) pyproject.toml setup.py CMakeLists.txt constraints.txt
 
-.PHONY: install test quick lint demo bench plots sanitize clean
+.PHONY: install test quick lint format demo bench plots sanitize clean
 
 install: $(STAMP)
 
@@ -38,6 +38,11 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $$(find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $$(find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 demo: $(STAMP)
 	$(BIN)/smoothloss demo --out build/demo

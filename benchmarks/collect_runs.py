@@ -1,4 +1,4 @@
-"""The test scores of training runs as one table and one JSON file, for the README.
+"""The test scores of training runs as one table and one JSON file, for the pages.
 
 python -m benchmarks.collect_runs runs/mle runs/tok --out benchmarks/results/multi30k.json
 """

@@ -279,7 +279,8 @@ def test_peak_memory_sees_what_the_heap_already_holds() -> None:
     def function() -> list[torch.Tensor]:
         return [torch.empty(size).fill_(1.0) for _ in range(pieces)]
 
-    function()  # from now on such pieces come from the heap
+    torch.empty(30 * 2**20 // 4)  # once this is freed, smaller pieces come from the heap
+    function()
     held = [(torch.empty(size).fill_(1.0), torch.empty(1000)) for _ in range(pieces)]
     between = [small for _, small in held]  # what is freed around them cannot go back by itself
     del held
