@@ -17,6 +17,7 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -39,6 +40,7 @@ from smoothloss_trainer.errors import RecipeError, one_line
 from smoothloss_trainer.files import existing_file, read_json, read_lines
 from smoothloss_trainer.vocabulary import EOS, SPECIAL_TOKENS, Vocabulary
 
+CACHES = ("top_k", "draws")
 DRAWS = 12
 LABEL_SHARE = 0.5  # of the label mix
 NEIGHBOURS, TAU, ALPHA = 64, 0.1, 0.3  # of similarity smoothing
@@ -145,22 +147,24 @@ class Run:
         vectors = self.teacher.embedding.weight
         return SimilarityTable.from_embeddings(vectors, k=NEIGHBOURS, tau=TAU, exclude=SPECIAL_TOKENS)
 
-    @cached_property
-    def caches(self) -> dict[str, TeacherCache]:
+    def cache(self, name: str) -> TeacherCache:
         """What the teacher says of the students' text, written as far as it is not."""
-        return {"top_k": self._cache("top_k", k=self.options.k), "draws": self._cache("draws", draws=DRAWS)}
-
-    def _cache(self, name: str, **kept: int) -> TeacherCache:
-        teacher, text = self.teacher, self.student_text
+        text, path = self.student_text, self.out / name
+        origin = {
+            "fingerprint": fingerprint(self.vocabulary.words, text.sentences),
+            "vocabulary_size": len(self.vocabulary.words),
+        }
+        with suppress(FileNotFoundError, ValueError):  # not there or not complete; what is wrong, the writer will say
+            return TeacherCache(path, **origin)
+        teacher, kept = self.teacher, {"k": self.options.k} if name == "top_k" else {"draws": DRAWS}
         with one_line():
             return write_from(
                 lambda numbers: teacher.logits(text.batch(numbers)[0]),
                 text.batches(),
-                self.out / name,
-                vocabulary_size=len(self.vocabulary.words),
-                fingerprint=fingerprint(self.vocabulary.words, text.sentences),
+                path,
                 lengths=lambda numbers: torch.tensor([len(text.sentences[number]) for number in numbers]),
                 shard_bytes=1 << 22,
+                **origin,
                 **kept,
             )
 
@@ -170,7 +174,7 @@ class Run:
         if path.exists():
             return
         row = ROWS[name]
-        cache = self.caches[row.needs] if row.needs in ("top_k", "draws") else None
+        cache = self.cache(row.needs) if row.needs in CACHES else None
         table = self.similarities if row.needs == "table" else None
         begin = time.process_time()
         torch.manual_seed(seed)
@@ -190,7 +194,7 @@ class Run:
         for name, row in ROWS.items():
             runs = [read_json(str(path), "--out") for path in sorted((self.out / "rows").glob(f"{name}.*.json"))]
             if runs:
-                size = self._bytes_a_token(row.needs) if row.needs in ("top_k", "draws") else None
+                size = self._bytes_a_token(row.needs) if row.needs in CACHES else None
                 rows.append(summary(row.title, runs, size))
         write_json(self.out / "table.json", {"settings": self.settings, "rows": rows})
         write_atomically(self.out / "table.md", markdown(rows).encode())
