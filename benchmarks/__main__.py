@@ -7,6 +7,7 @@ Suites:
     logits  the loss on given logits        linear  the loss with the linear layer
     lazy    what smoothing costs            exact   dense similarity rows with the linear layer
     rewards CIDEr, BLEU, ... of candidates  sampling  what drawing samples costs
+    distillation, linear_distillation       divergences against a teacher's top-k
 
 Peers that are not installed, or cannot run here, are rows that say why. Every suite writes one JSON file.
 """
@@ -20,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import exact, linear, logits, mle_vs_lazy, rewards, sampling
+from benchmarks import distillation, exact, linear, logits, mle_vs_lazy, rewards, sampling
 from benchmarks.contest import Settings, broken, run_suite
 from benchmarks.measure import Row, markdown, write_json
 from benchmarks.problems import Shape, parse_shape
@@ -32,6 +33,8 @@ SUITES: dict[str, Callable[[list[Shape], list[torch.dtype], Settings], list[Row]
     "exact": functools.partial(run_suite, exact.suite),
     "rewards": rewards.run,
     "sampling": sampling.run,
+    "distillation": functools.partial(distillation.run, "logits"),
+    "linear_distillation": functools.partial(distillation.run, "linear"),
 }
 SHAPES = {
     "cpu": {
@@ -41,6 +44,8 @@ SHAPES = {
         "exact": ("coco", "wmt"),
         "rewards": ("captions", "samples"),
         "sampling": ("coco",),
+        "distillation": ("30k",),
+        "linear_distillation": ("coco",),
     },
     "cuda": {
         "logits": ("coco", "wmt", "32k", "64k", "llama3", "gemma2"),
@@ -49,6 +54,8 @@ SHAPES = {
         "exact": ("coco", "wmt"),
         "rewards": ("samples", "captions"),
         "sampling": ("coco",),
+        "distillation": ("32k", "llama3"),
+        "linear_distillation": ("32k", "llama3"),
     },
 }
 DTYPES = {
@@ -59,6 +66,8 @@ DTYPES = {
         "exact": ("float32",),
         "rewards": ("int64",),
         "sampling": ("float32",),
+        "distillation": ("float32",),
+        "linear_distillation": ("float32",),
     },
     "cuda": {
         "logits": ("bfloat16", "float32"),
@@ -67,6 +76,8 @@ DTYPES = {
         "exact": ("bfloat16",),
         "rewards": ("int64",),
         "sampling": ("float32",),
+        "distillation": ("bfloat16",),
+        "linear_distillation": ("bfloat16",),
     },
 }
 COLUMNS = {
@@ -80,6 +91,7 @@ COLUMNS = {
 }
 MORE_COLUMNS = {
     "relative_to_mle": "relative to MLE",
+    "relative_to_statistics": "to the statistics",
     "speedup": "times faster than the peer",
     "data": "data",
     "peak_mib": "peak MiB",

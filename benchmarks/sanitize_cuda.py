@@ -42,8 +42,10 @@ def losses(n: int, v: int, s: int, dtype: torch.dtype, options: dict[str, float]
     loss = F.linear_sparse_cross_entropy(hidden, weight, *target, impl=impl, **options)
     results += [loss, *torch.autograd.grad(loss, (hidden, weight))]
     leaf = inputs.logits.clone().requires_grad_()
-    pair = F.logsumexp_and_select(leaf, inputs.indices, impl=impl)
-    return [*results, *pair, *torch.autograd.grad(pair[0].sum() + pair[1].sum(), leaf)]
+    transform = {name: value for name, value in options.items() if name in ("logit_scale", "softcap")}
+    statistics = F.token_statistics(leaf, inputs.indices, impl=impl, **transform)
+    total = sum((value.sum() for value in statistics[:4]), start=leaf.new_zeros(()))
+    return [*results, *statistics, *torch.autograd.grad(total, leaf)]
 
 
 def sequence_losses(v: int, tail: TailMode, dtype: torch.dtype, impl: str) -> list[torch.Tensor]:

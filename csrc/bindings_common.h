@@ -193,6 +193,68 @@ inline RowOptions make_options(const OptionsTuple& t) {
     return {label_smoothing, entropy, z_loss, logit_scale, softcap};
 }
 
+inline RowOptions make_transform(double logit_scale, double softcap) {
+    RowOptions options{};
+    options.logit_scale = logit_scale;
+    options.softcap = softcap;
+    require(logit_scale > 0, "logit_scale: got " + std::to_string(logit_scale) + ", expected a positive number");
+    require(softcap >= 0, "softcap: got " + std::to_string(softcap) + ", expected 0 (none) or a positive number");
+    return options;
+}
+
+// log_prob, log_rest, entropy, logsumexp, argmax, what the backward is to know
+using StatisticsTuple = std::tuple<ArrayTuple, ArrayTuple, ArrayTuple, ArrayTuple, ArrayTuple, ArrayTuple>;
+
+inline TokenStatisticsArguments make_token_statistics(const Logits& logits, const TargetsTuple& targets,
+                                                      double logit_scale, double softcap,
+                                                      const StatisticsTuple& results) {
+    auto [log_prob, log_rest, entropy, logsumexp, argmax, saved] = results;
+    int type = accumulator_code(logits.type);
+    TokenStatisticsArguments a{logits,
+                               make_targets(targets, logits),
+                               make_transform(logit_scale, softcap),
+                               nullptr,
+                               nullptr,
+                               nullptr,
+                               nullptr,
+                               nullptr,
+                               nullptr};
+    a.log_prob = address(log_prob, "log_prob", type, logits.rows * a.targets.slots);
+    a.log_rest = address(log_rest, "log_rest", type, logits.rows);
+    a.entropy = address(entropy, "entropy", type, logits.rows);
+    a.logsumexp = address(logsumexp, "logsumexp", type, logits.rows);
+    a.argmax = static_cast<int64_t*>(address(argmax, "argmax", kInt64, logits.rows));
+    a.saved = address(saved, "saved", type, logits.rows * kSavedStatistics);
+    return a;
+}
+
+// Of log_prob, log_rest, entropy, logsumexp; none where nothing depends on it.
+using StatisticsGradientsTuple = std::tuple<ArrayTuple, ArrayTuple, ArrayTuple, ArrayTuple>;
+
+inline TokenStatisticsBackwardArguments make_token_statistics_backward(const Logits& logits,
+                                                                       const TargetsTuple& targets, double logit_scale,
+                                                                       double softcap, const ArrayTuple& saved,
+                                                                       const StatisticsGradientsTuple& grads,
+                                                                       const Output& out) {
+    auto [log_prob, log_rest, entropy, logsumexp] = grads;
+    int type = accumulator_code(logits.type);
+    TokenStatisticsBackwardArguments a{logits,
+                                       make_targets(targets, logits),
+                                       make_transform(logit_scale, softcap),
+                                       nullptr,
+                                       nullptr,
+                                       nullptr,
+                                       nullptr,
+                                       nullptr,
+                                       out};
+    a.saved = address(saved, "saved", type, logits.rows * kSavedStatistics);
+    a.grad_log_prob = address_if_given(log_prob, "grads.log_prob", type, logits.rows * a.targets.slots);
+    a.grad_log_rest = address_if_given(log_rest, "grads.log_rest", type, logits.rows);
+    a.grad_entropy = address_if_given(entropy, "grads.entropy", type, logits.rows);
+    a.grad_logsumexp = address_if_given(logsumexp, "grads.logsumexp", type, logits.rows);
+    return a;
+}
+
 // A given mass is that of the smoothed target, of which the kernel may see a part.
 inline void require_unsmoothed(const RowOptions& o) {
     require(o.label_smoothing == 0, "options: got label smoothing together with a mass, expected none");

@@ -11,6 +11,7 @@
 #include "cpu/smoothed_target.h"
 #include "cpu/sparse_cross_entropy.h"
 #include "cpu/target_indices.h"
+#include "cpu/token_statistics.h"
 
 namespace smoothloss {
 namespace {
@@ -141,18 +142,30 @@ std::pair<int64_t, int64_t> forward_backward(const LogitsTuple& logits_tuple, co
     return {-1, count_zeros(logits.type, a.mass, logits.rows)};
 }
 
-int64_t select(const LogitsTuple& logits_tuple, const TargetsTuple& targets_tuple, uintptr_t statistics,
-               uintptr_t selected, int threads) {
+int64_t statistics_forward(const LogitsTuple& logits_tuple, const TargetsTuple& targets, double logit_scale,
+                           double softcap, const StatisticsTuple& results, int threads) {
     Logits logits = make_cpu_logits(logits_tuple);
-    Targets targets = make_targets(targets_tuple, logits);
-    SelectArguments a{logits, targets, pointer(statistics), pointer(selected)};
+    TokenStatisticsArguments a = make_token_statistics(logits, targets, logit_scale, softcap, results);
     Execution execution = make_execution(threads);
     py::gil_scoped_release release;
-    TargetIndices indices(targets, logits.rows, logits.classes);
+    TargetIndices indices(a.targets, logits.rows, logits.classes);
     if (indices.first_wrong() >= 0) return indices.first_wrong();
     a.targets = indices.targets();
-    logsumexp_and_select_forward(a, execution);
+    token_statistics_forward(a, execution);
     return -1;
+}
+
+void statistics_backward(const LogitsTuple& logits_tuple, const TargetsTuple& targets, double logit_scale,
+                         double softcap, const ArrayTuple& saved, const StatisticsGradientsTuple& grads,
+                         const OutputTuple& out, int threads) {
+    Logits logits = make_cpu_logits(logits_tuple);
+    TokenStatisticsBackwardArguments a = make_token_statistics_backward(logits, targets, logit_scale, softcap, saved,
+                                                                        grads, make_cpu_output(out, logits));
+    Execution execution = make_execution(threads);
+    py::gil_scoped_release release;
+    TargetIndices indices(a.targets, logits.rows, logits.classes);
+    a.targets = indices.targets();
+    token_statistics_backward(a, execution);
 }
 
 void reduce_rows(const ArrayTuple& losses, const ArrayTuple& mass, int reduction, uintptr_t loss, uintptr_t scale) {
@@ -201,7 +214,8 @@ PYBIND11_MODULE(_C, m) {
     m.def("sparse_cross_entropy_forward", &s::forward);
     m.def("sparse_cross_entropy_backward", &s::backward);
     m.def("sparse_cross_entropy_forward_backward", &s::forward_backward);
-    m.def("logsumexp_and_select_forward", &s::select);
+    m.def("token_statistics_forward", &s::statistics_forward);
+    m.def("token_statistics_backward", &s::statistics_backward);
     m.def("smoothed_target", &s::build_target);
     m.def("reduce", &s::reduce_rows);
     m.def("prefer_huge_pages", [](uintptr_t data, int64_t bytes) { s::prefer_huge_pages(s::pointer(data), bytes); });

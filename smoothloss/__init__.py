@@ -7,11 +7,13 @@ if TYPE_CHECKING:
     from typing import Any
 
     from smoothloss import distillation, embeddings, functional, nn, rewards, sampling, targets
+    from smoothloss.backends.common import TokenStatistics
     from smoothloss.ops.checks import debug
     from smoothloss.similarity import SimilarityTable
 
 __all__ = [
     "SimilarityTable",
+    "TokenStatistics",
     "__version__",
     "debug",
     "distillation",
@@ -26,7 +28,11 @@ __version__ = "0.1.0"
 
 # Read when first asked for: torch takes seconds, in which the command line could not be interrupted in good order.
 _MODULES = ("distillation", "embeddings", "functional", "nn", "ops", "rewards", "sampling", "similarity", "targets")
-_NAMES = {"SimilarityTable": "smoothloss.similarity", "debug": "smoothloss.ops.checks"}
+_NAMES = {
+    "SimilarityTable": "smoothloss.similarity",
+    "TokenStatistics": "smoothloss.backends.common",
+    "debug": "smoothloss.ops.checks",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -10,12 +10,11 @@ from smoothloss._validation import check_constant, check_device, check_local, ch
 from smoothloss.backends.common import DenseRows, OutOfRange, RowOptions, has_autocast, replaced
 from smoothloss.ops.checks import is_debugging
 from smoothloss.ops.cross_entropy import cross_entropy
-from smoothloss.ops.linear_cross_entropy import Linear, linear_cross_entropy, linear_logsumexp_and_select
-from smoothloss.ops.logsumexp_and_select import logsumexp_and_select
+from smoothloss.ops.linear_cross_entropy import Linear, linear_cross_entropy
 from smoothloss.ops.target import FlatTarget, scaled
 from smoothloss.ops.transforms import needs_the_reference
 from smoothloss.options import Options
-from smoothloss.targets.target import Given, Target
+from smoothloss.targets.target import Target
 
 
 def check_logits(input: Tensor) -> None:
@@ -61,10 +60,10 @@ def evaluate(input: Tensor, target: Target, options: Options, linear: Linear | N
     """Return the loss of `input` (logits, or hidden states with `linear`) against `target`, reduced."""
     num_classes = input.shape[-1] if linear is None else linear.weight.shape[0]
     _check_fits(input, target, num_classes)
-    reduction, impl = options.reduction, _implementation(input, options.impl)
+    reduction, impl = options.reduction, implementation(input, options.impl)
     if impl == "reference" or is_debugging():
         target.check_values(num_classes)
-    rows = input if input.dim() == 2 else _rows(input)
+    rows = input if input.dim() == 2 else rows_of(input)
     own_mean = target.counted is not None and reduction == "mean"
     kind = "sum" if own_mean else reduction
     loss = _loss(rows, target, options, kind, impl, linear, num_classes)
@@ -94,25 +93,8 @@ def evaluate_weighted(
     return evaluate(input, weighted, replaced(Options, plain, reduction="sum"), linear) / total.sum()
 
 
-def evaluate_pair(input: Tensor, indices: Tensor, linear: Linear | None, impl: str) -> tuple[Tensor, Tensor]:
-    """Return ``(logsumexp, selected)`` of logits, or of hidden states with `linear`."""
-    num_classes = input.shape[-1] if linear is None else linear.weight.shape[0]
-    check_tensor(indices, "indices", floating=False)
-    if indices.dim() != input.dim() or tuple(indices.shape[:-1]) != tuple(input.shape[:-1]):
-        expected = ", ".join(map(str, (*input.shape[:-1], "S")))
-        raise ValueError(f"indices: got shape {tuple(indices.shape)}, expected ({expected}) beside input")
-    check_device(indices, "indices", input, "input")
-    given = Target(indices.shape[:-1], FlatTarget(indices), (Given("indices", indices, None),))
-    given.check_values(num_classes)
-    rows, slots, kind = _rows(input), _rows(indices), _implementation(input, impl)
-    if linear is None:
-        lse, selected = logsumexp_and_select(rows, slots, kind)
-    else:
-        lse, selected = linear_logsumexp_and_select(rows, linear, slots, kind)
-    return lse.reshape(input.shape[:-1]), selected.reshape(indices.shape)
-
-
-def _implementation(input: Tensor, impl: str) -> str:
+def implementation(input: Tensor, impl: str) -> str:
+    """Return the implementation that runs on logits or hidden states."""
     if impl == "auto" and needs_the_reference():
         return "reference"
     return backends.choose(impl, input.device.type, input.dtype)
@@ -206,7 +188,7 @@ def _misfit(input: Tensor, target: Target) -> ValueError:
     return ValueError(f"{name}: got shape {got}, expected {expected} (beside input {tuple(input.shape)})")
 
 
-def _rows(tensor: Tensor) -> Tensor:
+def rows_of(tensor: Tensor) -> Tensor:
     """Flatten all dimensions but the last."""
     if tensor.dim() == 1:
         return tensor.unsqueeze(0)

@@ -36,7 +36,7 @@ def check_constant(value: Tensor, name: str) -> None:
     if value.requires_grad:
         raise ValueError(
             f"{name}: got a tensor that requires grad, expected a constant: detach it, or build the loss from"
-            " logsumexp_and_select, which is differentiable in what it selects"
+            " token_statistics, whose log-probabilities may be weighted by anything"
         )
 
 

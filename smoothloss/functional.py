@@ -5,7 +5,8 @@ logits ``(..., V)`` or, as ``linear_*``, on hidden states ``(..., D)`` without t
 The class dimension is the last one.
 
 What each position is to predict is a target (see `smoothloss.targets`): `cross_entropy` and `linear_cross_entropy` take
-any. The other functions are short names of what the paper calls a loss: a target and one of these two calls.
+any. The other functions are short names of what the paper calls a loss: a target and one of these two calls. Losses
+that are none of these are built from `token_statistics` and `linear_token_statistics`.
 
 The options, which all of them share, are described in `smoothloss.options`.
 
@@ -21,23 +22,26 @@ from __future__ import annotations
 from torch import Tensor
 
 from smoothloss import options, targets
-from smoothloss._evaluate import check_linear, check_logits, evaluate, evaluate_pair, evaluate_weighted
+from smoothloss._evaluate import check_linear, check_logits, evaluate, evaluate_weighted
+from smoothloss._statistics import linear_token_statistics, token_statistics
 from smoothloss.backends import Implementation
+from smoothloss.backends.common import TokenStatistics
 from smoothloss.options import Memory
 from smoothloss.similarity import SimilarityTable
 from smoothloss.targets import Target
 
 __all__ = [
+    "TokenStatistics",
     "cross_entropy",
     "lazy_sequence_cross_entropy",
     "linear_cross_entropy",
     "linear_lazy_sequence_cross_entropy",
-    "linear_logsumexp_and_select",
     "linear_sequence_cross_entropy",
     "linear_sparse_cross_entropy",
-    "logsumexp_and_select",
+    "linear_token_statistics",
     "sequence_cross_entropy",
     "sparse_cross_entropy",
+    "token_statistics",
 ]
 
 
@@ -132,51 +136,6 @@ def linear_sparse_cross_entropy(
     )
     input, linear = check_linear(input, linear_weight, linear_bias, call)
     return evaluate(input, targets.entries(indices, weights, uniform), call, linear)
-
-
-def logsumexp_and_select(input: Tensor, indices: Tensor, *, impl: Implementation = "auto") -> tuple[Tensor, Tensor]:
-    """Return ``(input.logsumexp(-1), input.gather(-1, indices))``, differentiable in both, in one pass.
-
-    Other losses are built from this pair: ``lse - selected`` are negative log-probabilities, for example.
-
-    Args:
-        input: logits ``(..., V)``.
-        indices: ``(..., S)`` int32 or int64; a negative index selects 0.
-        impl: see `smoothloss.options`.
-
-    Returns:
-        ``lse (...)`` and ``selected (..., S)``, float32 (float64 for float64 logits).
-
-    Raises: as `sparse_cross_entropy`.
-    """
-    check_logits(input)
-    return evaluate_pair(input, indices, None, impl)
-
-
-def linear_logsumexp_and_select(
-    input: Tensor,
-    linear_weight: Tensor,
-    indices: Tensor,
-    *,
-    linear_bias: Tensor | None = None,
-    chunk_bytes: int | None = None,
-    impl: Implementation = "auto",
-) -> tuple[Tensor, Tensor]:
-    """``logsumexp_and_select(F.linear(input, linear_weight, linear_bias), indices)`` that never holds the logits.
-
-    Args:
-        input: hidden states ``(..., D)``.
-        linear_weight: ``(V, D)``.
-        indices: ``(..., S)``.
-        linear_bias: ``(V,)``.
-        chunk_bytes: as in `linear_sparse_cross_entropy`.
-        impl: see `smoothloss.options`.
-
-    Returns, raises: as `logsumexp_and_select`.
-    """
-    call = options.check(0.0, 0.0, 0.0, 1.0, None, False, "none", impl, False, chunk_bytes)
-    input, linear = check_linear(input, linear_weight, linear_bias, call)
-    return evaluate_pair(input, indices, linear, impl)
 
 
 def cross_entropy(

@@ -1,7 +1,7 @@
 """The losses of `smoothloss.functional` as modules: options at construction, which checks them, tensors at the call.
 
 A module with a similarity table takes the table along in ``module.to(device)``. The options that all of them share are
-described in `smoothloss.options`.
+described in `smoothloss.options`. The divergences of `smoothloss.distillation` are here too.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from smoothloss import options as call_options
 from smoothloss._numbers import as_integer
 from smoothloss._validation import check_number
 from smoothloss.backends import Implementation
+from smoothloss.distillation.modules import DistillationLoss, LinearDistillationLoss
 from smoothloss.options import Memory
 from smoothloss.similarity import SimilarityTable
 from smoothloss.targets import Target
@@ -24,8 +25,10 @@ from smoothloss.targets.constructors import check_table
 
 __all__ = [
     "CrossEntropyLoss",
+    "DistillationLoss",
     "LazySequenceCrossEntropyLoss",
     "LinearCrossEntropyLoss",
+    "LinearDistillationLoss",
     "LinearLazySequenceCrossEntropyLoss",
     "LinearSequenceCrossEntropyLoss",
     "LinearSparseCrossEntropyLoss",

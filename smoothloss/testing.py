@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from smoothloss.backends.common import DenseRows, RowOptions, RowTarget
+from smoothloss.backends.common import DenseRows, RowOptions, RowTarget, StatisticsGradients, TokenStatistics
 from smoothloss.similarity import SimilarityTable, TailMode
 
 
@@ -185,6 +185,44 @@ def _differentiate(inputs: Inputs, options: RowOptions, grad: Tensor | None, dty
     loss = dense_loss(logits, target, options)
     grad = torch.ones_like(loss) if grad is None else grad.to(loss.dtype)
     return Oracle(loss.detach(), torch.autograd.grad(loss, logits, grad)[0])
+
+
+def dense_statistics(logits: Tensor, indices: Tensor, options: RowOptions = RowOptions()) -> TokenStatistics:  # noqa: B008
+    """Return the token statistics of logits ``(N, V)`` from their definition, in the dtype of the logits."""
+    z = logits * options.logit_scale
+    if options.softcap:
+        z = options.softcap * torch.tanh(z / options.softcap)
+    log_p, listed = z.log_softmax(-1), torch.zeros_like(z, dtype=torch.bool)
+    for slot in range(indices.shape[1]):
+        filled = (indices[:, slot] >= 0).nonzero().squeeze(1)
+        listed[filled, indices[filled, slot].long()] = True
+    log_prob = log_p.gather(-1, indices.clamp(min=0).long()).where(indices >= 0, 0.0)
+    rest = log_p.masked_fill(listed, -torch.inf)
+    has_rest = (rest.detach() != -torch.inf).any(-1)
+    log_rest = rest.where(has_rest[:, None], 0.0).logsumexp(-1).where(has_rest, -torch.inf)
+    p = log_p.exp()
+    entropy = -(p * log_p.where(p != 0, 0.0)).sum(-1)
+    return TokenStatistics(log_prob, log_rest, entropy, z.logsumexp(-1), logits.argmax(-1))
+
+
+def statistics_gradient(
+    logits: Tensor, indices: Tensor, options: RowOptions, grads: StatisticsGradients, dtype: torch.dtype
+) -> tuple[TokenStatistics, Tensor]:
+    """Return `dense_statistics` computed in `dtype`, and what comes back for them to the logits."""
+    leaf = logits.detach().to(dtype).requires_grad_()
+    statistics = dense_statistics(leaf, indices, options)
+    used = [(value, grad.to(dtype)) for value, grad in zip(statistics, grads, strict=False) if grad is not None]
+    gradient = torch.autograd.grad([value for value, _ in used], leaf, [grad for _, grad in used])[0]
+    return TokenStatistics(*(value.detach() for value in statistics)), gradient
+
+
+def random_gradients(indices: Tensor, dtype: torch.dtype, *, seed: int = 13) -> StatisticsGradients:
+    """Return random gradients of the statistics at indices ``(N, S)``."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = (tuple(indices.shape), *[(len(indices),)] * 3)
+    return StatisticsGradients(
+        *(torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes)
+    )
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:

@@ -32,10 +32,22 @@ def _load(name: str) -> ModuleType:
 
 
 main = _load("__main__")
-captions, contest, linear, logits, measure, peers, plots, problems, rewards, sampling, targets = map(
+captions, contest, distillation, linear, logits, measure, peers, plots, problems, rewards, sampling, targets = map(
     _load,
     (
-        *("captions", "contest", "linear", "logits", "measure", "peers", "plots", "problems", "rewards", "sampling"),
+        *(
+            "captions",
+            "contest",
+            "distillation",
+            "linear",
+            "logits",
+            "measure",
+            "peers",
+            "plots",
+            "problems",
+            "rewards",
+            "sampling",
+        ),
         "targets",
     ),
 )
@@ -53,7 +65,10 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {path.stem.removesuffix("_cpu"): json.loads(path.read_text()) for path in folder.glob("*.json")}
 
 
-@pytest.mark.parametrize("suite", ["logits", "linear", "lazy", "exact", "rewards", "sampling"])
+@pytest.mark.parametrize(
+    "suite",
+    ["logits", "linear", "lazy", "exact", "rewards", "sampling", "distillation", "linear_distillation"],
+)
 def test_every_contender_is_a_row_with_a_time_or_a_reason(results: dict[str, Any], suite: str) -> None:
     rows = results[suite]["rows"]
     assert rows
@@ -116,7 +131,20 @@ def test_plots_draw_every_suite(results: dict[str, Any], tmp_path: Path) -> None
         f"lazy_cpu_{SHAPE}_float32_training_step.png",
         *(f"rewards_cpu_{SHAPE}_int64_{mode.replace(' ', '_')}.png" for mode in rewards.MODES),
         f"sampling_cpu_{SHAPE}_int64_10_samples.png",
+        f"distillation_cpu_{SHAPE}_float32.png",
+        f"linear_distillation_cpu_{SHAPE}_float32.png",
     }
+
+
+@pytest.mark.parametrize("suite", ["distillation", "linear_distillation"])
+def test_divergences_are_held_against_hard_labels_and_statistics(results: dict[str, Any], suite: str) -> None:
+    rows = {row["what"]: row for row in results[suite]["rows"]}
+    for divergence in distillation.DIVERGENCES:
+        for missing in distillation.MISSING:
+            row = rows[distillation.name(divergence, missing)]
+            assert row["relative_to_mle"] == row["ms"] / rows[logits.name(problems.HARD)]["ms"]
+            yardstick = rows[distillation.yardstick(divergence, missing)]
+            assert row["relative_to_statistics"] == row["ms"] / yardstick["ms"]
 
 
 def test_rewards_beside_their_peers() -> None:

@@ -238,28 +238,6 @@ def test_compiled_losses_equal_eager_ones(impl: str) -> None:
         torch.testing.assert_close(mine, theirs)
 
 
-def test_pair_of_logsumexp_and_selected_logits(impl: str) -> None:
-    torch.manual_seed(2)
-    indices = torch.randint(V, (B, T, 6))
-    indices[..., 4] = indices[..., 1]
-    indices[..., 5] = -1
-    hidden = torch.randn(B, T, D, dtype=torch.float64, requires_grad=True)
-    weight = torch.randn(V, D, dtype=torch.float64, requires_grad=True)
-    bias = torch.randn(V, dtype=torch.float64, requires_grad=True)
-    logits = torch.nn.functional.linear(hidden, weight, bias)
-    expected = logits.logsumexp(-1), logits.gather(-1, indices.clamp(min=0)).where(indices >= 0, 0.0)
-    grads = [torch.randn_like(value) for value in expected]
-    theirs = torch.autograd.grad(expected, (hidden, weight, bias), grads, retain_graph=True)
-    for actual in (
-        F.logsumexp_and_select(torch.nn.functional.linear(hidden, weight, bias), indices, impl=impl),
-        F.linear_logsumexp_and_select(hidden, weight, indices, linear_bias=bias, impl=impl, chunk_bytes=V * 8 * 4),
-    ):
-        torch.testing.assert_close(actual, expected)
-        ours = torch.autograd.grad(actual, (hidden, weight, bias), grads)
-        for mine, reference in zip(ours, theirs, strict=True):
-            torch.testing.assert_close(mine, reference)
-
-
 LOGITS = torch.zeros(B, T, V)
 TARGET = torch.zeros(B, T, dtype=torch.long)
 SAMPLES = torch.zeros(L, B, T, dtype=torch.long)

@@ -94,11 +94,34 @@ struct ForwardBackwardArguments {
     Output out;
 };
 
-struct SelectArguments {
+// What the token statistics keep of a row for their backward: center = max z, sum = sum exp(z - center), the entropy,
+// and center and sum of the classes that no slot names.
+constexpr int64_t kSavedStatistics = 5;
+
+// See token_statistics in backends/reference.py. Of the options logit_scale and softcap count.
+struct TokenStatisticsArguments {
     Logits logits;
-    Targets targets;   // only the indices
-    void* statistics;  // (rows, kStatistics)
-    void* selected;    // (rows, slots)
+    Targets targets;  // only the indices
+    RowOptions options;
+    void* log_prob;   // (rows, slots)
+    void* log_rest;   // (rows,)
+    void* entropy;    // (rows,)
+    void* logsumexp;  // (rows,)
+    int64_t* argmax;  // (rows,)
+    void* saved;      // (rows, kSavedStatistics)
+};
+
+// Gradients are null where nothing depends on what they are of.
+struct TokenStatisticsBackwardArguments {
+    Logits logits;
+    Targets targets;
+    RowOptions options;
+    const void* saved;
+    const void* grad_log_prob;   // (rows, slots)
+    const void* grad_log_rest;   // (rows,)
+    const void* grad_entropy;    // (rows,)
+    const void* grad_logsumexp;  // (rows,)
+    Output out;
 };
 
 // For each of batch x length positions its candidates, the ground truth and one of each sample: their tokens, equal

@@ -86,6 +86,14 @@ SMOOTHLOSS_HD SoftmaxState<T> rebase(SoftmaxState<T> state, T max) {
     return {max, factor * state.sum, dot};
 }
 
+template <class T>
+SMOOTHLOSS_HD SoftmaxState<T> merge(SoftmaxState<T> a, SoftmaxState<T> b) {
+    T max = a.max > b.max ? a.max : b.max;
+    a = rebase(a, max);
+    b = rebase(b, max);
+    return {max, a.sum + b.sum, a.dot + b.dot};
+}
+
 // lse = center + log_sum, kept apart because their sum rounds.
 template <class T>
 struct RowSoftmax {

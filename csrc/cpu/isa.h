@@ -6,6 +6,7 @@
 
 #include "cpu/draw_kernels.h"
 #include "cpu/sparse_cross_entropy_kernels.h"
+#include "cpu/token_statistics_kernels.h"
 
 namespace smoothloss {
 
@@ -16,5 +17,6 @@ std::vector<std::string> available_isas();
 // Throws std::invalid_argument for a name that is not among available_isas().
 const RowKernels& row_kernels_for(const std::string& isa);
 const DrawKernels& draw_kernels_for(const std::string& isa);
+const StatisticsKernels& statistics_kernels_for(const std::string& isa);
 
 }  // namespace smoothloss

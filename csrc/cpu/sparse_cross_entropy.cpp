@@ -4,43 +4,11 @@
 #include <cstdint>
 #include <vector>
 
-#ifdef _OPENMP
-#include <omp.h>
-#endif
-
-#include "cpu/huge_pages.h"
 #include "cpu/isa.h"
+#include "cpu/row_chunks.h"
 
 namespace smoothloss {
 namespace {
-
-// Fewer elements than this are done sooner than a second thread is woken.
-constexpr int64_t kMinElementsPerThread = 1 << 15;
-
-int useful_threads(const Logits& logits, int threads) {
-    int64_t by_work = logits.rows * logits.classes / kMinElementsPerThread;
-    return static_cast<int>(std::max<int64_t>(1, std::min<int64_t>({threads, logits.rows, by_work})));
-}
-
-// Calls function(begin, end, thread) until all rows are done. Chunks are handed out as threads get free, because rows
-// without mass are nearly free and a neighbour may have taken a core.
-template <class Function>
-void for_row_chunks(int64_t rows, int threads, Function function) {
-    if (threads == 1) return function(int64_t{0}, rows, 0);
-    int64_t chunk = std::max<int64_t>(1, rows / (threads * 16));
-    int64_t chunks = (rows + chunk - 1) / chunk;
-    (void)chunks;
-#ifdef _OPENMP
-#pragma omp parallel num_threads(threads)
-    {
-        int thread = omp_get_thread_num();
-#pragma omp for schedule(dynamic)
-        for (int64_t c = 0; c < chunks; ++c) function(c * chunk, std::min(rows, (c + 1) * chunk), thread);
-    }
-#else
-    function(int64_t{0}, rows, 0);
-#endif
-}
 
 // Working memory of all threads, allocated before any of them starts: nothing throws inside a parallel region.
 class ScratchPool {
@@ -69,17 +37,6 @@ class ScratchPool {
     std::vector<double> logit_;
 };
 
-int64_t element_size(DataType type) {
-    if (type == DataType::float64) return 8;
-    return type == DataType::float32 ? 4 : 2;
-}
-
-void advise_huge_pages(const Output& out, const Logits& logits) {
-    if (out.data == logits.data || logits.rows == 0 || out.stride < 0) return;
-    int64_t elements = (logits.rows - 1) * out.stride + logits.classes;
-    prefer_huge_pages(out.data, elements * element_size(out.type));
-}
-
 }  // namespace
 
 void sparse_cross_entropy_forward(const ForwardArguments& a, const Execution& execution) {
@@ -106,12 +63,6 @@ void sparse_cross_entropy_forward_backward(const ForwardBackwardArguments& a, co
     for_row_chunks(a.logits.rows, threads, [&](int64_t begin, int64_t end, int thread) {
         kernels.forward_backward(a, begin, end, scratch.of(thread));
     });
-}
-
-void logsumexp_and_select_forward(const SelectArguments& a, const Execution& execution) {
-    const RowKernels& kernels = row_kernels_for(execution.isa);
-    for_row_chunks(a.logits.rows, useful_threads(a.logits, execution.threads),
-                   [&](int64_t begin, int64_t end, int) { kernels.select(a, begin, end); });
 }
 
 namespace {

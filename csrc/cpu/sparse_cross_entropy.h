@@ -19,7 +19,6 @@ struct Execution {
 void sparse_cross_entropy_forward(const ForwardArguments& arguments, const Execution& execution);
 void sparse_cross_entropy_backward(const BackwardArguments& arguments, const Execution& execution);
 void sparse_cross_entropy_forward_backward(const ForwardBackwardArguments& arguments, const Execution& execution);
-void logsumexp_and_select_forward(const SelectArguments& arguments, const Execution& execution);
 void reduce(const ReduceArguments& arguments);
 
 // How many of `rows` numbers of the accumulator type of `type` are 0.

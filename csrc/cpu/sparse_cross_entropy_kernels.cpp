@@ -2,16 +2,12 @@
 // double.
 #include "cpu/sparse_cross_entropy_kernels.h"
 
+#include "cpu/dispatch.h"
 #include "cpu/row_entries.h"
 
 namespace smoothloss {
 namespace SMOOTHLOSS_ISA {
 namespace {
-
-template <class T>
-SMOOTHLOSS_HD void put(void* results, int64_t n, double value) {
-    static_cast<T*>(results)[n] = static_cast<T>(value);
-}
 
 // Of a row that is ignored: a sum of 1, whose logarithm is 0.
 template <class T>
@@ -19,11 +15,6 @@ SMOOTHLOSS_HD void put_statistics(void* statistics, int64_t n, const RowState<do
     put<T>(statistics, n * kStatistics, center_of(state.softmax.max));
     put<T>(statistics, n * kStatistics + 1, state.softmax.sum);
     put<T>(statistics, n * kStatistics + 2, entropy);
-}
-
-template <class T>
-SMOOTHLOSS_HD double get(const void* values, int64_t n) {
-    return static_cast<double>(static_cast<const T*>(values)[n]);
 }
 
 template <Transform TRANSFORM, bool HAS_ENTROPY, bool HAS_EVEN, class T, class Storage>
@@ -108,81 +99,6 @@ void forward_backward_rows(const ForwardBackwardArguments& a, int64_t begin, int
     }
 }
 
-template <class T, class Storage>
-void select_rows(const SelectArguments& a, int64_t begin, int64_t end) {
-    for (int64_t n = begin; n < end; ++n) {
-        const Storage* row = static_cast<const Storage*>(a.logits.data) + n * a.logits.stride;
-        TransformTerms<T> plain{1, 0, 0};
-        put_statistics<T>(a.statistics, n, row_state<Transform::none, false, false, T>(row, a.logits.classes, plain),
-                          0);
-        RowEntries<T> entries = row_entries<T>(a.targets, a.logits.classes, n);
-        for (int64_t s = 0; s < entries.slots; ++s) {
-            put<T>(a.selected, n * entries.slots + s, entries.filled(s) ? read(row + entries.indices[s]) : 0);
-        }
-    }
-}
-
-// ---- from run-time options and types to template arguments
-
-template <Transform VALUE>
-struct TransformTag {
-    static constexpr Transform value = VALUE;
-};
-
-template <bool VALUE>
-struct Flag {
-    static constexpr bool value = VALUE;
-};
-
-template <class Accumulator, class StorageType>
-struct InputTag {
-    using T = Accumulator;
-    using Storage = StorageType;
-};
-
-template <class OutStorageType>
-struct OutputTag {
-    using OutStorage = OutStorageType;
-};
-
-template <class Function>
-SMOOTHLOSS_HD void with_transform(const RowOptions& options, Function function) {
-    if (options.softcap != 0) return function(TransformTag<Transform::softcap>());
-    if (options.logit_scale != 1) return function(TransformTag<Transform::scale>());
-    function(TransformTag<Transform::none>());
-}
-
-template <class Function>
-SMOOTHLOSS_HD void with_flag(bool value, Function function) {
-    if (value) return function(Flag<true>());
-    function(Flag<false>());
-}
-
-template <class Function>
-SMOOTHLOSS_HD void with_input(DataType type, Function function) {
-    if (type == DataType::float64) return function(InputTag<double, double>());
-    if (type == DataType::bfloat16) return function(InputTag<float, BFloat16>());
-    function(InputTag<float, float>());
-}
-
-// float64 goes to float64, the others to float32 or bfloat16: the callers check it.
-template <class T>
-struct Outputs {
-    template <class Function>
-    static SMOOTHLOSS_HD void with_output(DataType type, Function function) {
-        if (type == DataType::bfloat16) return function(OutputTag<BFloat16>());
-        function(OutputTag<float>());
-    }
-};
-
-template <>
-struct Outputs<double> {
-    template <class Function>
-    static SMOOTHLOSS_HD void with_output(DataType, Function function) {
-        function(OutputTag<double>());
-    }
-};
-
 SMOOTHLOSS_HD bool needs_even(const Targets& targets, const RowOptions& options) {
     return targets.uniform || options.label_smoothing != 0;
 }
@@ -232,16 +148,9 @@ void forward_backward(const ForwardBackwardArguments& a, int64_t begin, int64_t 
     });
 }
 
-void select(const SelectArguments& a, int64_t begin, int64_t end) {
-    with_input(a.logits.type, [&](auto input) {
-        using I = decltype(input);
-        select_rows<typename I::T, typename I::Storage>(a, begin, end);
-    });
-}
-
 }  // namespace
 
-extern const RowKernels row_kernels = {forward, backward, forward_backward, select};
+extern const RowKernels row_kernels = {forward, backward, forward_backward};
 
 }  // namespace SMOOTHLOSS_ISA
 }  // namespace smoothloss

@@ -19,7 +19,6 @@ struct RowKernels {
     void (*forward)(const ForwardArguments&, int64_t begin, int64_t end);
     void (*backward)(const BackwardArguments&, int64_t begin, int64_t end, const Scratch&);
     void (*forward_backward)(const ForwardBackwardArguments&, int64_t begin, int64_t end, const Scratch&);
-    void (*select)(const SelectArguments&, int64_t begin, int64_t end);
 };
 
 namespace baseline {

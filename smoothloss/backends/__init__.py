@@ -13,7 +13,15 @@ from typing import Literal, Protocol, cast, get_args
 import torch
 from torch import Tensor
 
-from smoothloss.backends.common import Candidates, Forward, RowOptions, RowTarget, TableRows
+from smoothloss.backends.common import (
+    Candidates,
+    Forward,
+    RowOptions,
+    RowTarget,
+    StatisticsGradients,
+    TableRows,
+    TokenStatistics,
+)
 
 Implementation = Literal["auto", "reference", "native", "triton"]
 IMPLEMENTATIONS: tuple[str, ...] = get_args(Implementation)
@@ -48,8 +56,22 @@ class Backend(Protocol):
         The mean is over the rows whose mass is not 0; where there are none it is nan, and the factor 1.
         """
 
-    def select(self, logits: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Return statistics ``(N, 3)`` and ``logits.gather(-1, indices)`` ``(N, S)``, 0 in empty slots."""
+    def token_statistics(
+        self, logits: Tensor, indices: Tensor, options: RowOptions
+    ) -> tuple[TokenStatistics, Tensor | None]:
+        """Return the statistics of logits ``(N, V)`` at indices ``(N, S)``, and what their backward is to know.
+
+        The accumulator dtype throughout. Of the options logit_scale and softcap count; argmax is that of the logits as
+        they came in. A negative index is an empty slot. The rest is summed over itself, relative to its own largest
+        logit, so that no rest is too small.
+
+        The second result is ``(N, SAVED_STATISTICS)``, of the implementation's own use: the largest logit z of a row,
+        ``sum exp(z - largest)``, the entropy, and largest and sum of the rest, for example. None where autograd sees
+        through the forward.
+
+        Raises:
+            OutOfRange: an index is out of range, where that can be seen without waiting for a device.
+        """
 
     def smoothed_target(
         self, candidates: Candidates, table: TableRows | None, token_alpha: float
@@ -84,6 +106,20 @@ class Kernels(Backend, Protocol):
         """Return the forward without statistics, but with the mass of each row, and write the gradient of each loss.
 
         `out` may be `logits` itself. The second result is False where it is known that no row is ignored.
+        """
+
+    def token_statistics_backward(
+        self, grads: StatisticsGradients, logits: Tensor, indices: Tensor, saved: Tensor, options: RowOptions,
+        out: Tensor,
+    ) -> None:  # fmt: skip
+        """Write the gradient of the logits to `out` ``(N, V)``, which may be `logits` itself.
+
+        ::
+
+            dz_v = p_v (g_lse - sum_s g_s - g_rest + [v not in I] g_rest / rest - g_H (log p_v + H))
+                   + sum_s g_s [v = i_s];   dlogits = logit_scale (1 - (z / softcap)^2) dz
+
+        A row whose gradients are all zero gets 0, whatever its logits are.
         """
 
     def scaled_copy(self, values: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:

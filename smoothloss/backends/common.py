@@ -117,6 +117,44 @@ class Forward(NamedTuple):
     scale: Tensor | None
 
 
+class TokenStatistics(NamedTuple):
+    """What `smoothloss.functional.token_statistics` says of each row of logits; of N rows here.
+
+    Attributes:
+        log_prob: ``(..., S)``, ``log p`` of the classes asked for; 0 in empty slots.
+        log_rest: ``(...)``, ``log sum p`` over all other classes, summed over these; -inf where there is none.
+        entropy: ``(...)``, ``-sum p log p``.
+        logsumexp: ``(...)``.
+        argmax: ``(...)`` int64, the first class of the largest logit.
+    """
+
+    log_prob: Tensor
+    log_rest: Tensor
+    entropy: Tensor
+    logsumexp: Tensor
+    argmax: Tensor
+
+
+class StatisticsGradients(NamedTuple):
+    """What comes back for `TokenStatistics`, in the accumulator dtype, contiguous; None: unused.
+
+    Attributes:
+        log_prob: ``(N, S)``.
+        log_rest: ``(N,)``.
+        entropy: ``(N,)``.
+        logsumexp: ``(N,)``.
+    """
+
+    log_prob: Tensor | None
+    log_rest: Tensor | None
+    entropy: Tensor | None
+    logsumexp: Tensor | None
+
+
+# Numbers of a row that the forward of the token statistics keeps for its backward.
+SAVED_STATISTICS = 5
+
+
 class OutOfRange(IndexError):
     """An index that names no class."""
 

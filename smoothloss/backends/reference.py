@@ -16,6 +16,7 @@ from smoothloss.backends.common import (
     RowOptions,
     RowTarget,
     TableRows,
+    TokenStatistics,
     accumulator_dtype,
     mass_of,
     merge_equal,
@@ -167,10 +168,54 @@ def reduce(losses: Tensor, mass: Tensor, reduction: str) -> tuple[Tensor, Tensor
     return losses.sum() / count, count.clamp(min=1).to(losses.dtype).reciprocal()
 
 
-def select(logits: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
-    """Return statistics ``(N, 3)`` and ``logits.gather(-1, indices)`` (N, S), 0 for empty slots, see `Backend`."""
-    z = transform_logits(logits, RowOptions())
-    largest = z.detach().amax(-1, keepdim=True)
-    center = largest.where(largest.isfinite(), 0.0)
-    total = (z - center).exp().sum(-1, keepdim=True)
-    return torch.cat((center, total, torch.zeros_like(total)), -1), _selected(z, indices)[0]
+def token_statistics(logits: Tensor, indices: Tensor, options: RowOptions) -> tuple[TokenStatistics, None]:
+    """Return the statistics of logits ``(N, V)`` at indices ``(N, S)``, see `Backend`; differentiable in the logits.
+
+    ::
+
+        log_p = z.log_softmax(-1)
+        log_prob = log_p.gather(-1, indices);  log_rest = log_p.masked_fill(listed, -inf).logsumexp(-1)
+        entropy = -(log_p.exp() * log_p).sum(-1);  logsumexp = z.logsumexp(-1);  argmax = logits.argmax(-1)
+    """
+    z = transform_logits(logits, options)
+    selected, filled = _selected(z, indices)
+    center, log_sum = _centered_logsumexp(z)
+    # Scalars of a row are added up in float64, and rounded once: at -20 a number in float32 is known to 1e-6.
+    log_prob = (selected.to(log_sum.dtype) - center.unsqueeze(-1)) - log_sum.unsqueeze(-1)
+    log_p = (z - center.to(z.dtype).unsqueeze(-1)) - log_sum.to(z.dtype).unsqueeze(-1)
+    statistics = TokenStatistics(
+        log_prob.to(z.dtype).where(filled, 0.0),
+        _log_rest(z, _listed(indices, filled, z.shape[-1])).to(z.dtype),
+        -_times(log_p.exp(), log_p).sum(-1),  # 0 log 0 = 0
+        (center + log_sum).to(z.dtype),
+        logits.argmax(-1),
+    )
+    return statistics, None
+
+
+def _centered_logsumexp(z: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the largest logit (constant), and ``log sum exp(z - largest)``: -inf with gradient 0 where all are -inf.
+
+    Apart, because their sum would lose the logarithm beside a large offset.
+    """
+    wide = z.dtype if z.device.type == "mps" else torch.float64  # which it does not have
+    largest = z.detach().amax(-1)
+    center = largest.where(largest != -torch.inf, 0.0)
+    total = (z - center.unsqueeze(-1)).exp().sum(-1).to(wide)
+    is_nothing = total == 0
+    return center.to(wide), total.masked_fill(is_nothing, 1.0).log().masked_fill(is_nothing, -torch.inf)
+
+
+def _log_rest(z: Tensor, listed: Tensor) -> Tensor:
+    """Return ``log(rest / (rest + named))``, both summed over themselves; neither a small nor a large share cancels."""
+    rest_center, rest = _centered_logsumexp(z.masked_fill(listed, -torch.inf))
+    center, named = _centered_logsumexp(z.masked_fill(~listed, -torch.inf))
+    is_nothing = rest == -torch.inf
+    odds = ((rest_center - center) + (rest - named)).masked_fill(is_nothing, 0.0)
+    return torch.nn.functional.logsigmoid(odds).masked_fill(is_nothing, -torch.inf)
+
+
+def _listed(indices: Tensor, filled: Tensor, num_classes: int) -> Tensor:
+    """Return which classes the slots of each row name, ``(N, V)``."""
+    marks = torch.zeros(*indices.shape[:-1], num_classes + 1, dtype=torch.bool, device=indices.device)
+    return marks.scatter(-1, indices.where(filled, num_classes).long(), True)[..., :-1]

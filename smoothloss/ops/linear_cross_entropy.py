@@ -18,13 +18,8 @@ from smoothloss import backends
 from smoothloss.backends.common import RowOptions, accumulator_dtype, without_autocast
 from smoothloss.ops.cross_entropy import backward as backward_of_logits
 from smoothloss.ops.cross_entropy import reference_loss
-from smoothloss.ops.linear_layer import (
-    LinearLayer,
-    default_chunk_bytes,
-    gradient_dtype,
-)
+from smoothloss.ops.linear_layer import default_chunk_bytes, gradient_dtype
 from smoothloss.ops.linear_passes import fused, losses, recomputed
-from smoothloss.ops.logsumexp_and_select import logsumexp_and_select, logsumexp_of
 from smoothloss.ops.register import OPTIONS_SCHEMA, TARGET_SCHEMA, define, no_gradients
 from smoothloss.ops.target import FlatTarget
 from smoothloss.ops.transforms import apply, differentiable_once, is_batched, is_eager
@@ -55,7 +50,7 @@ def linear_cross_entropy(
     weight, bias = linear.weight, linear.bias
     if impl == "reference":
         return reference_loss(reference_logits(inputs, linear, target), target, options, reduction)
-    wanted = _wanted_gradients(inputs, weight, bias)
+    wanted = wanted_gradients(inputs, weight, bias)
     # Without gradients there is nothing to make in the forward but the loss.
     recompute = reduction == "none" or linear.memory == "low" or not any(wanted)
     how = (linear.budget(), wanted, impl)
@@ -69,15 +64,6 @@ def linear_cross_entropy(
     return loss
 
 
-def linear_logsumexp_and_select(inputs: Tensor, linear: Linear, indices: Tensor, impl: str) -> tuple[Tensor, Tensor]:
-    """Return ``(logsumexp, gather)`` of the logits ``inputs @ weight.T + bias``, which never exist as a whole."""
-    if impl == "reference":
-        return logsumexp_and_select(reference_logits(inputs, linear), indices, impl)
-    wanted = _wanted_gradients(inputs, linear.weight, linear.bias)
-    lse, selected, _ = select_op(inputs, linear.weight, linear.bias, indices, linear.budget(), wanted, impl)
-    return lse, selected
-
-
 def reference_logits(inputs: Tensor, linear: Linear, target: FlatTarget | None = None) -> Tensor:
     """Return the logits in the accumulator dtype like the kernels'; of rows without mass those of zeros."""
     dtype = accumulator_dtype(inputs.dtype)
@@ -89,7 +75,7 @@ def reference_logits(inputs: Tensor, linear: Linear, target: FlatTarget | None =
         return torch.nn.functional.linear(inputs, linear.weight.to(dtype), bias)
 
 
-def _wanted_gradients(*tensors: Tensor | None) -> list[bool]:
+def wanted_gradients(*tensors: Tensor | None) -> list[bool]:
     """Return for which of (inputs, weight, bias) a gradient is asked for."""
     enabled = torch.is_grad_enabled()
     return [enabled and tensor is not None and tensor.requires_grad for tensor in tensors]
@@ -202,13 +188,14 @@ def _fused_fake(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     del bias
     scale = inputs.new_empty((), dtype=accumulator_dtype(inputs.dtype))
-    grads = _fake_gradients(inputs, weight, rest[-2], gradient_dtype(inputs.device.type, inputs.dtype))
+    grads = fake_gradients(inputs, weight, rest[-2], gradient_dtype(inputs.device.type, inputs.dtype))
     return scale.new_empty(()), scale, *grads
 
 
-def _fake_gradients(
+def fake_gradients(
     inputs: Tensor, weight: Tensor, wanted: list[bool], dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what the gradients of inputs, weight and bias look like: empty where they are not wanted."""
     shapes = (inputs.shape, weight.shape, weight.shape[:1])
     grads = [inputs.new_empty(shape if use else (0,), dtype=dtype) for shape, use in zip(shapes, wanted, strict=True)]
     return grads[0], grads[1], grads[2]
@@ -286,61 +273,21 @@ def _backward_fake(
     grad: Tensor, scale: Tensor | None, inputs: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     del grad, scale, bias
-    return _fake_gradients(inputs, weight, rest[-2], inputs.dtype)
+    return fake_gradients(inputs, weight, rest[-2], inputs.dtype)
 
 
-def _select(
-    inputs: Tensor, weight: Tensor, bias: Tensor | None, indices: Tensor, chunk_bytes: int, wanted: list[bool],
-    impl: str,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    del wanted
-    layer, slots = LinearLayer(inputs, weight, bias), indices.contiguous()
-    layout = layer.layout(chunk_bytes, with_gradient=False)
-    scratch = layer.scratch(layout.logits_rows, layer.num_classes, layer.accumulator)
-    select = backends.get(impl).select
-    results = [select(layer.logits(part, scratch), slots[part]) for part in layout.parts(layer.num_rows)]
-    statistics, selected = map(torch.cat, zip(*results, strict=True))
-    return logsumexp_of(statistics), selected, statistics
-
-
-def _select_fake(
-    inputs: Tensor, weight: Tensor, bias: Tensor | None, indices: Tensor, *rest: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    del weight, bias, rest
-    rows, dtype = inputs.shape[0], accumulator_dtype(inputs.dtype)
-    statistics = inputs.new_empty((rows, 3), dtype=dtype)
-    return inputs.new_empty(rows, dtype=torch.float64), inputs.new_empty(indices.shape, dtype=dtype), statistics
-
-
-def _select_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    hidden, weight, bias, indices, chunk_bytes, wanted, impl = inputs
-    ctx.save_for_backward(hidden, weight, bias, indices, output[2])
-    ctx.chunk_bytes, ctx.wanted, ctx.impl = chunk_bytes, wanted, impl
-
-
-def _select_backward(ctx: Any, grad_lse: Tensor, grad_selected: Tensor, unused: Tensor) -> tuple[Any, ...]:
-    """Return the gradients of ``grad_lse * p + scatter_add(grad_selected)``: a target with that mass."""
-    del unused
-    inputs, weight, bias, indices, statistics = ctx.saved_tensors
-    grads = backward_op(
-        grad_selected.new_ones(1), None, inputs, weight, bias, statistics, indices, -grad_selected, None, [], [], None,
-        grad_lse, *RowOptions(), ctx.chunk_bytes, ctx.wanted, ctx.impl,
-    )  # fmt: skip
-    return *_cast(grads, ctx.wanted), None, None, None, None
-
-
-_LINEAR_SCHEMA = "Tensor inputs, Tensor weight, Tensor? bias"
-_HOW_SCHEMA = "int chunk_bytes, bool[] wanted, str impl"
+LINEAR_SCHEMA = "Tensor inputs, Tensor weight, Tensor? bias"
+HOW_SCHEMA = "int chunk_bytes, bool[] wanted, str impl"
 fused_op = define(
-    f"linear_cross_entropy_with_gradients({_LINEAR_SCHEMA}, {TARGET_SCHEMA}, {OPTIONS_SCHEMA}, str reduction,"
-    f" {_HOW_SCHEMA}) -> (Tensor loss, Tensor scale, Tensor, Tensor, Tensor)",
+    f"linear_cross_entropy_with_gradients({LINEAR_SCHEMA}, {TARGET_SCHEMA}, {OPTIONS_SCHEMA}, str reduction,"
+    f" {HOW_SCHEMA}) -> (Tensor loss, Tensor scale, Tensor, Tensor, Tensor)",
     _fused_impl,
     _fused_fake,
     backward=_fused_backward,
     setup_context=_fused_context,
 )
 recompute_op = define(
-    f"linear_cross_entropy({_LINEAR_SCHEMA}, {TARGET_SCHEMA}, {OPTIONS_SCHEMA}, str reduction, {_HOW_SCHEMA})"
+    f"linear_cross_entropy({LINEAR_SCHEMA}, {TARGET_SCHEMA}, {OPTIONS_SCHEMA}, str reduction, {HOW_SCHEMA})"
     " -> (Tensor loss, Tensor statistics, Tensor scale)",
     _recompute_impl,
     _recompute_fake,
@@ -348,16 +295,8 @@ recompute_op = define(
     setup_context=_recompute_context,
 )
 backward_op = define(
-    f"linear_cross_entropy_backward(Tensor grad, Tensor? scale, {_LINEAR_SCHEMA}, Tensor statistics,"
-    f" {TARGET_SCHEMA}, Tensor? mass, {OPTIONS_SCHEMA}, {_HOW_SCHEMA}) -> (Tensor, Tensor, Tensor)",
+    f"linear_cross_entropy_backward(Tensor grad, Tensor? scale, {LINEAR_SCHEMA}, Tensor statistics,"
+    f" {TARGET_SCHEMA}, Tensor? mass, {OPTIONS_SCHEMA}, {HOW_SCHEMA}) -> (Tensor, Tensor, Tensor)",
     _backward,
     _backward_fake,
-)
-select_op = define(
-    f"linear_logsumexp_and_select({_LINEAR_SCHEMA}, Tensor indices, {_HOW_SCHEMA})"
-    " -> (Tensor lse, Tensor selected, Tensor statistics)",
-    _select,
-    _select_fake,
-    backward=_select_backward,
-    setup_context=_select_context,
 )

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from smoothloss.backends import native, reference
 from smoothloss.backends.common import Candidates, DenseRows, RowOptions, RowTarget, TableRows
-from smoothloss.ops.logsumexp_and_select import logsumexp_and_select, logsumexp_of
 from smoothloss.testing import Inputs, assert_error_budget, make_inputs, relative_error, row_target
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -307,24 +306,6 @@ def test_a_large_common_offset_changes_nothing(kernels: Any, name: str) -> None:
         equal.append((two_steps(moved, options, grad, out), out))
     for result in equal[1:]:
         assert all(map(torch.equal, result, equal[0]))
-
-
-@pytest.mark.usefixtures("order")
-def test_logsumexp_and_select_and_its_gradient(kernels: Any) -> None:
-    inputs = make_inputs(4, 1003, 9, dtype=torch.bfloat16, seed=6)
-    rows = len(inputs.logits)
-    statistics, selected = native.select(inputs.logits, inputs.indices)
-    wide = inputs.logits.double().requires_grad_()
-    expected = logsumexp_and_select(wide, inputs.indices, "reference")
-    torch.testing.assert_close(logsumexp_of(statistics), expected[0].detach(), rtol=1e-6, atol=1e-6)
-    assert torch.equal(selected.double(), expected[1])
-    grads = random_grad(inputs), torch.randn(rows, 9, generator=torch.Generator().manual_seed(1))
-    grads[0][0] = 0.0  # a row whose logits have no influence
-    out = torch.full_like(inputs.logits, float("nan"))
-    target = RowTarget(inputs.indices, -grads[1])
-    native.backward(ONE, None, inputs.logits, statistics, target, RowOptions(), out, mass=grads[0])
-    d_logits = torch.autograd.grad(expected, wide, [grad.double() for grad in grads])[0]
-    torch.testing.assert_close(out, d_logits.bfloat16())
 
 
 @pytest.mark.parametrize("step", [0.1, 0.3, 1.0])

@@ -10,8 +10,16 @@ from torch import Tensor
 
 import smoothloss.functional as F
 from smoothloss.backends import unavailable
-from smoothloss.backends.common import RowOptions
-from smoothloss.testing import Inputs, assert_error_budget, eager, make_inputs, oracle
+from smoothloss.backends.common import RowOptions, StatisticsGradients
+from smoothloss.testing import (
+    Inputs,
+    assert_error_budget,
+    eager,
+    make_inputs,
+    oracle,
+    random_gradients,
+    statistics_gradient,
+)
 
 pytestmark = [
     pytest.mark.gpu,
@@ -83,20 +91,27 @@ def test_float64_equals_the_dense_definition(s: int, options: RowOptions) -> Non
         torch.testing.assert_close(d_logits, expected.grad, rtol=1e-11, atol=1e-12)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_logsumexp_and_select(impl: str, dtype: torch.dtype) -> None:
-    inputs = make_inputs(64, 9801, 21, dtype=dtype, device="cuda")
-    logits = inputs.logits.clone().requires_grad_()
-    lse, selected = F.logsumexp_and_select(logits, inputs.indices, impl=impl)
-    wide = inputs.logits.double().requires_grad_()
-    filled = inputs.indices >= 0
-    expected = wide.logsumexp(-1), wide.gather(1, inputs.indices.where(filled, 0).long()).where(filled, 0.0)
-    grads = random_grad(inputs), torch.randn_like(selected)
-    actual_grad = torch.autograd.grad((lse, selected), logits, grads)[0]
-    expected_grad = torch.autograd.grad(expected, wide, tuple(grad.double() for grad in grads))[0]
-    torch.testing.assert_close(lse.double(), expected[0], rtol=1e-6, atol=1e-6)
-    assert torch.equal(selected.double(), expected[1])
-    torch.testing.assert_close(actual_grad, expected_grad.to(dtype))
+@pytest.mark.parametrize("options", [PLAIN, ALL], ids=["plain", "all"])
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64])
+def test_token_statistics(impl: str, dtype: torch.dtype, options: RowOptions) -> None:
+    for classes, slots in ((9801, 21), (64, 0), (128256, 64)):
+        inputs = make_inputs(64, classes, slots, dtype=dtype, device="cuda")
+        logits = inputs.logits.clone().requires_grad_()
+        statistics = F.token_statistics(
+            logits, inputs.indices, logit_scale=options.logit_scale, softcap=options.softcap or None, impl=impl
+        )
+        grads = StatisticsGradients(*(g.cuda() for g in random_gradients(inputs.indices.cpu(), inputs.weights.dtype)))
+        actual_grad = torch.autograd.grad(statistics[:4], logits, list(grads))[0]
+        oracle, expected = statistics_gradient(inputs.logits, inputs.indices, options, grads, torch.float64)
+        yardstick, eager_grad = statistics_gradient(inputs.logits, inputs.indices, options, grads, torch.float32)
+        if dtype == torch.float64:
+            torch.testing.assert_close(tuple(statistics), tuple(oracle), rtol=1e-11, atol=1e-11)
+            torch.testing.assert_close(actual_grad, expected, rtol=1e-11, atol=1e-12)
+            continue
+        for mine, theirs, exact in list(zip(statistics, yardstick, oracle, strict=True))[:4]:
+            assert_error_budget(mine, theirs, exact)
+        assert torch.equal(statistics.argmax, oracle.argmax)
+        assert_error_budget(actual_grad, eager_grad.to(dtype), expected)
 
 
 def test_indices_out_of_range_touch_nothing(impl: str) -> None:

@@ -16,7 +16,6 @@ from torch import Tensor
 from smoothloss.backends import native
 from smoothloss.backends.common import RowOptions, RowTarget
 from smoothloss.backends.native import linear as native_linear
-from smoothloss.ops.logsumexp_and_select import logsumexp_of
 from smoothloss.testing import (
     Inputs,
     Oracle,
@@ -335,7 +334,7 @@ def test_the_first_index_out_of_range_is_named_and_nothing_is_written(isa: str) 
             lambda t, o: native.forward(inputs.logits, t, RowOptions(), "mean"),
             lambda t, o: native.forward(inputs.logits, t, RowOptions(), "none"),
             lambda t, o: native.forward_backward(inputs.logits, t, RowOptions(), o, "sum"),
-            lambda t, o: native.select(inputs.logits, t.indices),
+            lambda t, o: native.token_statistics(inputs.logits, t.indices, RowOptions()),
         ):
             with pytest.raises(IndexError, match=rf"indices\[3, 2\]: got {far}, expected an index below 100"):
                 call(target, out)
@@ -433,39 +432,14 @@ def test_rows_of_the_lowest_number_but_for_a_few_classes(isa: str) -> None:
             assert not grad[:, 7:].any()
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_logsumexp_and_select(isa: str, dtype: torch.dtype) -> None:
-    logits, indices, weights, _ = make_inputs(9, 1003, 21, dtype=dtype)
-    statistics, selected = native.select(logits, indices)
-    lse = logsumexp_of(statistics)
-    wide = logits.to(selected.dtype)
-    assert lse.dtype == torch.float64
-    assert relative_error(lse, logits.double().logsumexp(-1)) <= 2 * torch.finfo(selected.dtype).eps
-    filled = indices >= 0
-    assert torch.equal(selected, wide.gather(1, indices.clamp(min=0).long()) * filled)
-
-    grad_lse = random_grad(Inputs(logits, indices, weights, None)).index_fill(0, torch.tensor([2]), 0.0)
-    logits[2] = float("nan")
-    out = poisoned(logits)
-    one = torch.ones(1, dtype=selected.dtype)
-    target = RowTarget(indices, -weights)
-    native.backward(one, None, logits, statistics, target, RowOptions(), out, mass=grad_lse)
-    expected = grad_lse[:, None].double() * logits.double().softmax(-1)
-    expected[2] = 0
-    for slot in range(21):
-        rows = filled[:, slot].nonzero().squeeze(1)
-        expected[rows, indices[rows, slot].long()] += weights[rows, slot].double()
-    assert relative_error(out, expected) <= 4 * torch.finfo(dtype).eps
-
-
 def test_empty_batches_and_no_slots(isa: str) -> None:
     for rows, slots in ((0, 5), (0, 0), (3, 0)):
         inputs = make_inputs(rows, 10, slots)
         loss, out = two_steps(inputs, RowOptions(), torch.ones(1))
         assert loss.shape == (rows,)
         assert torch.equal(out, torch.zeros(rows, 10))
-        statistics, selected = native.select(inputs.logits, inputs.indices)
-        assert statistics.shape == (rows, 3) and selected.shape == (rows, slots)
+        statistics, _ = native.token_statistics(inputs.logits, inputs.indices, RowOptions())
+        assert statistics.log_prob.shape == (rows, slots) and statistics.entropy.shape == (rows,)
 
 
 def test_bad_tensors_are_refused_by_name() -> None:

@@ -192,4 +192,3 @@ def test_opcheck(impl: str) -> None:
     loss, statistics, _ = (result.detach() for result in ops.linear_cross_entropy(*arguments))
     saved = (torch.randn_like(loss), None, *(tensor.detach() for tensor in layer), statistics)
     torch.library.opcheck(ops.linear_cross_entropy_backward, (*saved, *entries, None, *OPTIONS, *how))
-    torch.library.opcheck(ops.linear_logsumexp_and_select, (*layer, inputs.indices, *how))

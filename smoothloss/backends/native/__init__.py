@@ -15,13 +15,16 @@ from torch import Tensor
 
 from smoothloss import _compiled as compiled
 from smoothloss.backends.common import (
+    SAVED_STATISTICS,
     Candidates,
     DenseRows,
     Forward,
     OutOfRange,
     RowOptions,
     RowTarget,
+    StatisticsGradients,
     TableRows,
+    TokenStatistics,
     accumulator_dtype,
 )
 from smoothloss.backends.native import linear as native_linear
@@ -150,18 +153,37 @@ class _Results:
         self.rows = losses, 0 if self.mass is None else self.mass.data_ptr()
 
 
-def select(logits: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
-    """Return statistics ``(N, 3)`` and ``logits.gather(-1, indices)`` (N, S), 0 for empty slots, see `Backend`."""
-    target, dtype = RowTarget(indices), accumulator_dtype(logits.dtype)
-    statistics = torch.empty((logits.shape[0], 3), dtype=dtype, device=logits.device)
-    selected = torch.empty(indices.shape, dtype=dtype, device=logits.device)
+def token_statistics(logits: Tensor, indices: Tensor, options: RowOptions) -> tuple[TokenStatistics, Tensor]:
+    """Return the statistics of logits ``(N, V)`` at indices ``(N, S)``, see `Backend`; one pass over each row."""
+    rows, dtype, device = logits.shape[0], accumulator_dtype(logits.dtype), logits.device
+    log_rest, entropy, logsumexp = (torch.empty(rows, dtype=dtype, device=device) for _ in range(3))
+    log_prob = torch.empty(indices.shape, dtype=dtype, device=device)
+    argmax = torch.empty(rows, dtype=torch.int64, device=device)
+    results = TokenStatistics(log_prob, log_rest, entropy, logsumexp, argmax)
+    saved = torch.empty((rows, SAVED_STATISTICS), dtype=dtype, device=device)
+    target = RowTarget(indices)
     wrong = _call(
-        "logsumexp_and_select_forward", logits, _logits(logits), _target(target),
-        statistics.data_ptr(), selected.data_ptr(),
+        "token_statistics_forward", logits, _logits(logits), _target(target), options.logit_scale, options.softcap,
+        (*map(_array, results), _array(saved)),
     )  # fmt: skip
     if wrong >= 0:
         raise out_of_range(target, logits.shape[1], wrong)
-    return statistics, selected
+    return results, saved
+
+
+def token_statistics_backward(
+    grads: StatisticsGradients, logits: Tensor, indices: Tensor, saved: Tensor, options: RowOptions, out: Tensor
+) -> None:
+    """Write the gradient of the logits to `out`, see `Kernels`; one pass over each row.
+
+    Raises:
+        ValueError: on a tensor of the wrong size, dtype or layout.
+    """
+    _check_out(out, logits)
+    _call(
+        "token_statistics_backward", logits, _logits(logits), _target(RowTarget(indices)), options.logit_scale,
+        options.softcap, _array(saved), tuple(map(_array, grads)), (out.data_ptr(), _CODES[out.dtype], out.stride(0)),
+    )  # fmt: skip
 
 
 def smoothed_target(
