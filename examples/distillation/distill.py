@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from language_model import LanguageModel, Loss, Step, Text, evaluate, say, train
@@ -28,7 +28,7 @@ from results import Result, environment, markdown, summary
 from torch import Tensor
 
 import smoothloss.functional as F
-from smoothloss import SimilarityTable, targets
+from smoothloss import SimilarityTable, distillation, targets
 from smoothloss._files import write_atomically
 from smoothloss.distillation import TeacherCache, fingerprint, write_from
 from smoothloss_trainer.checkpoint import write_json
@@ -69,26 +69,33 @@ def from_similar_words(step: Step) -> Tensor:
     )
 
 
-def from_teacher(missing: str, label_share: float = 0.0) -> Loss:
-    """Cross-entropy against what the cache holds, with some of the label's mass in it."""
+def from_teacher(**divergence: Any) -> Loss:
+    """A divergence from what the cache holds."""
 
     def loss(step: Step) -> Tensor:
-        target = targets.top_k(step.teacher.indices, step.teacher.log_probs, missing=missing)
-        if label_share:
-            target = label_share * targets.labels(step.labels) + (1 - label_share) * target
-        return F.linear_cross_entropy(step.hidden, step.weight, target, linear_bias=step.bias)
+        return distillation.linear_loss(step.hidden, step.weight, step.teacher, linear_bias=step.bias, **divergence)
 
     return loss
+
+
+def from_both(step: Step) -> Tensor:
+    """Cross-entropy against a target that is half the label, half what the cache holds."""
+    teacher = targets.top_k(step.teacher.indices, step.teacher.log_probs, missing="drop")
+    target = LABEL_SHARE * targets.labels(step.labels) + (1 - LABEL_SHARE) * teacher
+    return F.linear_cross_entropy(step.hidden, step.weight, target, linear_bias=step.bias)
 
 
 ROWS = {
     "labels": Row("labels", None, from_labels),
     "similarity": Row("labels, smoothed by similarity", "table", from_similar_words),
-    "top_k-uniform": Row("top k, `uniform`", "top_k", from_teacher("uniform")),
-    "top_k-renormalize": Row("top k, `renormalize`", "top_k", from_teacher("renormalize")),
-    "top_k-drop": Row("top k, `drop`", "top_k", from_teacher("drop")),
-    "draws": Row("draws", "draws", from_teacher("drop")),
-    "draws-labels": Row("draws and labels, half each", "draws", from_teacher("drop", LABEL_SHARE)),
+    "top_k-bucket": Row("top k, `bucket`", "top_k", from_teacher(missing="bucket")),
+    "top_k-uniform": Row("top k, `uniform`", "top_k", from_teacher(missing="uniform")),
+    "top_k-renormalize": Row("top k, `renormalize`", "top_k", from_teacher(missing="renormalize")),
+    "top_k-drop": Row("top k, `drop`", "top_k", from_teacher(missing="drop")),
+    "top_k-reverse": Row("top k, `bucket`, reverse KL", "top_k", from_teacher(divergence="reverse_kl")),
+    "top_k-js": Row("top k, `bucket`, Jensen-Shannon", "top_k", from_teacher(divergence="jensen_shannon")),
+    "draws": Row("draws", "draws", from_teacher(missing="drop")),  # nothing is missing: any treatment is the same
+    "draws-labels": Row("draws and labels, half each", "draws", from_both),
 }
 
 
