@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "distillation"
+RESULTS = EXAMPLE.parents[1] / "benchmarks" / "results" / "distillation_coco.json"
 SMALL = ["--width", "16", "--sentences", "160", "--min_count", "1", "--epochs", "1", "--k", "4"]
 
 
@@ -131,6 +133,15 @@ def test_more_words_than_there_are_is_one_line(distill: ModuleType, tmp_path: Pa
     assert distill.main(words) == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert "k: got 100000" in line
+
+
+def test_the_page_shows_the_rows_that_are_kept(distill: ModuleType) -> None:
+    kept = json.loads(RESULTS.read_text())
+    rows = [distill.summary(row["title"], row["runs"], row["bytes_a_token"]) for row in kept["rows"]]
+    page = (EXAMPLE / "README.md").read_text(encoding="utf-8")
+    assert distill.markdown(rows) in page
+    links = [link for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page) if "://" not in link]
+    assert [link for link in links if not (EXAMPLE / link).exists()] == []
 
 
 def test_coco_becomes_text(distill: ModuleType, tmp_path: Path, capsys: Any) -> None:
