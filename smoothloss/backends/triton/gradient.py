@@ -16,7 +16,8 @@ from smoothloss.backends.triton.device import load_entries, load_logits, mixture
 
 
 @triton.jit
-def _store(pointer, value, mask):
+def store(pointer, value, mask):
+    """Store values in the dtype of the pointer."""
     if pointer.dtype.element_ty != tl.float64:
         value = value.to(tl.float32)  # not every version converts float64 to bfloat16 directly
     tl.store(pointer, value.to(pointer.dtype.element_ty), mask=mask)
@@ -56,6 +57,7 @@ def _write_gradient(
     dense_values,  # (U, V)
     dense_rows,  # (J,)
     dense_weights,  # (J,)
+    prior,  # (V,), read where HAS_PRIOR
     num_values,
     num_mixed,
     num_classes,
@@ -75,6 +77,7 @@ def _write_gradient(
     HAS_SOFTCAP: tl.constexpr,
     HAS_ENTROPY: tl.constexpr,
     HAS_DENSE: tl.constexpr,
+    HAS_PRIOR: tl.constexpr,
 ):
     lane = tl.arange(0, BLOCK)
     for start in range(0, num_classes, BLOCK):
@@ -84,17 +87,17 @@ def _write_gradient(
         removed = even
         if HAS_DENSE:
             removed = mixture(
-                dense_values, dense_rows, dense_weights, num_values, num_mixed, num_classes, column, inside,
-                kept, even, ACCUMULATOR, BLOCK,
+                dense_values, dense_rows, dense_weights, prior, num_values, num_mixed, num_classes, column, inside,
+                kept, even, ACCUMULATOR, BLOCK, HAS_PRIOR,
             )  # fmt: skip
         gradient = _gradient(
             z, removed, peak, inverse, entropy, coefficient, outer, gamma, softcap, HAS_SOFTCAP, HAS_ENTROPY
         )
-        _store(out + column, gradient, inside)
+        store(out + column, gradient, inside)
 
 
 @triton.jit
-def _keep_selected(
+def keep_selected(
     logits,  # (V,)
     selected,  # (S,)
     indices,  # (S,)
@@ -110,6 +113,7 @@ def _keep_selected(
     HAS_SOFTCAP: tl.constexpr,
     HAS_WEIGHTS: tl.constexpr,
 ):
+    """Store the logits of the slots to `selected`."""
     for start in range(0, num_entries, BLOCK_S):
         index, _weight, filled = load_entries(
             indices, weights, start, num_entries, num_classes, ignored, ACCUMULATOR, BLOCK_S, HAS_WEIGHTS
@@ -120,7 +124,7 @@ def _keep_selected(
 
 
 @triton.jit
-def _shared_weight(
+def shared_weight(
     index,  # (BLOCK_S,)
     indices,  # (S,)
     weights,  # (S,)
@@ -159,6 +163,7 @@ def _overwrite_entries(
     dense_values,  # (U, V)
     dense_rows,  # (J,)
     dense_weights,  # (J,)
+    prior,  # (V,), read where HAS_PRIOR
     num_values,
     num_mixed,
     num_entries,
@@ -178,6 +183,7 @@ def _overwrite_entries(
     HAS_SOFTCAP: tl.constexpr,
     HAS_ENTROPY: tl.constexpr,
     HAS_DENSE: tl.constexpr,
+    HAS_PRIOR: tl.constexpr,
     HAS_MANY_ENTRIES: tl.constexpr,
     HAS_WEIGHTS: tl.constexpr,
 ):
@@ -190,7 +196,7 @@ def _overwrite_entries(
             own = tl.load(selected + start + tl.arange(0, BLOCK_S), mask=filled, other=0.0)
             occupied = tl.max((weight != 0).to(tl.int32), 0) > 0
         if occupied:
-            shared = _shared_weight(
+            shared = shared_weight(
                 index,
                 indices,
                 weights,
@@ -205,14 +211,14 @@ def _overwrite_entries(
             removed = even
             if HAS_DENSE:
                 removed = mixture(
-                    dense_values, dense_rows, dense_weights, num_values, num_mixed, num_classes, index, filled,
-                    kept, even, ACCUMULATOR, BLOCK_S,
+                    dense_values, dense_rows, dense_weights, prior, num_values, num_mixed, num_classes, index, filled,
+                    kept, even, ACCUMULATOR, BLOCK_S, HAS_PRIOR,
                 )  # fmt: skip
             gradient = _gradient(
                 own, removed + kept * shared, peak, inverse, entropy, coefficient, outer, gamma, softcap,
                 HAS_SOFTCAP, HAS_ENTROPY,
             )  # fmt: skip
-            _store(out + index, gradient, filled)
+            store(out + index, gradient, filled)
 
 
 @triton.jit
@@ -225,6 +231,7 @@ def backward_row(
     dense_values,  # (U, V)
     dense_rows,  # (J,)
     dense_weights,  # (J,)
+    prior,  # (V,), read where HAS_PRIOR
     num_values,
     num_mixed,
     num_entries,
@@ -247,16 +254,18 @@ def backward_row(
     HAS_SOFTCAP: tl.constexpr,
     HAS_ENTROPY: tl.constexpr,
     HAS_DENSE: tl.constexpr,
+    HAS_PRIOR: tl.constexpr,
     HAS_MANY_ENTRIES: tl.constexpr,
     HAS_WEIGHTS: tl.constexpr,
 ):
     """Write the gradient of the row to `out`, which may be `logits`; weights, not `even`, are scaled by `kept`.
 
-    `even` is the part of the target that each class gets of the mass that lies evenly on all.
+    `even` is the part of the target that each class gets of the mass that lies evenly on all; with a prior, all of that
+    mass.
     """
     if HAS_MANY_ENTRIES:
         z = peak
-        _keep_selected(
+        keep_selected(
             logits, selected, indices, weights, num_entries, num_classes, ignored, readable, scale, softcap,
             ACCUMULATOR, BLOCK_S, HAS_SOFTCAP, HAS_WEIGHTS,
         )  # fmt: skip
@@ -267,13 +276,13 @@ def backward_row(
         z = load_logits(logits + index, filled & (index < readable), scale, softcap, ACCUMULATOR, HAS_SOFTCAP)
     tl.debug_barrier()  # in place, no thread may write before all have loaded what they will need
     _write_gradient(
-        logits, out, dense_values, dense_rows, dense_weights, num_values, num_mixed, num_classes, readable,
+        logits, out, dense_values, dense_rows, dense_weights, prior, num_values, num_mixed, num_classes, readable,
         kept, even, peak, inverse, entropy, coefficient, outer, gamma, scale, softcap,
-        ACCUMULATOR, BLOCK, HAS_SOFTCAP, HAS_ENTROPY, HAS_DENSE,
+        ACCUMULATOR, BLOCK, HAS_SOFTCAP, HAS_ENTROPY, HAS_DENSE, HAS_PRIOR,
     )  # fmt: skip
     tl.debug_barrier()  # the entries' classes were just written, by other threads than write them now
     _overwrite_entries(
-        z, selected, out, indices, weights, dense_values, dense_rows, dense_weights, num_values, num_mixed,
+        z, selected, out, indices, weights, dense_values, dense_rows, dense_weights, prior, num_values, num_mixed,
         num_entries, num_classes, ignored, kept, even, peak, inverse, entropy, coefficient, outer, gamma, softcap,
-        ACCUMULATOR, BLOCK_S, HAS_SOFTCAP, HAS_ENTROPY, HAS_DENSE, HAS_MANY_ENTRIES, HAS_WEIGHTS,
+        ACCUMULATOR, BLOCK_S, HAS_SOFTCAP, HAS_ENTROPY, HAS_DENSE, HAS_PRIOR, HAS_MANY_ENTRIES, HAS_WEIGHTS,
     )  # fmt: skip
