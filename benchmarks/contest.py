@@ -18,6 +18,7 @@ from benchmarks.peers import Step
 from benchmarks.problems import NotRunnableError, Problem, Shape, Vocabulary, errors, small
 
 OURS, PEER, FLOOR = "smoothloss", "peer", "floor"
+NO_TIME = "no time was left for it"
 
 
 class Contender(NamedTuple):
@@ -59,6 +60,7 @@ class Suite(NamedTuple):
     Attributes:
         floor: `what` of the floor.
         floor_factor: how many times the floor's traffic the op needs to move (or its arithmetic to do).
+        products: matrix products of the op with the linear layer.
     """
 
     name: str
@@ -66,6 +68,7 @@ class Suite(NamedTuple):
     contenders: list[Contender]
     floor: str
     floor_factor: float = 1.0
+    products: int = 3
 
 
 class Run:
@@ -161,7 +164,7 @@ class Run:
             return
         n, v, d = self.shape.rows, self.shape.classes, self.shape.hidden
         if self.suite.kind == "linear":
-            row["tflops"] = 6e-9 * n * v * d / row["ms"]
+            row["tflops"] = 2e-9 * self.suite.products * n * v * d / row["ms"]
         else:
             factor = 2 if row["kind"] == FLOOR else 2 * self.suite.floor_factor
             row["gb_per_s"] = factor * 1e-6 * n * v * self.dtype.itemsize / row["ms"]
@@ -225,7 +228,7 @@ def run_suite(suite: Callable[[torch.device], Suite], shapes: list[Shape], dtype
             if left > 0:
                 rows += Run(made, shape, dtype, settings._replace(seconds=left)).rows()
             else:
-                rows += _unmeasured(made, shape, dtype, f"the {settings.seconds:.0f} s for this suite were over")
+                rows += _unmeasured(made, shape, dtype, NO_TIME)
             release(settings.device)
     return rows
 

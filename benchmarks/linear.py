@@ -34,16 +34,17 @@ def sparse(problem: Problem, entries: int) -> Step:
     return step(lambda: F.linear_sparse_cross_entropy(*problem.inputs, *target), problem.inputs)
 
 
-def matmuls(problem: Problem) -> Callable[[], object]:
-    """Return the three products, in float32 where 16-bit products are slower, as in the op."""
+def matmuls(problem: Problem, logits: int = 1) -> Callable[[], object]:
+    """Return the three products, in float32 where 16-bit ones are slower, as in the op; the logits several times."""
     dtype = problem.dtype if has_fast_gemm(problem.device.type, problem.dtype) else torch.float32
     hidden, weight = (tensor.detach().to(dtype) for tensor in problem.inputs)
-    logits = hidden.new_empty(problem.shape.rows, problem.shape.classes)
-    d_logits = torch.randn_like(logits)
+    out = hidden.new_empty(problem.shape.rows, problem.shape.classes)
+    d_logits = torch.randn_like(out)
     d_hidden, d_weight = torch.empty_like(hidden), torch.empty_like(weight)
 
     def run() -> None:
-        torch.mm(hidden, weight.T, out=logits)
+        for _ in range(logits):
+            torch.mm(hidden, weight.T, out=out)
         torch.mm(d_logits, weight, out=d_hidden)
         torch.mm(d_logits.T, hidden, out=d_weight)
 

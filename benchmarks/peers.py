@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from benchmarks.measure import time_once
-from benchmarks.problems import ALPHA, TAU, NotRunnableError, Problem
+from benchmarks.problems import ALPHA, POLICY_ENTROPY, TAU, NotRunnableError, Problem
 
 Step = Callable[[], tuple[Tensor, ...]]
 Loss = Callable[..., Tensor]
@@ -130,6 +130,35 @@ def top_k(problem: Problem, entries: int) -> Step:
     return step(loss, problem.inputs)
 
 
+def log_softmax(problem: Problem) -> Step:
+    """Return log-probability of the target and entropy through ``log_softmax``, as a policy gradient takes them."""
+    return step(lambda: _policy_loss(problem.logits(), problem.target), problem.inputs)
+
+
+def log_softmax_compiled(problem: Problem) -> Step:
+    """Return ``torch.compile`` of `log_softmax`."""
+    compiled = torch.compile(_policy_loss, dynamic=False)
+    return step(lambda: compiled(problem.logits(), problem.target), problem.inputs)
+
+
+def _policy_loss(logits: Tensor, target: Tensor) -> Tensor:
+    log_p = logits.float().log_softmax(-1)
+    entropy = -(log_p.exp() * log_p).sum(-1)
+    return -log_p.gather(-1, target[:, None]).mean() - POLICY_ENTROPY * entropy.mean()
+
+
+def trl_statistics(problem: Problem) -> Step:
+    """Return what TRL's trainers compute: ``selective_log_softmax`` and ``entropy_from_logits``."""
+    from trl.trainer.utils import entropy_from_logits, selective_log_softmax
+
+    def loss() -> Tensor:
+        logits = problem.logits()
+        log_prob = selective_log_softmax(logits, problem.target)
+        return -log_prob.mean() - POLICY_ENTROPY * entropy_from_logits(logits).mean()
+
+    return step(loss, problem.inputs)
+
+
 def dense_matrix(problem: Problem) -> Step:
     """Return Tok as the authors compute it: rows of a dense (V, V) matrix of cosines, softmaxed, times log-softmax."""
     matrix = problem.vocabulary.matrix
@@ -185,6 +214,19 @@ def liger_linear_best(problem: Problem) -> Step:
     factors = [factor for factor in (2, 4, 8, 16, 32, 64) if factor < 2 * most]
     candidates = {f"chunk_mem_const {n}": step(lambda n=n: loss(n), problem.inputs) for n in factors}
     return fastest("liger", candidates, problem)
+
+
+def liger_statistics(problem: Problem) -> Step:
+    """Return Liger's fused linear scaled cross-entropy with the entropy; on the CPU its chunks of 512 in PyTorch."""
+    from liger_kernel.ops.fused_linear_scaled_cross_entropy import (
+        LigerFusedLinearScaledCrossEntropyFunction as Function,
+    )
+
+    def loss() -> Tensor:
+        nll, entropy = Function.apply(*problem.inputs, problem.target, return_entropy=True)
+        return nll.mean() - POLICY_ENTROPY * entropy.mean()
+
+    return step(loss, problem.inputs)
 
 
 # Cut Cross-Entropy and QuACK

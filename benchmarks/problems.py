@@ -9,10 +9,13 @@ import torch
 from torch import Tensor
 
 from smoothloss import SimilarityTable
+from smoothloss.backends.common import RowOptions
 from smoothloss.similarity import TailMode
 from smoothloss.testing import dense_loss, dense_target, relative_error
 
 HARD, SIMILAR = "hard labels", "similarity rows"
+# -log p of the target, less a share of the entropy: what a policy gradient is made of.
+POLICY, POLICY_ENTROPY = "log-probability and entropy", 0.01
 ENTRIES = (21, 64)
 ALPHA, TAU, NEIGHBOURS = 0.4, 0.18, 20
 VECTOR_SIZE = 300
@@ -41,6 +44,7 @@ SHAPES = {
         Shape("coco", 1280, 9800, 512, 16, rnn=True),
         Shape("wmt", 2560, 30000, 1024, 32, rnn=True),
         Shape("30k", 2048, 30000, 1024, 32),
+        Shape("2k", 2048, 32000, 1024, 32),
         Shape("32k", 8192, 32768, 4096, 32),
         Shape("64k", 8192, 65536, 4096, 32),
         Shape("llama3", 8192, 128256, 4096, 32),
@@ -164,15 +168,16 @@ class Problem:
         return zeros.scatter_add_(1, indices.long(), weights).to(self.dtype)
 
     def oracle(self, target: str) -> tuple[Tensor, ...]:
-        """Return mean loss and gradients in float64 against a target: HARD, SIMILAR, or ``soft(entries)``."""
+        """Return mean loss and gradients in float64 against a target: HARD, POLICY, SIMILAR, or ``soft(entries)``."""
         wide = [tensor.detach().double().requires_grad_() for tensor in self.inputs]
         logits = wide[0] if self.kind == "logits" else wide[0] @ wide[1].T
-        loss = dense_loss(logits, self._target64(target)).mean()
+        options = RowOptions(entropy=POLICY_ENTROPY if target == POLICY else 0.0)
+        loss = dense_loss(logits, self._target64(target), options).mean()
         return loss.detach(), *torch.autograd.grad(loss, wide)
 
     def _target64(self, target: str) -> Tensor:
         one_hot = torch.nn.functional.one_hot(self.target, self.shape.classes).double()
-        if target == HARD:
+        if target in (HARD, POLICY):
             return one_hot
         if target == SIMILAR:
             return (1 - ALPHA) * one_hot + ALPHA * self.vocabulary.table("exact").rows(self.target, dtype=torch.float64)

@@ -5,7 +5,9 @@
 
 #include <pybind11/stl.h>
 
+#include <array>
 #include <cstdint>
+#include <cstring>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -23,13 +25,13 @@ using ArrayTuple = std::tuple<uintptr_t, int, int64_t>;
 constexpr int kInt32 = 4, kInt64 = 5;
 
 // (data_ptr, dtype, rows, classes, row_stride); (indices, slots, weights, uniform, are_labels, ignore_index);
-// (values, num_rows, rows, slots, weights); (label_smoothing, entropy, z_loss, logit_scale, softcap);
-// (data_ptr, dtype, row_stride); (target, samples, num_candidates, batch, length, target_weights, sample_weights,
-// alpha, token_alpha, ignore_index); (indices, weights, tail, num_tokens, num_neighbours)
+// (values, num_rows, rows, slots, weights); the options in their order; (data_ptr, dtype, row_stride);
+// (target, samples, num_candidates, batch, length, target_weights, sample_weights, alpha, token_alpha, ignore_index);
+// (indices, weights, tail, num_tokens, num_neighbours)
 using LogitsTuple = std::tuple<uintptr_t, int, int64_t, int64_t, int64_t>;
 using TargetsTuple = std::tuple<ArrayTuple, int64_t, ArrayTuple, ArrayTuple, bool, int64_t>;
 using DenseTuple = std::tuple<ArrayTuple, int64_t, ArrayTuple, int64_t, ArrayTuple>;
-using OptionsTuple = std::tuple<double, double, double, double, double>;
+using OptionsTuple = std::array<double, kOptions>;
 using OutputTuple = std::tuple<uintptr_t, int, int64_t>;
 using CandidatesTuple =
     std::tuple<ArrayTuple, ArrayTuple, int64_t, int64_t, int64_t, ArrayTuple, ArrayTuple, double, double, int64_t>;
@@ -133,7 +135,8 @@ inline SmoothedTargetArguments make_smoothed_target(const CandidatesTuple& candi
     require(positions == 0 || (out_indices != 0 && out_weights != 0), "target: got a null pointer");
     require(count == 1 || positions == 0 || std::get<1>(target) == std::get<1>(samples),
             "samples: got another type than the target's");
-    constexpr int float32 = static_cast<int>(DataType::float32);
+    constexpr int float32 = static_cast<int>(DataType::float32), float64 = static_cast<int>(DataType::float64);
+    bool are_double = std::get<1>(sample_weights) == float64;
     int64_t entries = num_tokens * num_neighbours;
     return {index_address(target, "target", positions),
             index_address(samples, "samples", (count - 1) * positions),
@@ -142,7 +145,8 @@ inline SmoothedTargetArguments make_smoothed_target(const CandidatesTuple& candi
             batch,
             length,
             static_cast<const float*>(address_if_given(target_weights, "target_weights", float32, batch)),
-            static_cast<const float*>(address_if_given(sample_weights, "sample_weights", float32, (count - 1) * batch)),
+            address_if_given(sample_weights, "sample_weights", are_double ? float64 : float32, (count - 1) * batch),
+            are_double,
             alpha,
             static_cast<const int32_t*>(address(table_indices, "table.indices", kInt32, entries)),
             static_cast<const float*>(address(table_weights, "table.weights", float32, entries)),
@@ -187,10 +191,11 @@ inline ScaledCopyArguments make_scaled_copy(uintptr_t values, int type, int64_t 
 }
 
 inline RowOptions make_options(const OptionsTuple& t) {
-    auto [label_smoothing, entropy, z_loss, logit_scale, softcap] = t;
-    require(logit_scale > 0, "logit_scale: got " + std::to_string(logit_scale) + ", expected a positive number");
-    require(softcap >= 0, "softcap: got " + std::to_string(softcap) + ", expected 0 (none) or a positive number");
-    return {label_smoothing, entropy, z_loss, logit_scale, softcap};
+    RowOptions options;
+    std::memcpy(&options, t.data(), sizeof(options));
+    const char* fault = fault_of(options);
+    require(!fault, fault ? fault : "");
+    return options;
 }
 
 inline RowOptions make_transform(double logit_scale, double softcap) {

@@ -3,6 +3,7 @@
 #include "bindings_cuda_common.h"
 #include "bindings_cuda_rewards.h"
 #include "bindings_cuda_sampling.h"
+#include "cuda/token_statistics.h"
 
 namespace smoothloss {
 namespace {
@@ -79,12 +80,22 @@ void forward_backward(const LogitsTuple& logits_tuple, const TargetsTuple& targe
     reduce_rows(logits, a.loss, a.mass, reduction, loss, scale, device, stream);
 }
 
-void select(const LogitsTuple& logits_tuple, const TargetsTuple& targets, uintptr_t statistics, uintptr_t selected,
-            int device, uintptr_t stream) {
+void statistics_forward(const LogitsTuple& logits_tuple, const TargetsTuple& targets, double logit_scale,
+                        double softcap, const StatisticsTuple& results, int device, uintptr_t stream) {
     Logits logits = make_logits(logits_tuple);
-    SelectArguments a{logits, make_targets(targets, logits), pointer(statistics), pointer(selected)};
+    TokenStatisticsArguments a = make_token_statistics(logits, targets, logit_scale, softcap, results);
     py::gil_scoped_release release;
-    check(cuda::logsumexp_and_select_forward(a, device, pointer(stream)), "logsumexp_and_select_forward");
+    check(cuda::token_statistics_forward(a, device, pointer(stream)), "token_statistics_forward");
+}
+
+void statistics_backward(const LogitsTuple& logits_tuple, const TargetsTuple& targets, double logit_scale,
+                         double softcap, const ArrayTuple& saved, const StatisticsGradientsTuple& grads,
+                         const OutputTuple& out, int device, uintptr_t stream) {
+    Logits logits = make_logits(logits_tuple);
+    TokenStatisticsBackwardArguments a =
+        make_token_statistics_backward(logits, targets, logit_scale, softcap, saved, grads, make_output(out, logits));
+    py::gil_scoped_release release;
+    check(cuda::token_statistics_backward(a, device, pointer(stream)), "token_statistics_backward");
 }
 
 void smoothed_target(const CandidatesTuple& candidates, const TableTuple& table, uintptr_t out_indices,
@@ -123,7 +134,8 @@ PYBIND11_MODULE(_C_cuda, m) {
     m.def("sparse_cross_entropy_forward", &s::forward);
     m.def("sparse_cross_entropy_backward", &s::backward);
     m.def("sparse_cross_entropy_forward_backward", &s::forward_backward);
-    m.def("logsumexp_and_select_forward", &s::select);
+    m.def("token_statistics_forward", &s::statistics_forward);
+    m.def("token_statistics_backward", &s::statistics_backward);
     m.def("smoothed_target", &s::smoothed_target);
     m.def("reduce", &s::reduce);
     m.def("scaled_copy", &s::scaled_copy);

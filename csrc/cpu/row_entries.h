@@ -76,12 +76,6 @@ SMOOTHLOSS_HD RowTarget<double> row_target(const RowEntries<T>& entries, const D
                                    options.label_smoothing);
 }
 
-template <class T>
-SMOOTHLOSS_HD TransformTerms<T> transform_terms(const RowOptions& options) {
-    return {static_cast<T>(options.logit_scale), static_cast<T>(options.softcap),
-            static_cast<T>(options.softcap != 0 ? 1 / options.softcap : 0)};
-}
-
 // One logit through the very arithmetic that the passes use: a z from elsewhere could exceed the maximum of its row,
 // and the loss fall below zero.
 template <Transform TRANSFORM, class T>

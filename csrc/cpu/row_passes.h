@@ -1,6 +1,7 @@
 // The two passes over a row: the statistics of its softmax, and its gradient.
 #pragma once
 
+#include "common/arguments.h"
 #include "common/dense_terms.h"
 #include "cpu/vector_math.h"
 
@@ -16,6 +17,25 @@ struct TransformTerms {
     T softcap;
     T inverse_softcap;
 };
+
+template <class T>
+SMOOTHLOSS_HD TransformTerms<T> transform_terms(const RowOptions& options) {
+    return {static_cast<T>(options.logit_scale), static_cast<T>(options.softcap),
+            static_cast<T>(options.softcap != 0 ? 1 / options.softcap : 0)};
+}
+
+template <Transform VALUE>
+struct TransformTag {
+    static constexpr Transform value = VALUE;
+};
+
+// Calls function(tag) with the transform that the options ask for.
+template <class Function>
+SMOOTHLOSS_HD void with_transform(const RowOptions& options, Function function) {
+    if (options.softcap != 0) return function(TransformTag<Transform::softcap>());
+    if (options.logit_scale != 1) return function(TransformTag<Transform::scale>());
+    function(TransformTag<Transform::none>());
+}
 
 template <class T>
 struct Transformed {

@@ -65,23 +65,25 @@ SMOOTHLOSS_NOINLINE RowSums<T> row_sums(const Storage* row, const RowEntries<T>&
             sums.block_of_largest = begin;
         }
         const int32_t* block = scratch.first + begin / kBlock;
+        // The transform is increasing, so the largest input is the largest z.
+        T max = transform<TRANSFORM, T>(broadcast<T>(largest), terms).z[0];
         T before = static_cast<T>(sums.rest.max);
         if (slots.slots && block[0] < block[1]) {
             // The listed classes are taken out of a copy: what is nothing has been taken out already.
+            bool takes_largest = false;
             transformed_block<TRANSFORM, T>(row + begin, count, buffer, terms);
             for (int32_t k = block[0]; k < block[1]; ++k) {
                 T* z = buffer + (scratch.index[k] - begin);
                 if (*z == static_cast<T>(kNothing)) continue;
+                takes_largest |= *z == max;
                 scratch.z[num_listed++] = static_cast<double>(*z);
                 *z = static_cast<T>(kNothing);
             }
-            T max = block_max<T>(buffer, count);
+            if (takes_largest) max = block_max<T>(buffer, count);
             max = max > before ? max : before;
             sums.rest =
                 merge(sums.rest, block_state<Transform::none, true, false, T>(buffer, count, max, T(0), plain).softmax);
         } else {
-            // The transform is increasing, so the largest input is the largest z.
-            T max = transform<TRANSFORM, T>(broadcast<T>(largest), terms).z[0];
             max = max > before ? max : before;
             sums.rest =
                 merge(sums.rest, block_state<TRANSFORM, true, false, T>(row + begin, count, max, T(0), terms).softmax);
@@ -153,8 +155,8 @@ void forward_rows(const TokenStatisticsArguments& a, int64_t begin, int64_t end,
         put<T>(a.entropy, n, softmax.entropy);
         put<T>(a.logsumexp, n, softmax.lse());
         a.argmax[n] = first_largest(row, slots.classes, sums, all.sum);
-        put<T>(a.saved, n * kSavedStatistics, softmax.center);
-        put<T>(a.saved, n * kSavedStatistics + 1, all.sum);
+        put<T>(a.saved, n * kSavedStatistics, sums.listed.max);
+        put<T>(a.saved, n * kSavedStatistics + 1, sums.listed.sum);
         put<T>(a.saved, n * kSavedStatistics + 2, softmax.entropy);
         put<T>(a.saved, n * kSavedStatistics + 3, sums.rest.max);
         put<T>(a.saved, n * kSavedStatistics + 4, sums.rest.sum);
@@ -201,10 +203,25 @@ SMOOTHLOSS_HD double get_if_given(const void* values, int64_t n) {
     return values ? get<T>(values, n) : 0;
 }
 
-// dz / dx = logit_scale (1 - (z / softcap)^2).
-SMOOTHLOSS_HD double chain_factor(double z, const RowOptions& options) {
-    double t = options.softcap != 0 ? z / options.softcap : 0;
-    return options.logit_scale * (1 - t * t);
+// What `listed_gradient` says, for all classes of the list, times dz / dx = logit_scale (1 - (z / softcap)^2).
+template <class OutStorage>
+SMOOTHLOSS_NOINLINE void write_listed(OutStorage* out, int64_t distinct, const RowGradients<double>& grads,
+                                      const RowSoftmax<double>& softmax, double sum, const RowOptions& options,
+                                      const StatisticsScratch& scratch) {
+    constexpr int width = Lanes<double>::width;
+    double inverse_softcap = options.softcap != 0 ? 1 / options.softcap : 0;
+    double common = grads.logsumexp - grads.listed - grads.rest;
+    for (int64_t i = 0; i < distinct; i += width) {
+        Vector<double> z = load(scratch.z + i), own = load(scratch.gradient + i);
+        Vector<double> distance = z - softmax.center;
+        Vector<double> p = vector_exp<double>(distance) / sum;
+        Vector<double> log_p = distance - softmax.log_sum;
+        Vector<double> value = own + p * (common - grads.entropy * (log_p + softmax.entropy));
+        value = (p == 0.0 ? own : value) * options.logit_scale;  // 0 log 0 = 0
+        Vector<double> t = z * inverse_softcap;
+        if (options.softcap != 0) value *= 1.0 - t * t;
+        for (int j = 0; j < width && i + j < distinct; ++j) write(out + scratch.index[i + j], value[j]);
+    }
 }
 
 template <Transform TRANSFORM, class T, class Storage, class OutStorage>
@@ -239,11 +256,7 @@ void backward_rows(const TokenStatisticsBackwardArguments& a, int64_t begin, int
         } else {
             write_gradient<TRANSFORM, false, T>(row, out, slots.classes, terms, transforms);
         }
-        for (int64_t i = 0; i < distinct; ++i) {
-            double z = scratch.z[i];
-            double value = listed_gradient(grads, scratch.gradient[i], z, softmax, all.sum);
-            write(out + scratch.index[i], value * chain_factor(z, a.options));
-        }
+        write_listed(out, distinct, grads, softmax, all.sum, a.options, scratch);
     }
 }
 

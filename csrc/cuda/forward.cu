@@ -1,4 +1,4 @@
-// One thread block per row: the loss and what the backward needs of it, or the logsumexp and some logits.
+// One thread block per row: the loss and what the backward needs of it.
 #include "cuda/launch.cuh"
 #include "cuda/sparse_cross_entropy.h"
 
@@ -30,24 +30,6 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks<Storage>) forward_kern
     put_statistics(a.statistics, problem.n, statistics, entropy);
 }
 
-template <class Storage>
-__global__ void __launch_bounds__(kMaxThreads, kMinBlocks<Storage>) select_kernel(SelectArguments a) {
-    using T = typename Accumulator<Storage>::Type;
-    constexpr int count = pack_count<Storage, Storage>;
-    int64_t n = blockIdx.x;
-    uint32_t classes = static_cast<uint32_t>(a.logits.classes);
-    const Storage* logits = logits_of<Storage>(a.logits, n);
-    RowContext<T> row{{1, 0, 0}, false, {nullptr, nullptr, nullptr, 0, 0, classes}, 1, 0};
-    RowState<T> state = block_merge<Mode::plain>(
-        thread_state<Mode::plain, false, count>(logits, layout_of<count>(logits, classes), row, nullptr));
-    if (threadIdx.x == 0) put_statistics(a.statistics, n, state.softmax, T(0));
-    Entries<T> entries = entries_of<T>(a.targets, n, classes);
-    for (int s = threadIdx.x; s < entries.slots; s += blockDim.x) {
-        int32_t index = entries.index(s);
-        put(a.selected, n * a.targets.slots + s, index >= 0 ? to_accumulator(logits[index]) : T(0));
-    }
-}
-
 Geometry geometry_of(const Logits& logits) {
     return {logits.rows, threads_of_block(logits), 0, 0};
 }
@@ -66,20 +48,10 @@ int sparse_cross_entropy_forward(const ForwardArguments& a, int device, void* st
     return error;
 }
 
-int logsumexp_and_select_forward(const SelectArguments& a, int device, void* stream) {
-    int error = cudaSetDevice(device);
-    if (error != cudaSuccess) return error;
-    with_type(a.logits.type, [&](auto in) {
-        using Storage = typename decltype(in)::Storage;
-        error = launch(select_kernel<Storage>, a, geometry_of(a.logits), stream);
-    });
-    return error;
-}
-
 int status(int device) {
     cudaFuncAttributes attributes;
     cudaError_t error = cudaSetDevice(device);
-    if (error == cudaSuccess) error = cudaFuncGetAttributes(&attributes, select_kernel<float>);
+    if (error == cudaSuccess) error = cudaFuncGetAttributes(&attributes, forward_kernel<Mode::plain, float>);
     if (error != cudaSuccess) cudaGetLastError();  // clears what is no business of the next call
     return error;
 }

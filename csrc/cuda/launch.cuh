@@ -48,8 +48,9 @@ template <class Arguments>
 Mode mode_of(const Arguments& a) {
     const RowOptions& o = a.options;
     if (a.dense.slots > 0) return Mode::dense;
-    if (o.softcap != 0) return Mode::softcap;
-    bool plain = !a.targets.uniform && o.label_smoothing == 0 && o.entropy == 0 && o.logit_scale == 1;
+    Mode transform = mode_of_transform(o);
+    if (transform == Mode::softcap) return transform;
+    bool plain = transform == Mode::plain && !a.targets.uniform && o.label_smoothing == 0 && o.entropy == 0;
     return plain && a.targets.slots <= max_entries(a.logits.type) ? Mode::plain : Mode::general;
 }
 

@@ -20,6 +20,12 @@ __device__ __forceinline__ TransformTerms<T> transform_terms(const RowOptions& o
     return {static_cast<T>(options.logit_scale), static_cast<T>(options.softcap), inverse};
 }
 
+// The first mode that knows the transform.
+inline Mode mode_of_transform(const RowOptions& options) {
+    if (options.softcap != 0) return Mode::softcap;
+    return options.logit_scale != 1 ? Mode::general : Mode::plain;
+}
+
 template <class T>
 struct Transformed {
     T z;

@@ -11,7 +11,6 @@ namespace cuda {
 int sparse_cross_entropy_forward(const ForwardArguments& arguments, int device, void* stream);
 int sparse_cross_entropy_backward(const BackwardArguments& arguments, int device, void* stream);
 int sparse_cross_entropy_forward_backward(const ForwardBackwardArguments& arguments, int device, void* stream);
-int logsumexp_and_select_forward(const SelectArguments& arguments, int device, void* stream);
 int smoothed_target(const SmoothedTargetArguments& arguments, int device, void* stream);
 int reduce(const ReduceArguments& arguments, int device, void* stream);
 int scaled_copy(const ScaledCopyArguments& arguments, int device, void* stream);

@@ -13,7 +13,6 @@ from smoothloss import functional as F
 from smoothloss._evaluate import check_linear, check_logits, implementation
 from smoothloss.backends import Implementation
 from smoothloss.backends.common import RowOptions, TokenStatistics, accumulator_dtype, without_autocast
-from smoothloss.backends.reference import transform_logits
 from smoothloss.ops.linear_cross_entropy import Linear
 from smoothloss.ops.linear_layer import default_chunk_bytes
 from smoothloss.ops.transforms import is_eager
@@ -77,8 +76,8 @@ class OnLogits:
         _check_is_reference(self.input, self.impl)
 
         def of_rows(logits: Tensor, present: Tensor, *arguments: Tensor) -> Tensor:
-            logits = logits.where(present.unsqueeze(-1), 0.0)
-            return terms(transform_logits(logits, self.row).log_softmax(-1), *arguments)
+            logits = logits.masked_fill(~present.unsqueeze(-1), 0.0)
+            return terms(_log_probs(logits.to(self.dtype), self.row), *arguments)
 
         rows = self.input.reshape(present.numel(), self.num_classes)
         return _by_chunks(of_rows, rows, (present, *arguments), _rows_of(self, None))
@@ -123,10 +122,17 @@ class OnHidden:
             hidden = hidden.where(present.unsqueeze(-1), 0.0)
             with without_autocast(hidden.device.type):
                 logits = torch.nn.functional.linear(hidden.to(self.dtype), weight, bias)
-            return terms(transform_logits(logits, self.row).log_softmax(-1), *arguments)
+            return terms(_log_probs(logits.to(self.dtype), self.row), *arguments)
 
         rows = self.input.reshape(present.numel(), self.input.shape[-1])
         return _by_chunks(of_rows, rows, (present, *arguments), _rows_of(self, self.linear))
+
+
+def _log_probs(z: Tensor, row: RowOptions) -> Tensor:
+    """Return ``log softmax(softcap * tanh(logit_scale * z / softcap))``."""
+    z = z * row.logit_scale
+    z = row.softcap * torch.tanh(z / row.softcap) if row.softcap else z
+    return z.log_softmax(-1)
 
 
 def _given(row: RowOptions) -> dict[str, Any]:

@@ -37,8 +37,8 @@ def jensen_shannon(log_q: Tensor, log_p: Tensor, beta: float) -> Tensor:
 
     With ``d = log p - log q`` ::
 
-        log m - log q = log(beta + (1 - beta) e^d)     = log1p((1 - beta) expm1(d))        where d <= 0
-                                                       = d + log1p(beta expm1(-d))         where d > 0
+        log m - log q = log(beta + (1 - beta) e^d) = log1p((1 - beta) expm1(d))      where d <= 0
+                                                   = d + log1p(beta expm1(-d))       where d > 0
 
     which neither overflows nor, where p and q are close, cancels. The derivative by log p is
     ``(1 - beta) p (log p - log m)``. At beta = 0 and 1, where all of this is 0, it is forward and reverse KL: the
@@ -48,10 +48,10 @@ def jensen_shannon(log_q: Tensor, log_p: Tensor, beta: float) -> Tensor:
         return reverse_kl(log_q, log_p) if beta else forward_kl(log_q, log_p)
     log_q, log_p = log_q.clamp(min=_NOTHING), log_p.clamp(min=_NOTHING)
     d = log_p - log_q
-    above = d > 0
-    share = torch.full_like(d, 1 - beta).masked_fill(above, beta)
-    log_factor = torch.log1p(share * torch.expm1(torch.where(above, -d, d)))
-    from_q, from_p = log_factor + d.where(above, 0.0), log_factor - d.where(~above, 0.0)
+    above = torch.relu(d)  # whose derivative at 0 is 0, and that of the other part 1: there too it is one or the other
+    below = d - above
+    log_factor = torch.log1p((1 - beta) * torch.expm1(below)) + torch.log1p(beta * torch.expm1(-above))
+    from_q, from_p = log_factor + above, log_factor - below
     return -(beta * log_q.exp() * from_q + (1 - beta) * log_p.exp() * from_p).sum(-1)
 
 

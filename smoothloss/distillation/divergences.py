@@ -62,12 +62,12 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from smoothloss._numbers import as_integer
 from smoothloss._validation import (
     REDUCTIONS,
     check_choice,
     check_constant,
     check_device,
+    check_integer,
     check_number,
     check_shape,
     check_tensor,
@@ -231,7 +231,7 @@ def check_memory(chunk_bytes: int | None, memory: Memory) -> int | None:
         TypeError, ValueError: naming the option, what was got and what was expected.
     """
     check_choice(memory, "memory", get_args(Memory))
-    return None if chunk_bytes is None else as_integer(chunk_bytes, "chunk_bytes", 1)
+    return None if chunk_bytes is None else check_integer(chunk_bytes, "chunk_bytes", 1)
 
 
 def _check_teacher(student: Student, teacher: Teacher, weight: Tensor | None) -> None:

@@ -107,24 +107,24 @@ def recomputed(
         layer.ignore(total)
         if grad.numel() > 1:  # what comes down to an ignored row may be anything, too
             upstream = upstream.masked_fill(total == 0, 0.0)
-    saved = _Saved(upstream, statistics)
+    saved = Saved(upstream, statistics)
     if target.source is not None:
         grads = _backward_by_rows(layer, target, saved, options, chunk_bytes, wanted, impl)
     else:
         total = total if mass is None else mass.to(layer.accumulator)
-        grads = _backward_by_classes(layer, target, saved, total.contiguous(), options, chunk_bytes, wanted, impl)
+        grads = backward_by_classes(layer, target, saved, total.contiguous(), options, chunk_bytes, wanted, impl)
     return grads[0].to(inputs.dtype), grads[1].to(inputs.dtype), grads[2].to(inputs.dtype)
 
 
-class _Saved(NamedTuple):
+class Saved(NamedTuple):
     """What the backward knows of every row: incoming gradient ``(N,)`` and statistics ``(N, 3)``."""
 
     grad: Tensor
     statistics: Tensor
 
 
-def _backward_by_classes(
-    layer: LinearLayer, target: FlatTarget, saved: _Saved, mass: Tensor, options: RowOptions,
+def backward_by_classes(
+    layer: LinearLayer, target: FlatTarget, saved: Saved, mass: Tensor, options: RowOptions,
     chunk_bytes: int, wanted: list[bool], impl: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Slice the vocabulary: each slice of the weight's gradient is written once, in its own dtype.
@@ -133,7 +133,7 @@ def _backward_by_classes(
     folded into weights and uniform mass first.
     """
     eps, num_classes = options.label_smoothing, layer.num_classes
-    rows = _entries(target, layer.accumulator)
+    rows = as_entries(target, layer.accumulator)
     assert rows.weights is not None
     uniform = eps * mass if rows.uniform is None else (1 - eps) * rows.uniform + eps * mass
     weights = rows.weights * (1 - eps) if eps else rows.weights
@@ -160,7 +160,7 @@ def _backward_by_classes(
     return sums.results()
 
 
-def _entries(target: FlatTarget, dtype: torch.dtype) -> RowTarget:
+def as_entries(target: FlatTarget, dtype: torch.dtype) -> RowTarget:
     """Return the target as entries with weights, int32 indices, -1 in empty slots; class numbers too."""
     rows = target.rows(dtype)
     indices = rows.indices if rows.indices.dim() == 2 else rows.indices.unsqueeze(-1)
@@ -184,7 +184,7 @@ def _slice_size(layer: LinearLayer, chunk_bytes: int) -> int:
 
 
 def _backward_by_rows(
-    layer: LinearLayer, target: FlatTarget, saved: _Saved, options: RowOptions,
+    layer: LinearLayer, target: FlatTarget, saved: Saved, options: RowOptions,
     chunk_bytes: int, wanted: list[bool], impl: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Cut the batch into chunks of rows, since dense rows are computed whole."""

@@ -14,7 +14,8 @@ from smoothloss.ops.transforms import DOUBLE_BACKWARD, apply, is_transformed
 LIBRARY = torch.library.Library("smoothloss", "DEF")
 # What `FlatTarget.pack` returns.
 TARGET_SCHEMA = "Tensor indices, Tensor? weights, Tensor? uniform, Tensor[] source, float[] settings, int? ignore_index"
-OPTIONS_SCHEMA = "float label_smoothing, float entropy, float z_loss, float logit_scale, float softcap"
+# All of `RowOptions`, in their order.
+OPTIONS_SCHEMA = "float[] options"
 
 
 class Operator:

@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from smoothloss._numbers import as_integer
-from smoothloss._validation import check_number
+from smoothloss._validation import check_integer, check_number
 from smoothloss.backends.common import (
     Candidates,
     DenseRows,
@@ -44,7 +43,8 @@ class Target:
         shape: that of the positions, ``(...)``.
         flat: the same target with one row for each position, as the operators take it.
         num_classes: V where the target knows it (from a table), else None.
-        counted: ``(...)`` positions over which "mean" averages; None: those whose mass is not 0.
+        counted: ``(...)`` positions over which "mean" averages, without the dimension of the sequences where each
+            position is that of several; None: those whose mass is not 0.
     """
 
     def __init__(
@@ -125,7 +125,8 @@ class Target:
         source = scaled(flat.source, factor)
         uniform = None if flat.uniform is None else flat.uniform * factor
         flat = replaced(FlatTarget, flat, weights=flat.weights * factor, uniform=uniform, source=source)
-        return Target(self.shape, flat, self._given, self.num_classes, self.counted)
+        counted = None if self.counted is None else self.counted & (factor != 0)
+        return Target(self.shape, flat, self._given, self.num_classes, counted)
 
     __rmul__ = __mul__
 
@@ -146,9 +147,15 @@ class Target:
                 f"target: got targets over {self.num_classes} and {other.num_classes} classes, expected the same"
             )
         num_classes = self.num_classes if other.num_classes is None else other.num_classes
-        counted = self.counted if other.counted is None else other.counted
+        counted = None
+        if self.counted is not None or other.counted is not None:
+            counted = self._counted_together() | other._counted_together()
         flat = _joined(self._entries(), other._entries())
         return Target(self.shape, flat, self._given + other._given, num_classes, counted)
+
+    def _counted_together(self) -> Tensor:
+        """Return the positions that count where each is that of several sequences, ``(B, T)`` of ``(L + 1, B, T)``."""
+        return (self.mass() != 0).any(0) if self.counted is None else self.counted
 
     def __repr__(self) -> str:
         slots = 1 if self.flat.weights is None else self.flat.weights.shape[-1]
@@ -171,7 +178,7 @@ class Target:
         return FlatTarget(indices, weights)
 
     def _checked(self, num_classes: int) -> int:
-        num_classes = as_integer(num_classes, "num_classes", 1)
+        num_classes = check_integer(num_classes, "num_classes", 1)
         if self.num_classes not in (None, num_classes):
             raise ValueError(f"num_classes: got {num_classes}, expected {self.num_classes}, those of the target")
         return num_classes

@@ -133,3 +133,115 @@ def test_bad_tensors_are_refused_by_name() -> None:
         with pytest.raises(ValueError, match=message):
             native.token_statistics_backward(**(good | change))
     assert statistics.argmax.dtype == torch.int64
+
+
+# ---- the CUDA source on the host
+
+
+@pytest.fixture
+def kernels(native_on_emulated_cuda: Any) -> Any:
+    return native_on_emulated_cuda
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("types", [*TYPES, "float16"])
+@pytest.mark.usefixtures("kernels")
+def test_cuda_rows(types: str, name: str) -> None:
+    dtype, out_dtype = TYPES.get(types, (torch.float16, torch.float16))
+    for classes, slots in itertools.product((1, 7, 100, 1003, 9800), (0, 1, 21)):
+        logits, indices, weights, _ = make_inputs(3, classes, slots, dtype=dtype, seed=classes)
+        grads = random_gradients(indices, weights.dtype)
+        out = torch.full_like(logits, torch.nan, dtype=out_dtype)
+        statistics = run(logits, indices, OPTIONS[name], grads, out)
+        assert_defined(statistics, out, logits, indices, OPTIONS[name], grads)
+
+
+@pytest.mark.usefixtures("kernels", "order")
+def test_cuda_in_place_and_misaligned() -> None:
+    for dtype, offset, name in itertools.product((torch.float32, torch.bfloat16), (0, 3), OPTIONS):
+        given, indices, weights, _ = make_inputs(3, 1003, 40, dtype=dtype)
+        grads = random_gradients(indices, weights.dtype)
+        buffer = torch.zeros(3, 1010, dtype=dtype)
+        logits = buffer[:, offset : offset + 1003]
+        logits.copy_(given)
+        statistics = run(logits, indices, OPTIONS[name], grads, logits)
+        assert_defined(statistics, logits, given, indices, OPTIONS[name], grads)
+        logits.zero_()
+        assert not buffer.any(), "written beyond the row"
+
+
+@pytest.mark.usefixtures("kernels", "order")
+def test_cuda_with_more_slots_or_classes_than_shared_memory_holds() -> None:
+    for dtype, classes, slots in (
+        (torch.float32, 9801, 3600),
+        (torch.float64, 5003, 2100),
+        (torch.bfloat16, 400003, 9),
+    ):
+        given, indices, weights, _ = make_inputs(2, classes, slots, dtype=dtype, ignored=0.0)
+        grads = random_gradients(indices, weights.dtype)
+        logits = given.clone()
+        statistics = run(logits, indices, RowOptions(), grads, logits)
+        assert_defined(statistics, logits, given, indices, RowOptions(), grads)
+
+
+@pytest.mark.usefixtures("kernels")
+def test_cuda_every_subset_of_the_gradients() -> None:
+    logits, indices, _, _ = make_inputs(3, 203, 5, dtype=torch.float64, ignored=0.0)
+    every = random_gradients(indices, torch.float64)
+    for used in itertools.product((True, False), repeat=4):
+        grads = StatisticsGradients(*(grad if use else None for grad, use in zip(every, used, strict=True)))
+        out = torch.full_like(logits, torch.nan)
+        run(logits, indices, RowOptions(), grads, out)
+        if any(used):
+            _, expected = statistics_gradient(logits, indices, RowOptions(), grads, torch.float64)
+            torch.testing.assert_close(out, expected, rtol=1e-11, atol=1e-12)
+        else:
+            assert out.eq(0).all()
+
+
+@pytest.mark.usefixtures("kernels", "order")
+def test_cuda_finds_the_first_of_the_largest_and_the_first_nan() -> None:
+    for dtype, offset in itertools.product((torch.float32, torch.bfloat16), range(8)):
+        logits = torch.zeros(6, 1011, dtype=dtype)[:, offset : offset + 1003]
+        logits[1, [1002, 1001, 7]] = 1.0
+        logits[2] = -torch.inf
+        logits[3, 1000:] = 2.0
+        logits[4, [900, 77]], logits[4, 5] = torch.nan, 9.0
+        logits[5] = -torch.inf
+        logits[5, 1002] = 0.0
+        statistics, _ = native.token_statistics(logits, torch.full((6, 1), 7), RowOptions())
+        assert torch.equal(statistics.argmax, logits.argmax(-1))
+
+
+@pytest.mark.usefixtures("kernels")
+def test_cuda_out_of_range_is_an_empty_slot() -> None:
+    logits, indices, _, _ = make_inputs(3, 203, 5, ignored=0.0, empty=0.0)
+    beyond = indices.long()
+    beyond[:, 1], beyond[:, 2] = 203, 2**40
+    within = beyond.where(beyond < 203, -1)
+    grads, results = random_gradients(indices, torch.float32), []
+    for slots in (beyond, within):
+        out = torch.empty_like(logits)
+        results.append((*run(logits, slots, RowOptions(), grads, out), out))
+    assert all(map(torch.equal, *results))
+
+
+@pytest.mark.usefixtures("kernels")
+def test_cuda_a_small_rest_keeps_its_mass_and_its_gradient() -> None:
+    generator = torch.Generator().manual_seed(3)
+    for log_rest in (-2.0, -20.7, -300.0):
+        logits = torch.randn(2, 20000, generator=generator, dtype=torch.float64)
+        logits[:, 8:] += log_rest - logits[:, 8:].logsumexp(-1, keepdim=True)
+        logits = logits.float()
+        indices = torch.arange(8).expand(2, 8).contiguous()
+        for grads in (
+            StatisticsGradients(None, torch.tensor([1.0, -0.3]), None, None),
+            StatisticsGradients(torch.ones(2, 8), None, None, None),
+        ):
+            out = torch.empty_like(logits)
+            statistics = run(logits, indices, RowOptions(), grads, out)
+            oracle, expected = statistics_gradient(logits, indices, RowOptions(), grads, torch.float64)
+            known = max(1e-6, 1.2e-7 * float(oracle.log_rest.abs().max()))
+            assert ((statistics.log_rest.double() - oracle.log_rest).exp() - 1).abs().max() <= known
+            if grads.log_rest is not None:
+                assert relative_error(out, expected) <= 1e-6

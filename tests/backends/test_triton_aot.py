@@ -27,8 +27,24 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from smoothloss.backends import triton as triton_kernels
-from smoothloss.backends.common import Candidates, DenseRows, RowOptions, RowTarget, TableRows
-from smoothloss.backends.triton.config import CONFIGS, DENSE_CONFIGS, ENTRY_BLOCKS, TARGET_BLOCKS, UNITS, RowConfig
+from smoothloss.backends.common import (
+    SAVED_STATISTICS,
+    Candidates,
+    DenseRows,
+    RowOptions,
+    RowTarget,
+    StatisticsGradients,
+    TableRows,
+)
+from smoothloss.backends.triton.config import (
+    CONFIGS,
+    DENSE_CONFIGS,
+    ENTRY_BLOCKS,
+    STATISTICS_CONFIGS,
+    TARGET_BLOCKS,
+    UNITS,
+    RowConfig,
+)
 
 ARCHITECTURES = (80, 90, 100, 120)
 PLAIN = RowOptions()
@@ -37,7 +53,8 @@ ALL = RowOptions(label_smoothing=0.1, entropy=0.3, z_loss=0.01, logit_scale=1.7,
 KERNELS = (
     "_sparse_cross_entropy_forward_kernel",
     "_sparse_cross_entropy_backward_kernel",
-    "_logsumexp_and_select_forward_kernel",
+    "_token_statistics_forward_kernel",
+    "_token_statistics_backward_kernel",
     "_smoothed_target_kernel",
     "_reduce_kernel",
     "_scaled_copy_kernel",
@@ -58,7 +75,9 @@ CALLS = {
     "forward_backward_dense": (*SAME, (F32, BF16), (F32, F16)),
     "forward_backward_row_loop": (*SAME, (F32, BF16), (F32, F16)),
     "forward_backward_dense_row_loop": (*SAME, (F32, BF16), (F32, F16)),
-    "logsumexp_and_select": SAME,
+    "statistics_forward": SAME,
+    "statistics_backward": (*SAME, (F32, BF16), (F32, F16)),
+    **{f"statistics_backward_of_{name}": ((BF16, BF16), (F64, F64)) for name in StatisticsGradients._fields},
 }
 # The options that each is compiled with, where these are not both: loops over rows where they need the most registers.
 ALL_OPTIONS = {
@@ -66,7 +85,7 @@ ALL_OPTIONS = {
     "backward_with_scale": (PLAIN,),
     "forward_backward_row_loop": (SPREAD, ALL),  # in blocks of different sizes
     "forward_backward_dense_row_loop": (ALL,),
-    "logsumexp_and_select": (PLAIN,),
+    **{f"statistics_backward_of_{name}": (PLAIN,) for name in StatisticsGradients._fields},
 }
 # One width for each configuration, in units of 8 and not; numbers of entries for each block, and beyond the largest.
 WIDTHS = {F32: (1000, 1003, 9800, 9801, 128256, 50257), F64: (9800, 9801)}
@@ -108,6 +127,15 @@ def call(
     indices = torch.zeros(rows, s, dtype=torch.int32)
     weights = torch.zeros(rows, s, dtype=accumulator)
     per_row = torch.zeros(rows, dtype=accumulator)
+    if name == "statistics_forward":
+        triton_kernels.token_statistics(logits, indices, options)
+        return
+    if name.startswith("statistics_backward"):
+        grads = {"log_prob": weights, "log_rest": per_row, "entropy": per_row, "logsumexp": per_row}
+        used = [grad if "_of_" not in name or name.endswith(kind) else None for kind, grad in grads.items()]
+        saved = torch.zeros(rows, SAVED_STATISTICS, dtype=accumulator)
+        triton_kernels.token_statistics_backward(StatisticsGradients(*used), logits, indices, saved, options, out)
+        return
     uniform = None if options == PLAIN else per_row
     dense = DenseRows(weights.new_zeros(1, v), indices[:, :1], weights[:, :1]) if "dense" in name else None
     target = RowTarget(indices, weights, uniform, dense)
@@ -119,8 +147,6 @@ def call(
             triton_kernels.forward_backward(logits, target, options, out, "none")
     elif name.startswith("forward"):
         triton_kernels.forward(logits, target, options, "none")
-    elif name == "logsumexp_and_select":
-        triton_kernels.select(logits, indices)
     else:
         mass, scale = (per_row if what in name else None for what in ("with_mass", "with_scale"))
         statistics = torch.zeros(rows, 3, dtype=accumulator)
@@ -180,8 +206,15 @@ def compile_all(launches: list[Launch], architecture: int, folder: Path) -> None
     print(f"sm_{architecture}: {len(launches)} cubins, no stack, at most {worst} registers a thread")
 
 
-# A loop over rows adds little to what the same kernel is without: one architecture stands for the others.
-QUICK = [(arch, name) for arch in ARCHITECTURES for name in CALLS if arch == 90 or "row_loop" not in name]
+# A loop over rows adds little to what the same kernel is without, and fewer gradients take away: one architecture
+# stands for the others.
+VARIANTS = ("row_loop", "_of_")
+QUICK = [
+    (arch, name)
+    for arch in ARCHITECTURES
+    for name in CALLS
+    if arch == 90 or not any(variant in name for variant in VARIANTS)
+]
 
 
 @pytest.mark.parametrize(("architecture", "name"), QUICK)
@@ -243,7 +276,15 @@ def test_everything_that_ships_compiles_without_stack(
     compile_all(list(unique.values()), architecture, tmp_path)
 
 
-@pytest.mark.parametrize(("name", "configs"), [("backward", CONFIGS), ("backward_dense", DENSE_CONFIGS)])
+@pytest.mark.parametrize(
+    ("name", "configs"),
+    [
+        ("backward", CONFIGS),
+        ("backward_dense", DENSE_CONFIGS),
+        ("statistics_forward", STATISTICS_CONFIGS),
+        ("statistics_backward", CONFIGS),
+    ],
+)
 def test_the_widths_and_entries_tested_reach_every_configuration(
     name: str, configs: dict[torch.dtype, tuple[RowConfig, ...]], launches: list[Launch]
 ) -> None:

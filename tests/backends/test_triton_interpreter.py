@@ -23,7 +23,6 @@ if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 7) and np.lib.NumpyV
 import smoothloss.functional as F
 from smoothloss.backends import triton as triton_kernels
 from smoothloss.backends.common import RowOptions, RowTarget
-from smoothloss.ops.logsumexp_and_select import logsumexp_of
 from smoothloss.testing import Inputs, assert_error_budget, eager, make_inputs, oracle, row_target
 
 pytestmark = [
@@ -232,7 +231,6 @@ def test_no_rows(name: str) -> None:
     loss, mass, d_logits = two_launches(inputs, OPTIONS[name], random_grad(inputs))
     assert loss.shape == mass.shape == (0,)
     assert d_logits.shape == (0, 40)
-    assert triton_kernels.select(inputs.logits, inputs.indices)[1].shape == (0, 4)
 
 
 def test_indices_out_of_range_are_empty_slots() -> None:
@@ -297,21 +295,8 @@ def test_the_loss_of_a_certain_class_is_not_negative() -> None:
     indices = torch.full((16, 1), 7, dtype=torch.int32)
     loss, *_ = triton_kernels.forward(logits, RowTarget(indices, torch.ones(16, 1)), PLAIN, "none")
     assert loss.ge(0).all()
-    statistics, selected = triton_kernels.select(logits, indices)
-    lse = logsumexp_of(statistics)
-    assert (lse - selected[:, 0]).ge(0).all()
-
-
-@pytest.mark.parametrize(("v", "s"), [(1, 1), (7, 3), (1003, 40), (9800, 200)])
-def test_logsumexp_and_select(v: int, s: int) -> None:
-    inputs = make_inputs(3, v, s, dtype=torch.float64)
-    inputs.indices[0, 0] = v
-    statistics, selected = triton_kernels.select(inputs.logits, inputs.indices)
-    lse = logsumexp_of(statistics)
-    filled = (inputs.indices >= 0) & (inputs.indices < v)
-    picked = inputs.logits.gather(1, inputs.indices.where(filled, 0).long()).where(filled, 0.0)
-    assert_equal(lse, inputs.logits.logsumexp(-1))
-    assert torch.equal(selected, picked)
+    statistics, _ = triton_kernels.token_statistics(logits, indices, PLAIN)
+    assert statistics.log_prob.le(0).all()
 
 
 @pytest.mark.parametrize("s", [0, 5, 140])
@@ -319,7 +304,9 @@ def test_backward_with_a_mass_of_its_own(s: int) -> None:
     inputs = make_inputs(5, 203, s, dtype=torch.float64)
     mass = random_grad(inputs, seed=3)
     mass[1] = 0.0
-    statistics, _ = triton_kernels.select(inputs.logits, inputs.indices)
+    everywhere = RowTarget(inputs.indices, inputs.weights, torch.ones(5, dtype=torch.float64))  # no row is ignored
+    statistics = triton_kernels.forward(inputs.logits, everywhere, PLAIN, "none").statistics
+    assert statistics is not None
     logits = inputs.logits.clone().requires_grad_()
     filled = inputs.indices >= 0
     selected = logits.gather(1, inputs.indices.where(filled, 0).long()).where(filled, 0.0)
@@ -396,12 +383,3 @@ def test_gradcheck(name: str, reduction: str) -> None:
         )
 
     assert torch.autograd.gradcheck(loss, inputs.logits.clone().requires_grad_(), fast_mode=True)
-
-
-@pytest.mark.usefixtures("quick_gradcheck")
-def test_gradcheck_of_logsumexp_and_select() -> None:
-    inputs = make_inputs(3, 11, 4, dtype=torch.float64)
-    logits = inputs.logits.clone().requires_grad_()
-    assert torch.autograd.gradcheck(
-        lambda z: F.logsumexp_and_select(z, inputs.indices, impl="triton"), logits, fast_mode=True
-    )

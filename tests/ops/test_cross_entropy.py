@@ -284,11 +284,11 @@ def test_opcheck(impl: str, reduction: str) -> None:
         (inputs.indices, inputs.weights, None, list(make_dense_rows(inputs, 3, 2)), [], None),
         (inputs.indices, inputs.weights, None, *mixture.pack(), None),
     ):
-        torch.library.opcheck(ops.cross_entropy, (logits, *entries, *options, reduction, impl))
-        _, statistics, _ = ops.cross_entropy(inputs.logits, *entries, *options, reduction, impl)
+        torch.library.opcheck(ops.cross_entropy, (logits, *entries, [*options], reduction, impl))
+        _, statistics, _ = ops.cross_entropy(inputs.logits, *entries, [*options], reduction, impl)
         grad = torch.randn(4 if reduction == "none" else 1)
         saved = (torch.tensor(0.5), logits.detach(), statistics.detach())
-        torch.library.opcheck(ops.cross_entropy_backward, (grad, *saved, *entries, None, *options, impl))
+        torch.library.opcheck(ops.cross_entropy_backward, (grad, *saved, *entries, None, [*options], impl))
 
 
 def test_kl_subtracts_the_targets_entropy(impl: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -103,7 +104,13 @@ OPTIONS = st.fixed_dictionaries(
 )  # fmt: skip
 BAD = st.sampled_from([math.nan, math.inf, -math.inf])
 DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float64])
-draws = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+# Triton's interpreter computes what a masked lane would, in numpy, which warns of log(0); and it takes its time.
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+draws = settings(
+    max_examples=2 if os.environ.get("TRITON_INTERPRET") == "1" else 12,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 
 
 def make(way: str, data: st.DataObject) -> tuple[Tensor, Tensor | Target, dict[str, Any]]:
@@ -138,8 +145,7 @@ def check(
     spoilt = grad.masked_fill(mask, bad) if more["reduction"] == "none" else grad
     actual = run(loss, [clean.masked_fill(ignored, bad), *leaves[1:]], target, spoilt, **more)
     expected = run(loss, [clean.masked_fill(ignored, 0.0), *leaves[1:]], target, grad, **more)
-    counted = mask[0] if mask.dim() == 3 else mask  # of sequences the ground truth's positions are
-    is_empty = bool(counted.all()) and more["reduction"] == "mean"  # nan, as torch's
+    is_empty = bool(mask.all()) and more["reduction"] == "mean"  # nan, as torch's
     assert is_empty or all(result.isfinite().all() for result in expected)
     torch.testing.assert_close(actual, expected, equal_nan=is_empty)
     if not is_empty:

@@ -22,12 +22,15 @@ import triton.language as tl
 from torch import Tensor
 
 from smoothloss.backends.common import (
+    SAVED_STATISTICS,
     Candidates,
     DenseRows,
     Forward,
     RowOptions,
     RowTarget,
+    StatisticsGradients,
     TableRows,
+    TokenStatistics,
     accumulator_dtype,
 )
 from smoothloss.backends.triton.config import (
@@ -45,13 +48,18 @@ from smoothloss.backends.triton.config import (
     memory,
     row_config,
     row_programs,
+    statistics_config,
     unit,
 )
 from smoothloss.backends.triton.results import _reduce_kernel, _scaled_copy_kernel
 from smoothloss.backends.triton.rows import (
-    _logsumexp_and_select_forward_kernel,
     _sparse_cross_entropy_backward_kernel,
     _sparse_cross_entropy_forward_kernel,
+    option_flags,
+)
+from smoothloss.backends.triton.statistics import (
+    _token_statistics_backward_kernel,
+    _token_statistics_forward_kernel,
 )
 from smoothloss.backends.triton.target import _smoothed_target_kernel
 
@@ -143,25 +151,50 @@ def forward_backward(
     return Forward(loss, mass, mass, scale), True
 
 
-def select(logits: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
-    """Return statistics ``(N, 3)`` and ``logits.gather(-1, indices)`` (N, S), 0 in empty slots.
+def token_statistics(logits: Tensor, indices: Tensor, options: RowOptions) -> tuple[TokenStatistics, Tensor]:
+    """Return the statistics of logits ``(N, V)`` and what their backward is to know, see `Backend`; one launch.
 
-    From the same arithmetic, so that ``lse - selected`` is never below zero.
+    What is kept of a row: largest z and ``sum exp(z - largest)`` of the listed classes, those of the rest, the entropy.
     """
+    (rows, num_entries), dtype = indices.shape, accumulator_dtype(logits.dtype)
+    log_prob = logits.new_empty((rows, num_entries), dtype=dtype)
+    log_rest, entropy, logsumexp = (logits.new_empty(rows, dtype=dtype) for _ in range(3))
+    argmax = logits.new_empty(rows, dtype=torch.int64)
+    saved = logits.new_empty((rows, SAVED_STATISTICS), dtype=dtype)
+    if rows:
+        units, config, has_many = unit(logits), statistics_config(logits), num_entries > ENTRY_BLOCKS[-1]
+        words = -(-logits.shape[1] // (32 * config.block)) * config.block if has_many else 0
+        with _on_device(logits):
+            _token_statistics_forward_kernel[(rows,)](
+                logits, _as_int32(indices), log_prob, log_rest, entropy, logsumexp, argmax,
+                indices.new_empty((rows, words), dtype=torch.int32) if has_many else saved, saved,
+                logits.shape[1] // units, logits.stride(0) // units, num_entries, *_transform_scalars(options, dtype),
+                UNIT=units, ACCUMULATOR=_ACCUMULATORS[dtype], BLOCK=config.block, BLOCK_S=entry_block(num_entries),
+                HAS_SOFTCAP=options.softcap != 0, HAS_MANY_ENTRIES=has_many,
+                num_warps=config.num_warps, maxnreg=config.max_registers,
+            )  # fmt: skip
+    return TokenStatistics(log_prob, log_rest, entropy, logsumexp, argmax), saved
+
+
+def token_statistics_backward(
+    grads: StatisticsGradients, logits: Tensor, indices: Tensor, saved: Tensor, options: RowOptions, out: Tensor
+) -> None:
+    """Write the gradient of the logits that the gradients of `TokenStatistics` give, see `Kernels`; one launch."""
     rows, num_entries = indices.shape
-    accumulator = accumulator_dtype(logits.dtype)
-    statistics = logits.new_empty((rows, 3), dtype=accumulator)
-    selected = logits.new_empty((rows, num_entries), dtype=accumulator)
     if rows == 0:
-        return statistics, selected
-    config, units = row_config(logits), unit(logits)
+        return
+    units, config, has_many = unit(logits, out), row_config(logits), num_entries > ENTRY_BLOCKS[-1]
     with _on_device(logits):
-        _logsumexp_and_select_forward_kernel[(rows,)](
-            logits, _as_int32(indices), statistics, selected, logits.shape[1] // units, logits.stride(0) // units,
-            num_entries, UNIT=units, ACCUMULATOR=_ACCUMULATORS[accumulator], BLOCK=config.block,
-            BLOCK_S=entry_block(num_entries), num_warps=config.num_warps, maxnreg=config.max_registers,
+        _token_statistics_backward_kernel[(rows,)](
+            *(saved if grad is None else grad for grad in grads), logits, _as_int32(indices), saved,
+            torch.empty_like(indices, dtype=saved.dtype) if has_many else saved, out, *_widths(units, logits, out),
+            num_entries, *_transform_scalars(options, saved.dtype),
+            UNIT=units, ACCUMULATOR=_ACCUMULATORS[saved.dtype], BLOCK=config.block, BLOCK_S=entry_block(num_entries),
+            HAS_LOG_PROB=grads.log_prob is not None, HAS_REST=grads.log_rest is not None,
+            HAS_ENTROPY=grads.entropy is not None, HAS_LOGSUMEXP=grads.logsumexp is not None,
+            HAS_SOFTCAP=options.softcap != 0, HAS_MANY_ENTRIES=has_many,
+            num_warps=config.num_warps, maxnreg=config.max_registers,
         )  # fmt: skip
-    return statistics, selected
 
 
 def reduce(losses: Tensor, mass: Tensor, reduction: str) -> tuple[Tensor, Tensor]:
@@ -278,8 +311,7 @@ def _constants(logits: Tensor, target: RowTarget, options: RowOptions, out: Tens
         "BLOCK_S": entry_block(num_entries),
         "HAS_WEIGHTS": target.weights is not None,
         "HAS_DENSE": target.dense is not None,
-        "HAS_ENTROPY": options.entropy != 0,
-        "HAS_SOFTCAP": options.softcap != 0,
+        **option_flags(options),
         "HAS_MANY_ENTRIES": num_entries > ENTRY_BLOCKS[-1],
     }
 
@@ -304,11 +336,18 @@ def _selected(weights: Tensor, constants: dict[str, Any]) -> Tensor:
 
 
 def _scalars(options: RowOptions, dtype: torch.dtype) -> list[float]:
-    """Return the options as the kernels take them: five floats, then what float32 cuts off them."""
+    """Return the options as the kernels take them: all of them, then what float32 cuts off them."""
     if dtype != torch.float64:
-        return [*options, 0.0, 0.0, 0.0, 0.0, 0.0]
-    rounded = struct.unpack("5f", struct.pack("5f", *options))
+        return [*options, *[0.0] * len(options)]
+    layout = f"{len(options)}f"
+    rounded = struct.unpack(layout, struct.pack(layout, *options))
     return [*rounded, *(value - high for value, high in zip(options, rounded, strict=True))]
+
+
+def _transform_scalars(options: RowOptions, dtype: torch.dtype) -> list[float]:
+    """Return scale and softcap of `_scalars`, then what float32 cuts off them."""
+    scalars = _scalars(options, dtype)
+    return [*scalars[3:5], *scalars[8:10]]
 
 
 def _on_device(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:

@@ -50,6 +50,16 @@ DENSE_CONFIGS: dict[torch.dtype, tuple[RowConfig, ...]] = {
     ),
     torch.float64: (RowConfig(2**31, 512, 8, 255, 2),),
 }
+# The same for the forward of the token statistics, which looks at four blocks at a time, and reads a row once: blocks
+# small enough for two programs on a multiprocessor, of which one reads while the other sums up its rest.
+STATISTICS_CONFIGS: dict[torch.dtype, tuple[RowConfig, ...]] = {
+    torch.float32: (
+        RowConfig(2048, 512, 2, 255, 4),
+        RowConfig(32768, 1024, 4, 255, 2),
+        RowConfig(2**31, 2048, 8, 255, 1),
+    ),
+    torch.float64: (RowConfig(2**31, 512, 8, 255, 1),),
+}
 # A loop over rows keeps more values alive: with an entropy or a softcap, larger blocks than this would spill there.
 LOOP_BLOCK = 4096
 # Entries that a kernel keeps in registers. Beyond the largest it walks through them, block against block.
@@ -72,6 +82,12 @@ def row_config(logits: Tensor, has_dense: bool = False) -> RowConfig:
     configs = (DENSE_CONFIGS if has_dense else CONFIGS)[
         torch.float64 if logits.dtype == torch.float64 else torch.float32
     ]
+    return next(config for config in configs if logits.shape[1] <= config.max_classes)
+
+
+def statistics_config(logits: Tensor) -> RowConfig:
+    """Return the configuration of the forward of the token statistics for logits ``(N, V)``."""
+    configs = STATISTICS_CONFIGS[torch.float64 if logits.dtype == torch.float64 else torch.float32]
     return next(config for config in configs if logits.shape[1] <= config.max_classes)
 
 

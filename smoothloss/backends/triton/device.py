@@ -41,12 +41,27 @@ def _capped(z, softcap):
 
 
 @triton.jit
-def load_logits(pointer, mask, scale, softcap, ACCUMULATOR: tl.constexpr, HAS_SOFTCAP: tl.constexpr):
-    """Return ``z = softcap * tanh(scale * logits / softcap)``, 0 where masked."""
-    z = tl.load(pointer, mask=mask, other=0.0).to(ACCUMULATOR) * scale
+def lowest(ACCUMULATOR: tl.constexpr):
+    """Return what a running maximum starts at."""
+    if ACCUMULATOR == tl.float64:  # noqa: SIM300
+        return tl.full((), _LOWEST_DOUBLE, ACCUMULATOR)
+    else:
+        return tl.full((), _LOWEST, ACCUMULATOR)
+
+
+@triton.jit
+def transformed(logits, scale, softcap, HAS_SOFTCAP: tl.constexpr):
+    """Return ``z = softcap * tanh(scale * logits / softcap)``, or without a softcap ``scale * logits``."""
+    z = logits * scale
     if HAS_SOFTCAP:
         z = _capped(z, softcap)
     return z
+
+
+@triton.jit
+def load_logits(pointer, mask, scale, softcap, ACCUMULATOR: tl.constexpr, HAS_SOFTCAP: tl.constexpr):
+    """Return ``z = softcap * tanh(scale * logits / softcap)``, 0 where masked."""
+    return transformed(tl.load(pointer, mask=mask, other=0.0).to(ACCUMULATOR), scale, softcap, HAS_SOFTCAP)
 
 
 @triton.jit
@@ -145,10 +160,7 @@ def statistics(
     With q what every class has a share of, ``gap = sum_v q_v (max - z_v)`` and ``reach = sum_v q_v``.
     """
     lane = tl.arange(0, BLOCK)
-    if ACCUMULATOR == tl.float64:  # noqa: SIM300
-        top = tl.full((BLOCK,), _LOWEST_DOUBLE, ACCUMULATOR)
-    else:
-        top = tl.full((BLOCK,), _LOWEST, ACCUMULATOR)
+    top = tl.full((BLOCK,), 0.0, ACCUMULATOR) + lowest(ACCUMULATOR)
     norm = tl.zeros((BLOCK,), ACCUMULATOR)  # sum of e^(z - top)
     moment = tl.zeros((BLOCK,), ACCUMULATOR)  # sum of e^(z - top) (z - top)
     gap = tl.zeros((BLOCK,), ACCUMULATOR)  # sum of q (top - z)

@@ -16,7 +16,8 @@ from smoothloss.backends.triton.device import load_entries, load_logits, mixture
 
 
 @triton.jit
-def _store(pointer, value, mask):
+def store(pointer, value, mask):
+    """Store values in the dtype of the pointer."""
     if pointer.dtype.element_ty != tl.float64:
         value = value.to(tl.float32)  # not every version converts float64 to bfloat16 directly
     tl.store(pointer, value.to(pointer.dtype.element_ty), mask=mask)
@@ -90,11 +91,11 @@ def _write_gradient(
         gradient = _gradient(
             z, removed, peak, inverse, entropy, coefficient, outer, gamma, softcap, HAS_SOFTCAP, HAS_ENTROPY
         )
-        _store(out + column, gradient, inside)
+        store(out + column, gradient, inside)
 
 
 @triton.jit
-def _keep_selected(
+def keep_selected(
     logits,  # (V,)
     selected,  # (S,)
     indices,  # (S,)
@@ -110,6 +111,7 @@ def _keep_selected(
     HAS_SOFTCAP: tl.constexpr,
     HAS_WEIGHTS: tl.constexpr,
 ):
+    """Store the logits of the slots to `selected`."""
     for start in range(0, num_entries, BLOCK_S):
         index, _weight, filled = load_entries(
             indices, weights, start, num_entries, num_classes, ignored, ACCUMULATOR, BLOCK_S, HAS_WEIGHTS
@@ -120,7 +122,7 @@ def _keep_selected(
 
 
 @triton.jit
-def _shared_weight(
+def shared_weight(
     index,  # (BLOCK_S,)
     indices,  # (S,)
     weights,  # (S,)
@@ -190,7 +192,7 @@ def _overwrite_entries(
             own = tl.load(selected + start + tl.arange(0, BLOCK_S), mask=filled, other=0.0)
             occupied = tl.max((weight != 0).to(tl.int32), 0) > 0
         if occupied:
-            shared = _shared_weight(
+            shared = shared_weight(
                 index,
                 indices,
                 weights,
@@ -212,7 +214,7 @@ def _overwrite_entries(
                 own, removed + kept * shared, peak, inverse, entropy, coefficient, outer, gamma, softcap,
                 HAS_SOFTCAP, HAS_ENTROPY,
             )  # fmt: skip
-            _store(out + index, gradient, filled)
+            store(out + index, gradient, filled)
 
 
 @triton.jit
@@ -256,7 +258,7 @@ def backward_row(
     """
     if HAS_MANY_ENTRIES:
         z = peak
-        _keep_selected(
+        keep_selected(
             logits, selected, indices, weights, num_entries, num_classes, ignored, readable, scale, softcap,
             ACCUMULATOR, BLOCK_S, HAS_SOFTCAP, HAS_WEIGHTS,
         )  # fmt: skip

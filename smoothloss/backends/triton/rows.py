@@ -9,7 +9,6 @@ import triton
 import triton.language as tl
 
 from smoothloss.backends.triton.device import (
-    load_logits,
     row_loss,
     scalar,
     spread,
@@ -21,11 +20,17 @@ from smoothloss.backends.triton.gradient import backward_row
 
 # Slots of dense rows whose weights are added up at a time.
 _BLOCK_J: tl.constexpr = tl.constexpr(32)
-# Whatever is listed here changes from call to call and must not lead to another compilation.
+# Whatever is listed here changes from call to call and must not lead to another compilation. The options are in the
+# order of RowOptions, as in the arguments of the kernels.
 _OPTIONS = ["smoothing", "gamma", "z_loss", "scale", "softcap"]
 _STRIDES = ["units", "logits_stride", "out_stride", "grad_stride"]
 _SIZES = ["num_rows", "num_entries", "num_values", "num_mixed", "ignored"]
 _RUN_TIME = [*_STRIDES, *_SIZES, *_OPTIONS, *(f"{name}_low" for name in _OPTIONS)]
+
+
+def option_flags(options):
+    """Return what the kernels are compiled for of the options."""
+    return {"HAS_ENTROPY": options.entropy != 0, "HAS_SOFTCAP": options.softcap != 0}
 
 
 @triton.jit(do_not_specialize=_RUN_TIME)
@@ -219,35 +224,3 @@ def _sparse_cross_entropy_backward_kernel(
         mass + 2.0 * z_loss * (peak + tl.log(norm)), outer, gamma, scale, softcap,
         ACCUMULATOR, BLOCK, BLOCK_S, HAS_SOFTCAP, HAS_ENTROPY, HAS_DENSE, HAS_MANY_ENTRIES, HAS_WEIGHTS,
     )  # fmt: skip
-
-
-@triton.jit(do_not_specialize=_RUN_TIME)
-def _logsumexp_and_select_forward_kernel(
-    logits,  # (N, V)
-    indices,  # (N, S)
-    statistics_out,  # (N, 3)
-    selected_out,  # (N, S)
-    units,
-    logits_stride,
-    num_entries,
-    UNIT: tl.constexpr,
-    ACCUMULATOR: tl.constexpr,
-    BLOCK: tl.constexpr,
-    BLOCK_S: tl.constexpr,
-):
-    row = tl.program_id(0).to(tl.int64)
-    num_classes = units * UNIT
-    logits += row * logits_stride * UNIT
-    indices += row * num_entries
-    selected_out += row * num_entries
-    peak, norm, _entropy, _gap, _reach = statistics(
-        logits, logits, indices, logits, 0, 0, num_classes, num_classes, 1.0, 0.0, 1.0, 0.0,
-        ACCUMULATOR, BLOCK, False, False, False, False,
-    )  # fmt: skip
-    store_statistics(statistics_out, row, peak, norm, 0.0)
-    for start in range(0, num_entries, BLOCK_S):
-        slot = start + tl.arange(0, BLOCK_S)
-        index = tl.load(indices + slot, mask=slot < num_entries, other=-1)
-        filled = (index >= 0) & (index < num_classes)
-        z = load_logits(logits + index, filled, 1.0, 0.0, ACCUMULATOR, False)
-        tl.store(selected_out + slot, z, mask=slot < num_entries)

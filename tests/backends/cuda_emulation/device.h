@@ -74,6 +74,12 @@ T atomicMin(T* address, T value) {
     if (value < before) *address = value;
     return before;
 }
+template <class T>
+T atomicOr(T* address, T value) {
+    T before = *address;
+    *address |= value;
+    return before;
+}
 inline int __popc(unsigned bits) {
     return __builtin_popcount(bits);
 }
