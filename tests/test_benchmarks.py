@@ -7,6 +7,7 @@ import importlib.util
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -493,17 +494,6 @@ def test_a_teacher_cache_is_measured(tmp_path: Path) -> None:
             assert row["write_millions"] > 0
 
 
-@pytest.mark.filterwarnings("ignore:::transformers", "ignore:::accelerate", "ignore:::torch")
-def test_a_step_of_the_trainer_is_measured() -> None:
-    for name in ("transformers", "accelerate"):
-        pytest.importorskip(name, reason=f"{name} is not installed")
-    memory = _load("transformers_memory")
-    for kind in memory.KINDS:
-        rows = [memory.measure(kind, way, 101, 32, 2, 16) for way in memory.WAYS]
-        assert [row["loss"] for row in rows] == pytest.approx([rows[0]["loss"]] * 3, rel=1e-6)
-        assert all(row["peak_mib"] is None or row["peak_mib"] >= 0 for row in rows)
-
-
 FAKE_PYTHON = """#!/usr/bin/env bash
 echo "$@" >>"$CALLS"
 if [[ "$*" == *pytest* ]]; then sleep 2; fi
@@ -550,3 +540,19 @@ def test_the_check_on_a_gpu_goes_on_where_the_last_call_ended(tmp_path: Path) ->
     status, third, _ = call(300)
     assert status == 1
     assert suites(third) == []
+    steps = next((tmp_path / "state").iterdir()) / "logs" / "steps"
+    text = re.sub("^linear .*$", "linear       over 100 s     100 s   ", steps.read_text(), flags=re.MULTILINE)
+    steps.write_text(re.sub("^exact .*$", "exact        no time left     9 s   ", text, flags=re.MULTILINE))
+    _, fourth, _ = call(300)
+    assert suites(fourth) == ["exact", "linear"], "what was over its own limit comes last"
+
+
+@pytest.mark.filterwarnings("ignore:::transformers", "ignore:::accelerate", "ignore:::torch")
+def test_a_step_of_the_trainer_is_measured() -> None:
+    for name in ("transformers", "accelerate"):
+        pytest.importorskip(name, reason=f"{name} is not installed")
+    memory = _load("transformers_memory")
+    for kind in memory.KINDS:
+        rows = [memory.measure(kind, way, 101, 32, 2, 16) for way in memory.WAYS]
+        assert [row["loss"] for row in rows] == pytest.approx([rows[0]["loss"]] * 3, rel=1e-6)
+        assert all(row["peak_mib"] is None or row["peak_mib"] >= 0 for row in rows)

@@ -48,6 +48,7 @@ struct Targets {
     bool are_int64;
     const void* weights;  // (rows, slots), accumulator type; null: 1
     const void* uniform;  // (rows,), accumulator type, or null
+    const void* prior;    // (classes,), accumulator type: what that mass is spread by; null: evenly
     int64_t slots;
     bool are_labels;       // a negative index is an error, but for `ignore_index`
     int64_t ignore_index;  // of labels

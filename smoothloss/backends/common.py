@@ -74,6 +74,8 @@ class RowTarget(NamedTuple):
         uniform: ``(N,)`` accumulator dtype, contiguous, mass that lies evenly on all classes; or None.
         dense: distributions on top, or None.
         ignore_index: given for class numbers: the one that marks a row to ignore, any other negative is an error.
+        prior: ``(V,)`` accumulator dtype, contiguous: what the uniform mass, that of smoothed labels included, is
+            spread by; None: evenly.
     """
 
     indices: Tensor
@@ -81,6 +83,7 @@ class RowTarget(NamedTuple):
     uniform: Tensor | None = None
     dense: DenseRows | None = None
     ignore_index: int | None = None
+    prior: Tensor | None = None
 
 
 class Forward(NamedTuple):

@@ -27,6 +27,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "entropy and z-loss": {"entropy": 0.3, "z_loss": 0.1},
     "all": {"logit_scale": 0.5, "softcap": 5.0, "label_smoothing": 0.2, "entropy": 0.1, "z_loss": 0.01},
     "kl": {"kl": True, "label_smoothing": 0.1},
+    "prior": {"label_smoothing": 0.2, "prior": torch.arange(101.0, dtype=torch.float64) / 5050},
 }
 HIDDEN = 11
 
@@ -69,7 +70,7 @@ class Comparison:
 def _sparse(see: Comparison, dtype: torch.dtype, impl: str) -> None:
     """Entries with uniform mass, empty slots and ignored rows, with every option and reduction, both ways."""
     classes = 101
-    for (name, options), reduction, uniform in itertools.product(OPTIONS.items(), ("mean", "none"), (False, True)):
+    for (name, options), (reduction, uniform) in itertools.product(OPTIONS.items(), (("mean", False), ("none", True))):
         problem = make_inputs(23, classes, 7, dtype=torch.float64, uniform=uniform)
         target = {"uniform": problem.uniform, "reduction": reduction, **options}
         generator = torch.Generator().manual_seed(1)
