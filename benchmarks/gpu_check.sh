@@ -178,6 +178,9 @@ if wanted logits; then
     bench logits logits 75 --dtype bfloat16 --shapes coco wmt llama3 32k 64k gemma2
     bench logits32 logits 20 --dtype float32 --shapes coco wmt 32k llama3
 fi
+if wanted statistics; then
+    bench statistics statistics 25
+fi
 if wanted exact; then
     bench exact exact 20
 fi
@@ -198,7 +201,7 @@ report() {
     for tool in memcheck racecheck; do
         [[ -f $logs/$tool.log ]] && grep -E '^=+ (ERROR|RACECHECK|Invalid|Error|Warning)' "$logs/$tool.log" | head -n 10
     done
-    for suite in linear logits logits32 exact lazy rewards sampling; do
+    for suite in linear logits logits32 statistics exact lazy rewards sampling; do
         [[ -f $logs/$suite.log ]] && grep -E '^\|' "$logs/$suite.log"
     done
     echo
