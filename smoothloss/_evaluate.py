@@ -6,9 +6,17 @@ import torch
 from torch import Tensor
 
 from smoothloss import backends
+from smoothloss._prior import check_prior_fits
 from smoothloss._validation import check_constant, check_device, check_shape, check_tensor
 from smoothloss.backends import Implementation
-from smoothloss.backends.common import DenseRows, OutOfRange, RowOptions, has_autocast, replaced
+from smoothloss.backends.common import (
+    DenseRows,
+    OutOfRange,
+    RowOptions,
+    accumulator_dtype,
+    has_autocast,
+    replaced,
+)
 from smoothloss.ops import vocabulary_parallel
 from smoothloss.ops.checks import is_debugging
 from smoothloss.ops.cross_entropy import cross_entropy
@@ -103,6 +111,8 @@ def evaluate(input: Tensor, target: Target, options: Options, linear: Linear | N
     """Return the loss of `input` (logits, or hidden states with `linear`) against `target`, reduced."""
     input, split, num_classes = classes_of(input, options, linear)
     _check_fits(input, target, num_classes)
+    if options.prior is not None:
+        target = _with_prior(input, target, options, num_classes)
     reduction, impl = options.reduction, implementation(input, options.impl)
     if impl == "reference" or split is not None or is_debugging():
         target.check_values(num_classes)
@@ -116,7 +126,7 @@ def evaluate(input: Tensor, target: Target, options: Options, linear: Linear | N
     if options.kl:
         loss = loss + _reduced_constant(target, options, kind, num_classes).to(loss.dtype)
     if own_mean and target.counted is not None:
-        return loss / target.counted.sum()
+        return _mean(loss, target.counted.sum())
     return loss.reshape(target.shape) if reduction == "none" and input.dim() != 2 else loss
 
 
@@ -135,6 +145,17 @@ def classes_of(input: Tensor, options: Options, linear: Linear | None) -> tuple[
     return input, split, split.total
 
 
+def _with_prior(input: Tensor, target: Target, options: Options, num_classes: int) -> Target:
+    """Return the target whose uniform mass, that of smoothed labels included, is spread by the prior."""
+    assert options.prior is not None
+    check_prior_fits(options.prior, input, num_classes)
+    if target.flat.uniform is None and not options.row.label_smoothing:
+        return target
+    prior = options.prior.to(accumulator_dtype(input.dtype))
+    flat = replaced(FlatTarget, target.flat, prior=prior)
+    return Target(target.shape, flat, target._given, target.num_classes, target.counted)
+
+
 def evaluate_weighted(
     input: Tensor, target: Target, class_weight: Tensor, options: Options, linear: Linear | None = None
 ) -> Tensor:
@@ -149,11 +170,13 @@ def evaluate_weighted(
     check_constant(class_weight, "weight")
     if options.kl:
         raise ValueError("kl: got True together with weight, expected one of them")
-    weighted, total = _weighted(target, class_weight, options.row.label_smoothing)
-    plain = replaced(Options, options, row=replaced(RowOptions, options.row, label_smoothing=0.0))
+    if options.prior is not None:
+        check_prior_fits(options.prior, input, num_classes)
+    weighted, total = _weighted(target, class_weight, options.row.label_smoothing, options.prior)
+    plain = replaced(Options, options, row=replaced(RowOptions, options.row, label_smoothing=0.0), prior=None)
     if options.reduction != "mean":
         return evaluate(input, weighted, plain, linear)
-    return evaluate(input, weighted, replaced(Options, plain, reduction="sum"), linear) / total.sum()
+    return _mean(evaluate(input, weighted, replaced(Options, plain, reduction="sum"), linear), total.sum())
 
 
 def implementation(input: Tensor, impl: str) -> str:
@@ -196,7 +219,7 @@ def _with_smoothing(flat: FlatTarget, num_classes: int, eps: float) -> FlatTarge
     return replaced(FlatTarget, flat, weights=weights, uniform=spread, source=source)
 
 
-def _weighted(target: Target, class_weight: Tensor, eps: float) -> tuple[Target, Tensor]:
+def _weighted(target: Target, class_weight: Tensor, eps: float, prior: Tensor | None) -> tuple[Target, Tensor]:
     """Return the target with class weights and label smoothing in it, and the weighted mass of each position."""
     flat = target._entries()
     if flat.source is not None or flat.weights is None:
@@ -208,14 +231,15 @@ def _weighted(target: Target, class_weight: Tensor, eps: float) -> tuple[Target,
     filled = (flat.indices >= 0) & (flat.indices < num_classes)
     own = flat.weights.to(dtype) * class_weight[flat.indices.where(filled, 0).long()]
     own = own.where(filled, 0.0)
-    sum_of_weights, total = class_weight.sum(), own.sum(-1)
+    spread_weight = class_weight / num_classes if prior is None else class_weight * prior.to(dtype)
+    mean_weight, total = spread_weight.sum(), own.sum(-1)
     spread = eps * flat.mass(num_classes, dtype)
     if uniform is not None:
-        spread, total = spread + (1 - eps) * uniform, total + uniform * sum_of_weights / num_classes
+        spread, total = spread + (1 - eps) * uniform, total + uniform * mean_weight
     source = None
     if eps != 0.0 or uniform is not None:  # spread over the classes as their weights are
-        row = (class_weight / sum_of_weights.clamp(min=torch.finfo(dtype).tiny)).unsqueeze(0)
-        share = (spread * sum_of_weights / num_classes).unsqueeze(-1)
+        row = (spread_weight / mean_weight.clamp(min=torch.finfo(dtype).tiny)).unsqueeze(0)
+        share = (spread * mean_weight).unsqueeze(-1)
         source = DenseRows(row, torch.zeros_like(share, dtype=torch.int32), share)
     weighted = FlatTarget(flat.indices, (1 - eps) * own, None, None, source)
     return Target(target.shape, weighted, target._given, target.num_classes, target.counted), total
@@ -223,12 +247,18 @@ def _weighted(target: Target, class_weight: Tensor, eps: float) -> tuple[Target,
 
 def _reduced_constant(target: Target, options: Options, reduction: str, num_classes: int) -> Tensor:
     """Return what turns cross-entropy into KL, reduced alike."""
-    constant = -target.entropy(num_classes, label_smoothing=options.row.label_smoothing)
+    constant = -target.entropy(num_classes, label_smoothing=options.row.label_smoothing, prior=options.prior)
     if reduction == "none":
         return constant.reshape(-1)
     if reduction == "sum":
         return constant.sum()
     return constant.sum() / (target.mass() != 0).sum()
+
+
+def _mean(loss: Tensor, divisor: Tensor) -> Tensor:
+    """Return ``loss / divisor``. Nothing to average gives nan, as torch does; its gradient is zero and not 0 / 0."""
+    is_empty = divisor == 0
+    return (loss / divisor.masked_fill(is_empty, 1)).masked_fill(is_empty, torch.nan)
 
 
 def _check_fits(input: Tensor, target: Target, num_classes: int) -> None:

@@ -302,7 +302,8 @@ def sequence_cross_entropy(
         sample_weights: ``(L, B)``, constant for the gradient; None for 1/L.
         alpha, table, token_alpha, ignore_index: as in `lazy_sequence_cross_entropy`.
         given: the options, see `smoothloss.options.LogitsOptions`. ``reduction="mean"`` divides the sum by the number
-            of positions of `target` that are not ignored, so that it compares with MLE and the lazy loss; "none" gives
+            of positions of `target` that are not ignored, so that it compares with MLE and the lazy loss (of a sentence
+            that is ignored throughout, by that of the positions at which a sample has mass); "none" gives
             ``(L + 1, B, T)``.
 
     Raises: as `cross_entropy`.

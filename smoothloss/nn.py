@@ -1,7 +1,8 @@
 """The losses of `smoothloss.functional` as modules: options at construction, which checks them, tensors at the call.
 
 A module with a similarity table takes the table along in ``module.to(device)``. The options that all of them share are
-declared and described in `smoothloss.options`; each signature shows them.
+declared and described in `smoothloss.options`; each signature shows them. The divergences of `smoothloss.distillation`
+are here too.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from torch import Tensor
 
 from smoothloss import functional as F
 from smoothloss import options
-from smoothloss._numbers import as_integer
-from smoothloss._validation import check_number
+from smoothloss._prior import check_prior_values
+from smoothloss._validation import check_integer, check_number
+from smoothloss.distillation.modules import DistillationLoss, LinearDistillationLoss
 from smoothloss.options import CallOptions, LinearOptions, LogitsOptions
 from smoothloss.similarity import SimilarityTable
 from smoothloss.targets import Target
@@ -26,8 +28,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CrossEntropyLoss",
+    "DistillationLoss",
     "LazySequenceCrossEntropyLoss",
     "LinearCrossEntropyLoss",
+    "LinearDistillationLoss",
     "LinearLazySequenceCrossEntropyLoss",
     "LinearSequenceCrossEntropyLoss",
     "LinearSparseCrossEntropyLoss",
@@ -37,12 +41,18 @@ __all__ = [
 
 
 class _Loss(torch.nn.Module):
-    """What all losses have in common: named options, checked when they are given, and a table that moves along."""
+    """What all losses have in common: named options, checked when they are given; table and prior move along."""
+
+    prior: Tensor | None
 
     def __init__(self, given: CallOptions, names: tuple[str, ...], smoothing: dict[str, Any] | None = None) -> None:
         super().__init__()
-        options.check(given, names)
+        prior = options.check(given, names).prior
+        if prior is not None:
+            check_prior_values(prior)
+        self.register_buffer("prior", prior)
         self.options: dict[str, Any] = {name: options.DEFAULTS[name] for name in names} | dict(given)
+        del self.options["prior"]
         smoothing = smoothing or {}
         self.table: SimilarityTable | None = smoothing.pop("table", None)
         for name in ("alpha", "token_alpha"):
@@ -51,11 +61,14 @@ class _Loss(torch.nn.Module):
         if smoothing:
             over_table = "token_alpha" if "token_alpha" in smoothing else "alpha"
             check_table(self.table, smoothing[over_table], over_table)
-            smoothing["ignore_index"] = as_integer(smoothing["ignore_index"], "ignore_index")
+            smoothing["ignore_index"] = check_integer(smoothing["ignore_index"], "ignore_index")
         self.smoothing = smoothing
 
+    def _options(self) -> dict[str, Any]:
+        return {"prior": self.prior, **self.options}
+
     def _smoothing(self) -> dict[str, Any]:
-        return {"table": self.table, **self.smoothing, **self.options}
+        return {"table": self.table, **self.smoothing, **self._options()}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _Loss:
         if self.table is not None:
@@ -69,6 +82,8 @@ class _Loss(torch.nn.Module):
         shown = {name: value for name, value in given.items() if value not in (0.0, None, False)}
         if self.table is not None:
             shown["table"] = self.table
+        if self.prior is not None:
+            shown["prior"] = tuple(self.prior.shape)
         return ", ".join(f"{name}={value!r}" for name, value in shown.items())
 
 
@@ -85,7 +100,7 @@ class SparseCrossEntropyLoss(_Loss):
 
     def forward(self, input: Tensor, indices: Tensor, weights: Tensor, uniform: Tensor | None = None) -> Tensor:
         """Return the loss of logits ``(..., V)`` against entries ``(..., S)`` and uniform mass ``(...)``."""
-        return F.sparse_cross_entropy(input, indices, weights, uniform=uniform, **self.options)
+        return F.sparse_cross_entropy(input, indices, weights, uniform=uniform, **self._options())
 
 
 class LinearSparseCrossEntropyLoss(_Loss):
@@ -105,7 +120,7 @@ class LinearSparseCrossEntropyLoss(_Loss):
     ) -> Tensor:  # fmt: skip
         """Return the loss of hidden states ``(..., D)`` and a classifier ``(V, D)``, ``(V,)``."""
         return F.linear_sparse_cross_entropy(
-            input, linear_weight, indices, weights, linear_bias=linear_bias, uniform=uniform, **self.options
+            input, linear_weight, indices, weights, linear_bias=linear_bias, uniform=uniform, **self._options()
         )
 
 

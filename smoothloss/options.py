@@ -13,10 +13,12 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, TypeVar, get_type_hints
 
 import torch
+from torch import Tensor
 
-from smoothloss._numbers import as_integer
-from smoothloss._validation import REDUCTIONS, check_choice, check_flag, check_group
+from smoothloss._prior import check_prior
+from smoothloss._validation import REDUCTIONS, check_choice, check_flag, check_group, check_integer
 from smoothloss.backends import IMPLEMENTATIONS, Implementation
+from smoothloss.backends.common import replaced
 from smoothloss.row_options import RowKeywords, RowOptions, check_row_options
 
 __all__ = ["CallOptions", "LinearOptions", "LogitsOptions", "Memory", "Options", "RowKeywords", "check", "takes"]
@@ -28,6 +30,10 @@ class CallOptions(RowKeywords, total=False):
     """What every loss takes, besides `RowKeywords`.
 
     Attributes:
+        prior: ``(V,)`` probabilities by which the mass that lies on all classes (label smoothing's, `uniform`'s, a
+            table's uniform tail) is spread instead of evenly: ``u * (lse - (prior * z).sum(-1))``. Unigram frequencies
+            give unigram label smoothing, zeros leave classes out (masked label smoothing), whatever their logits.
+            Constant for the gradient; it must sum to one within its dtype's rounding.
         kl: subtracts the target's own entropy, so that the value is ``KL(q || p)``; the gradient stays.
         reduction: "mean" (over the positions whose target has mass; nan when there is none), "sum", "none".
         impl: "reference", "native" (C++, or CUDA C++) or "triton"; a RuntimeError says why where that cannot run.
@@ -40,6 +46,7 @@ class CallOptions(RowKeywords, total=False):
             without it. In eager mode.
     """
 
+    prior: Tensor | None
     kl: bool
     reduction: str
     impl: Implementation
@@ -84,6 +91,7 @@ class Options(NamedTuple):
     chunk_bytes: int | None = None
     memory: Memory = "fast"
     group: Any = None
+    prior: Tensor | None = None
 
 
 _DEFAULT = Options()
@@ -101,7 +109,11 @@ def check(given: Mapping[str, Any], names: tuple[str, ...]) -> Options:
     """
     if not given:
         return _DEFAULT
-    if torch.compiler.is_compiling() or "group" in given:  # a group that is remembered would never end
+    if given.get("prior") is not None:  # what a tensor holds cannot be remembered
+        rest = {name: value for name, value in given.items() if name != "prior"}
+        return replaced(Options, check(rest, names), prior=check_prior(given["prior"]))
+    # A group that is remembered would never end.
+    if torch.compiler.is_compiling() or given.get("group") is not None:
         return _check(names, **given)
     try:
         return _remembered(names, **given)
@@ -125,6 +137,7 @@ _remembered = functools.lru_cache(maxsize=256, typed=True)(_check)
 
 def _check_values(
     *,
+    prior: None = None,
     kl: bool = False,
     reduction: str = "mean",
     impl: Implementation = "auto",
@@ -134,10 +147,11 @@ def _check_values(
     group: Any = None,
     **row: Any,
 ) -> Options:
+    del prior
     check_choice(reduction, "reduction", REDUCTIONS)
     check_choice(impl, "impl", IMPLEMENTATIONS)
     check_choice(memory, "memory", ("fast", "low"))
-    chunk_bytes = None if chunk_bytes is None else as_integer(chunk_bytes, "chunk_bytes", 1)
+    chunk_bytes = None if chunk_bytes is None else check_integer(chunk_bytes, "chunk_bytes", 1)
     check_group(group)
     inplace, kl = check_flag(inplace, "inplace"), check_flag(kl, "kl")
     return Options(check_row_options(**row), kl, reduction, impl, inplace, chunk_bytes, memory, group)

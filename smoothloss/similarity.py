@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from smoothloss import _similarity_file, _similarity_inputs
-from smoothloss._numbers import as_integer, as_real, as_token_ids
+from smoothloss._validation import check_integer, check_number, check_token_ids
 from smoothloss.ops.similarity_rows import SimilarityScorer
 from smoothloss.ops.transforms import is_eager
 
@@ -106,7 +106,8 @@ class SimilarityTable:
         """
         vectors = _similarity_inputs.checked_vectors(vectors, device)
         num_tokens = vectors.shape[0]
-        k, tau, beta = as_integer(k, "k", 1, 2**31 - 1), as_real(tau, "tau"), as_real(beta, "beta")
+        k = check_integer(k, "k", 1, 2**31 - 1)
+        tau, beta = check_number(tau, "tau", finite=False), check_number(beta, "beta", finite=False)
         _similarity_file.check_settings(tau, beta, tail)
         if beta > 0 and counts is None:
             raise ValueError(f"counts: needed because beta is {beta} (> 0); expected a tensor of {num_tokens} counts")
@@ -114,7 +115,7 @@ class SimilarityTable:
             None if counts is None else _similarity_inputs.checked_counts(counts, num_tokens, vectors.device)
         )
         unit_vectors, has_neighbours = _similarity_inputs.unit_vectors(
-            vectors, as_token_ids(exclude, "exclude", num_tokens)
+            vectors, check_token_ids(exclude, "exclude", num_tokens)
         )
         empty = cls(
             indices=torch.full((num_tokens, k), -1, dtype=torch.int32, device=vectors.device),
@@ -166,7 +167,7 @@ class SimilarityTable:
             TypeError: ``token`` is no integer.
             IndexError: ``token`` is not in ``[0, V)``.
         """
-        token = as_integer(token, "token")
+        token = check_integer(token, "token")
         if not 0 <= token < self.num_tokens:
             raise IndexError(f"token: got {token}, expected 0 <= token < {self.num_tokens}")
         used = self.indices[token] >= 0
@@ -244,7 +245,7 @@ class SimilarityTable:
         tau, beta = float(settings["tau"]), float(settings["beta"])
         fields_of_table: dict[str, Any] = {"counts": None, **tensors}
         table = cls(**fields_of_table, tau=tau, beta=beta, tail_mode=settings["tail_mode"])  # type: ignore[arg-type]
-        if num_tokens is not None and table.num_tokens != as_integer(num_tokens, "num_tokens"):
+        if num_tokens is not None and table.num_tokens != check_integer(num_tokens, "num_tokens"):
             raise ValueError(
                 f"path: {path} is a similarity table of {table.num_tokens} tokens, expected {num_tokens}, "
                 "the size of the vocabulary"

@@ -48,6 +48,7 @@ struct Targets {
     bool are_int64;
     const void* weights;  // (rows, slots), accumulator type; null: 1
     const void* uniform;  // (rows,), accumulator type, or null
+    const void* prior;    // (classes,), accumulator type: what that mass is spread by; null: evenly
     int64_t slots;
     bool are_labels;       // a negative index is an error, but for `ignore_index`
     int64_t ignore_index;  // of labels
@@ -146,7 +147,8 @@ struct SmoothedTargetArguments {
     int64_t batch;
     int64_t length;
     const float* target_weights;   // (batch,), or null: 1
-    const float* sample_weights;   // (num_candidates - 1, batch), or null: 1 / (num_candidates - 1)
+    const void* sample_weights;    // (num_candidates - 1, batch), or null: 1 / (num_candidates - 1)
+    bool are_double;               // the samples' weights; float32 otherwise
     double alpha;                  // factor of the samples' weights; 1 - alpha that of the ground truth's
     const int32_t* table_indices;  // (num_tokens, num_neighbours), or null: no table
     const float* table_weights;    // (num_tokens, num_neighbours)

@@ -32,7 +32,7 @@ class Candidates(NamedTuple):
         target: ``(B, T)`` int32 or int64, contiguous.
         samples: ``(L, B, T)`` of the same dtype, contiguous, or None.
         target_weights: ``(B,)`` float32, or None: 1.
-        sample_weights: ``(L, B)`` float32, contiguous, or None: 1 / L.
+        sample_weights: ``(L, B)`` float32 or float64, contiguous, or None: 1 / L.
         alpha: factor of the samples' weights, ``1 - alpha`` that of the ground truth's.
         ignore_index: marks positions, and candidates of a position, without a target.
     """
@@ -74,6 +74,8 @@ class RowTarget(NamedTuple):
         uniform: ``(N,)`` accumulator dtype, contiguous, mass that lies evenly on all classes; or None.
         dense: distributions on top, or None.
         ignore_index: given for class numbers: the one that marks a row to ignore, any other negative is an error.
+        prior: ``(V,)`` accumulator dtype, contiguous: what the uniform mass, that of smoothed labels included, is
+            spread by; None: evenly.
     """
 
     indices: Tensor
@@ -81,6 +83,7 @@ class RowTarget(NamedTuple):
     uniform: Tensor | None = None
     dense: DenseRows | None = None
     ignore_index: int | None = None
+    prior: Tensor | None = None
 
 
 class Forward(NamedTuple):

@@ -131,16 +131,16 @@ class _LinearCrossEntropyRecompute(torch.autograd.Function):
     def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None, call: _Call) -> Tensor:
         target, options, reduction, chunk_bytes, wanted, impl = call
         loss, statistics, _, scale = losses(inputs, weight, bias, target, options, reduction, chunk_bytes, impl)
-        indices, weights, uniform, source, settings, ignore_index = target.pack()
-        ctx.save_for_backward(inputs, weight, bias, statistics, scale, indices, weights, uniform, *source)
+        indices, weights, uniform, prior, source, settings, ignore_index = target.pack()
+        ctx.save_for_backward(inputs, weight, bias, statistics, scale, indices, weights, uniform, prior, *source)
         ctx.settings, ctx.options = (settings, ignore_index), options
         ctx.chunk_bytes, ctx.wanted, ctx.impl = chunk_bytes, wanted, impl
         return loss
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        inputs, weight, bias, statistics, scale, indices, weights, uniform, *source = ctx.saved_tensors
-        target = FlatTarget.unpack(indices, weights, uniform, source, *ctx.settings)
+        inputs, weight, bias, statistics, scale, indices, weights, uniform, prior, *source = ctx.saved_tensors
+        target = FlatTarget.unpack(indices, weights, uniform, prior, source, *ctx.settings)
         how = (None, ctx.options, ctx.chunk_bytes, ctx.wanted, ctx.impl)
         with torch.no_grad():
             if is_batched(grad):
@@ -176,10 +176,11 @@ def _cast(grads: tuple[Tensor, ...], wanted: list[bool]) -> list[Tensor | None]:
 
 def _fused_impl(
     inputs: Tensor, weight: Tensor, bias: Tensor | None, indices: Tensor, weights: Tensor | None,
-    uniform: Tensor | None, source: list[Tensor], settings: list[float], ignore_index: int | None,
+    uniform: Tensor | None,
+    prior: Tensor | None, source: list[Tensor], settings: list[float], ignore_index: int | None,
     options: list[float], reduction: str, chunk_bytes: int, wanted: list[bool], impl: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    target = FlatTarget.unpack(indices, weights, uniform, source, settings, ignore_index)
+    target = FlatTarget.unpack(indices, weights, uniform, prior, source, settings, ignore_index)
     return fused(inputs, weight, bias, target, RowOptions(*options), reduction, chunk_bytes, wanted, impl)
 
 
@@ -205,7 +206,7 @@ def _fused_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     hidden, weight, bias, *_, wanted, impl = inputs
     _, scale, *grads = output
     ctx.save_for_backward(scale, hidden, weight, bias, *grads)
-    ctx.wanted, ctx.impl, ctx.sources = wanted, impl, (len(inputs[6]), len(inputs[7]))
+    ctx.wanted, ctx.impl, ctx.sources = wanted, impl, (len(inputs[7]), len(inputs[8]))
 
 
 def _fused_backward(ctx: Any, grad: Tensor, *unused: Any) -> tuple[Any, ...]:
@@ -219,11 +220,12 @@ def _fused_backward(ctx: Any, grad: Tensor, *unused: Any) -> tuple[Any, ...]:
 
 def _recompute_impl(
     inputs: Tensor, weight: Tensor, bias: Tensor | None, indices: Tensor, weights: Tensor | None,
-    uniform: Tensor | None, source: list[Tensor], settings: list[float], ignore_index: int | None,
+    uniform: Tensor | None,
+    prior: Tensor | None, source: list[Tensor], settings: list[float], ignore_index: int | None,
     options: list[float], reduction: str, chunk_bytes: int, wanted: list[bool], impl: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     del wanted
-    target = FlatTarget.unpack(indices, weights, uniform, source, settings, ignore_index)
+    target = FlatTarget.unpack(indices, weights, uniform, prior, source, settings, ignore_index)
     row = RowOptions(*options)
     loss, statistics, _, scale = losses(inputs, weight, bias, target, row, reduction, chunk_bytes, impl)
     assert statistics is not None
@@ -237,20 +239,20 @@ def _recompute_fake(inputs: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]
 
 
 def _recompute_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    hidden, weight, bias, indices, weights, uniform, source, settings, ignore_index, *rest = inputs
+    hidden, weight, bias, indices, weights, uniform, prior, source, settings, ignore_index, *rest = inputs
     options, reduction, chunk_bytes, wanted, impl = rest
     _, statistics, scale = output
     saved = (statistics, scale if reduction != "none" else None)
-    ctx.save_for_backward(hidden, weight, bias, *saved, indices, weights, uniform, *source)
+    ctx.save_for_backward(hidden, weight, bias, *saved, indices, weights, uniform, prior, *source)
     ctx.settings, ctx.options, ctx.sources = (settings, ignore_index), options, (len(source), len(settings))
     ctx.chunk_bytes, ctx.wanted, ctx.impl = chunk_bytes, wanted, impl
 
 
 def _recompute_backward(ctx: Any, grad: Tensor, *unused: Any) -> tuple[Any, ...]:
     del unused
-    inputs, weight, bias, statistics, scale, indices, weights, uniform, *source = ctx.saved_tensors
+    inputs, weight, bias, statistics, scale, indices, weights, uniform, prior, *source = ctx.saved_tensors
     grads = backward_op(
-        grad, scale, inputs, weight, bias, statistics, indices, weights, uniform, source, *ctx.settings,
+        grad, scale, inputs, weight, bias, statistics, indices, weights, uniform, prior, source, *ctx.settings,
         None, ctx.options, ctx.chunk_bytes, ctx.wanted, ctx.impl,
     )  # fmt: skip
     return *_cast(grads, ctx.wanted), *no_gradients(ctx.sources, 5)
@@ -258,11 +260,12 @@ def _recompute_backward(ctx: Any, grad: Tensor, *unused: Any) -> tuple[Any, ...]
 
 def _backward(
     grad: Tensor, scale: Tensor | None, inputs: Tensor, weight: Tensor, bias: Tensor | None, statistics: Tensor,
-    indices: Tensor, weights: Tensor | None, uniform: Tensor | None, source: list[Tensor], settings: list[float],
+    indices: Tensor, weights: Tensor | None, uniform: Tensor | None,
+    prior: Tensor | None, source: list[Tensor], settings: list[float],
     ignore_index: int | None, mass: Tensor | None, options: list[float],
     chunk_bytes: int, wanted: list[bool], impl: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    target = FlatTarget.unpack(indices, weights, uniform, source, settings, ignore_index)
+    target = FlatTarget.unpack(indices, weights, uniform, prior, source, settings, ignore_index)
     how = (RowOptions(*options), chunk_bytes, wanted, impl)
     return recomputed(grad, scale, inputs, weight, bias, statistics, target, mass, *how)
 

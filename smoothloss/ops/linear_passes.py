@@ -152,8 +152,10 @@ def backward_by_classes(
         part = slice(start, min(start + size, num_classes))
         logits = layer.logits(None, scratch, part)
         d_logits = logits if grad_scratch is None else grad_scratch[: logits.numel()].view_as(logits)
-        share = (part.stop - part.start) / num_classes
-        entries = RowTarget(_in_slice(rows.indices, part), weights, uniform * share if has_uniform else None)
+        prior = None if rows.prior is None else rows.prior[part]
+        share = 1.0 if prior is not None else (part.stop - part.start) / num_classes
+        spread = uniform * share if has_uniform else None
+        entries = RowTarget(_in_slice(rows.indices, part), weights, spread, prior=prior)
         unsmoothed = replaced(RowOptions, options, label_smoothing=0.0)
         backends.kernels(impl).backward(grad, None, logits, saved.statistics, entries, unsmoothed, d_logits, mass)
         sums.add(part, d_logits)
@@ -169,7 +171,7 @@ def as_entries(target: FlatTarget, dtype: torch.dtype) -> RowTarget:
     if indices.dtype == torch.int64:
         indices = indices.clamp(min=-1, max=torch.iinfo(torch.int32).max).int()
     weights = torch.ones(indices.shape, dtype=dtype, device=indices.device) if rows.weights is None else rows.weights
-    return RowTarget(indices, weights, rows.uniform)
+    return RowTarget(indices, weights, rows.uniform, prior=rows.prior)
 
 
 def _in_slice(indices: Tensor, classes: slice) -> Tensor:

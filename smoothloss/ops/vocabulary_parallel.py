@@ -149,19 +149,23 @@ def _call(
     uniform = rows.uniform
     if eps or uniform is not None:
         uniform = eps * mass if uniform is None else ((1 - eps) * uniform + eps * mass).where(kept[:, 0], 0.0)
-    flat = FlatTarget(rows.indices, weights, uniform)
+    flat = FlatTarget(rows.indices, weights, uniform, prior=rows.prior)
     return _Call(flat, mass, replaced(RowOptions, options, label_smoothing=0.0), reduction, impl, split, chunk_bytes)
 
 
 def _own(call: _Call, part: slice | None = None) -> RowTarget:
     """Return what of the target lies in the classes of this process."""
     part, split = part or slice(None), call.split
-    indices, weights, uniform = split.own(call.target.indices[part]), call.target.weights, call.target.uniform
+    indices, weights, uniform, prior = call.target.indices[part], call.target.weights, call.target.uniform, None
     assert weights is not None
-    share = split.size / max(split.total, 1)
-    return RowTarget(
-        indices.contiguous(), weights[part].contiguous(), None if uniform is None else uniform[part] * share
-    )
+    if uniform is not None:
+        share: Tensor | float = split.size / max(split.total, 1)
+        if call.target.prior is not None:
+            prior = call.target.prior[split.start : split.start + split.size]
+            share = prior.sum()
+            prior = prior / share.clamp(min=torch.finfo(prior.dtype).tiny)
+        uniform = uniform[part] * share
+    return RowTarget(split.own(indices).contiguous(), weights[part].contiguous(), uniform, prior=prior)
 
 
 # ---- forward: a pass over the slice, and the merge
@@ -184,17 +188,18 @@ def _summary(logits: Tensor, target: RowTarget, call: _Call) -> Tensor:
         summary[:, 0] = z.amax(-1)
         summary[:, 1] = (z - summary[:, :1]).exp().sum(-1)
     else:
-        summary[:, :2] = saved[:, :2]
+        summary[:, 0], summary[:, 1] = whole_of(saved)
     summary[:, 2] = statistics.entropy
     filled = target.indices >= 0
     weights = target.weights.where(filled, 0.0)
     nll = torch.where(weights == 0, 0.0, -weights * statistics.log_prob)
     summary[:, 3], summary[:, 4] = nll.sum(-1, dtype=torch.float64), weights.sum(-1, dtype=torch.float64)
     if target.uniform is not None:
-        nothing = RowTarget(target.indices[:, :0].contiguous(), weights[:, :0].contiguous(), target.uniform)
+        none = target.indices[:, :0].contiguous(), weights[:, :0].contiguous()
+        nothing = RowTarget(*none, target.uniform, prior=target.prior)
         plain = RowOptions(logit_scale=options.logit_scale, softcap=options.softcap)
         summary[:, 3] += backend.forward(logits, nothing, plain, "none").loss
-        summary[:, 4] += target.uniform
+        summary[:, 4] += target.uniform if target.prior is None else target.uniform * target.prior.sum()
     return summary
 
 
@@ -228,6 +233,12 @@ def largest_share(largest: Tensor, total: Tensor) -> tuple[Tensor, Tensor, Tenso
     sum_exp = weighted.sum(0)
     share = weighted / sum_exp
     return centre, sum_exp, share, share.log().where(total != 0, 0.0)
+
+
+def whole_of(saved: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the largest logit of rows, and ``sum exp(z - largest)``, from what the token statistics save of them."""
+    listed, listed_sum, _, rest, rest_sum = saved.double().unbind(-1)
+    return largest_share(torch.stack((listed, rest)), torch.stack((listed_sum, rest_sum)))[:2]
 
 
 def _reduced(losses: Tensor, call: _Call) -> tuple[Tensor, Tensor | None]:
@@ -274,7 +285,7 @@ def _gradient(logits: Tensor, statistics: Tensor, target: RowTarget, call: _Call
     filled = target.indices >= 0
     d_z = d_z.scatter_add(1, target.indices.where(filled, 0).long(), -target.weights.where(filled, 0.0))
     if target.uniform is not None:
-        d_z = d_z - target.uniform.unsqueeze(-1) / logits.shape[1]
+        d_z = d_z - target.uniform.unsqueeze(-1) * (1 / logits.shape[1] if target.prior is None else target.prior)
     (gradient,) = torch.autograd.grad(z, leaf, d_z)
     return gradient.to(d_z.dtype)
 
@@ -350,6 +361,6 @@ def _linear_gradients(
         d_logits = _gradient(logits, statistics, target, call) * upstream.unsqueeze(-1)
         wide = layer.weight.to(layer.accumulator)
         return d_logits @ wide, d_logits.t() @ layer.inputs.to(layer.accumulator), d_logits.sum(0)
-    flat = FlatTarget(target.indices, target.weights, target.uniform)
+    flat = FlatTarget(target.indices, target.weights, target.uniform, prior=target.prior)
     saved = Saved(upstream, statistics.to(layer.accumulator))
     return backward_by_classes(layer, flat, saved, call.mass, call.options, call.chunk_bytes, wanted, call.impl)

@@ -279,10 +279,11 @@ def test_opcheck(impl: str, reduction: str) -> None:
     assert isinstance(mixture, SimilarityMixture)
     logits = inputs.logits.requires_grad_()
     for entries in (
-        (inputs.indices, inputs.weights, inputs.uniform, [], [], None),
-        (torch.tensor([3, -100, 0, 19]), None, None, [], [], -100),
-        (inputs.indices, inputs.weights, None, list(make_dense_rows(inputs, 3, 2)), [], None),
-        (inputs.indices, inputs.weights, None, *mixture.pack(), None),
+        (inputs.indices, inputs.weights, inputs.uniform, None, [], [], None),
+        (inputs.indices, inputs.weights, inputs.uniform, torch.rand(20).softmax(-1), [], [], None),
+        (torch.tensor([3, -100, 0, 19]), None, None, None, [], [], -100),
+        (inputs.indices, inputs.weights, None, None, list(make_dense_rows(inputs, 3, 2)), [], None),
+        (inputs.indices, inputs.weights, None, None, *mixture.pack(), None),
     ):
         torch.library.opcheck(ops.cross_entropy, (logits, *entries, [*options], reduction, impl))
         _, statistics, _ = ops.cross_entropy(inputs.logits, *entries, [*options], reduction, impl)

@@ -179,7 +179,10 @@ def test_opcheck(impl: str) -> None:
     if impl == "reference":
         pytest.skip("the reference is plain torch code, no operator")
     hidden, weight, bias, inputs = make_problem(torch.float32)
-    layer, entries = (hidden, weight, bias), (inputs.indices, inputs.weights, inputs.uniform, [], [], None)
+    layer, entries = (
+        (hidden, weight, bias),
+        (inputs.indices, inputs.weights, inputs.uniform, torch.rand(V).softmax(-1), [], [], None),
+    )
     for tensor in layer:
         tensor.requires_grad_()
     ops = torch.ops.smoothloss
