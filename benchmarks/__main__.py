@@ -8,20 +8,24 @@ Suites:
     lazy    what smoothing costs            exact   dense similarity rows with the linear layer
     rewards CIDEr, BLEU, ... of candidates  sampling  what drawing samples costs
     statistics  log-probability and entropy, on given logits and with the linear layer
+    distillation, linear_distillation       divergences against a teacher's top-k
 
-Peers that are not installed, or cannot run here, are rows that say why. Every suite writes one JSON file.
+Peers that are not installed, or cannot run here, are rows that say why. Every suite writes one JSON file, whole again
+after each shape.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import itertools
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from benchmarks import exact, linear, logits, mle_vs_lazy, rewards, sampling, token_statistics
+from benchmarks import distillation, exact, linear, logits, mle_vs_lazy, rewards, sampling, token_statistics
 from benchmarks.contest import Settings, broken, run_suite
 from benchmarks.measure import Row, markdown, write_json
 from benchmarks.problems import Shape, parse_shape
@@ -34,6 +38,8 @@ SUITES: dict[str, Callable[[list[Shape], list[torch.dtype], Settings], list[Row]
     "rewards": rewards.run,
     "sampling": sampling.run,
     "statistics": token_statistics.run,
+    "distillation": functools.partial(distillation.run, "logits"),
+    "linear_distillation": functools.partial(distillation.run, "linear"),
 }
 SHAPES = {
     "cpu": {
@@ -44,6 +50,8 @@ SHAPES = {
         "rewards": ("captions", "samples"),
         "sampling": ("coco",),
         "statistics": ("coco", "2k"),
+        "distillation": ("2k",),
+        "linear_distillation": ("coco",),
     },
     "cuda": {
         "logits": ("coco", "wmt", "32k", "64k", "llama3", "gemma2"),
@@ -53,6 +61,8 @@ SHAPES = {
         "rewards": ("samples", "captions"),
         "sampling": ("coco",),
         "statistics": ("coco", "wmt", "llama3"),
+        "distillation": ("32k", "llama3"),
+        "linear_distillation": ("32k", "llama3"),
     },
 }
 DTYPES = {
@@ -64,6 +74,8 @@ DTYPES = {
         "rewards": ("int64",),
         "sampling": ("float32",),
         "statistics": ("float32",),
+        "distillation": ("float32",),
+        "linear_distillation": ("float32",),
     },
     "cuda": {
         "logits": ("bfloat16", "float32"),
@@ -73,6 +85,8 @@ DTYPES = {
         "rewards": ("int64",),
         "sampling": ("float32",),
         "statistics": ("bfloat16",),
+        "distillation": ("bfloat16",),
+        "linear_distillation": ("bfloat16",),
     },
 }
 COLUMNS = {
@@ -86,6 +100,7 @@ COLUMNS = {
 }
 MORE_COLUMNS = {
     "relative_to_mle": "relative to MLE",
+    "relative_to_statistics": "to the statistics",
     "speedup": "times faster than the peer",
     "data": "data",
     "peak_mib": "peak MiB",
@@ -135,6 +150,20 @@ def table(rows: list[Row]) -> str:
     return markdown(rows, COLUMNS | used)
 
 
+def run(name: str, shapes: list[Shape], dtypes: list[torch.dtype], settings: Settings, path: Path) -> list[Row]:
+    """Run a suite, print its rows, and write them as each shape ends: what is killed later leaves those before."""
+    rows: list[Row] = []
+    begin = time.perf_counter()
+    print(f"\n## {name}", flush=True)
+    for shape, dtype in itertools.product(shapes, dtypes):
+        left = settings.seconds - (time.perf_counter() - begin)
+        found = SUITES[name]([shape], [dtype], settings._replace(seconds=left))
+        print(f"\n{table(found)}", flush=True)
+        rows += found
+        write_json(path, settings.device, rows)
+    return rows
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Measure, print, write; return 1 when something of ours could not run, else 0."""
     options = parse(arguments)
@@ -147,10 +176,7 @@ def main(arguments: list[str] | None = None) -> int:
         dtypes = [getattr(torch, dtype) for dtype in options.dtype or DTYPES[kind][name]]
         if options.quick:
             shapes, dtypes = shapes[:1], dtypes[:1]
-        rows = SUITES[name](shapes, dtypes, settings)
-        print(f"\n## {name}\n\n{table(rows)}", flush=True)
-        write_json(options.out / f"{name}_{device.type}.json", device, rows)
-        measured += rows
+        measured += run(name, shapes, dtypes, settings, options.out / f"{name}_{device.type}.json")
     return int(any(broken(row) for row in measured))
 
 

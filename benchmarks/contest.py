@@ -18,6 +18,7 @@ from benchmarks.peers import Step
 from benchmarks.problems import NotRunnableError, Problem, Shape, Vocabulary, errors, small
 
 OURS, PEER, FLOOR = "smoothloss", "peer", "floor"
+NO_TIME = "no time was left for it"
 
 
 class Contender(NamedTuple):
@@ -227,7 +228,7 @@ def run_suite(suite: Callable[[torch.device], Suite], shapes: list[Shape], dtype
             if left > 0:
                 rows += Run(made, shape, dtype, settings._replace(seconds=left)).rows()
             else:
-                rows += _unmeasured(made, shape, dtype, f"the {settings.seconds:.0f} s for this suite were over")
+                rows += _unmeasured(made, shape, dtype, NO_TIME)
             release(settings.device)
     return rows
 

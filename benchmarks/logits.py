@@ -18,6 +18,7 @@ from benchmarks.peers import Step, step
 from benchmarks.problems import HARD, SIMILAR, NotRunnableError, Problem, soft
 from smoothloss.backends import choose, unavailable
 
+TORCH = "torch, hard labels"
 COPY, FRESH_COPY = "floor: copy to an existing buffer", "floor: copy to a fresh buffer"
 
 
@@ -95,7 +96,7 @@ def suite(device: torch.device) -> Suite:
             ),
         ]
     others = [
-        Contender("torch, hard labels", PEER, peers.torch_eager, HARD, graph=True),
+        Contender(TORCH, PEER, peers.torch_eager, HARD, graph=True),
         Contender("torch.compile, hard labels", PEER, peers.torch_compiled),
         Contender("Liger, hard labels, in place", PEER, peers.liger, HARD),
         Contender("QuACK, hard labels", PEER, peers.quack, HARD),

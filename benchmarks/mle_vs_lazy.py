@@ -2,7 +2,8 @@
 
 For each loss (a) the loss and its backward on given logits, target building included, and (b) a whole training step
 of an LSTM language model: sampling, reward, forward, loss, backward, Adam. Exact Seq forwards its L samples too, lazy
-does not. Beside the steps stand two of their parts alone: drawing samples, and the reward of 250 of them.
+does not. Beside the steps stand two of their parts alone: drawing samples, and the reward of 250 of them. On CUDA the
+steps are timed as graphs too.
 
     python -m benchmarks --suite lazy --device cpu --shapes coco
 """
@@ -18,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 import smoothloss.functional as F
-from benchmarks.contest import Settings, note, release
-from benchmarks.measure import Row, interleaved, peak_memory
+from benchmarks.contest import NO_TIME, OURS, Settings, attempt, note, release
+from benchmarks.measure import Row, interleaved, peak_memory, replay
 from benchmarks.problems import Shape
 from smoothloss import SimilarityTable
 from smoothloss.rewards import Cider, References
@@ -97,10 +98,10 @@ class Problem:
             torch.randn(vocabulary, 64), k=NEIGHBOURS, tau=0.1, exclude=SPECIAL_TOKENS
         ).to(device)
         self.sampler = HammingSampler(0.15, pool=BatchPool(exclude=SPECIAL_TOKENS))
-        self.generator = torch.Generator(device).manual_seed(0)
         self.cider, self.references = self._rewards()
         self.model = LanguageModel(vocabulary, shape.hidden).to(device)
-        self.optimizer = torch.optim.Adam(self.model.parameters(), fused=device.type == "cuda")
+        on_cuda = device.type == "cuda"
+        self.optimizer = torch.optim.Adam(self.model.parameters(), fused=on_cuda, capturable=on_cuda)
 
     def _rewards(self) -> tuple[Cider, References]:
         """Return document frequencies of random texts, and references of the batch, the ground truths among them."""
@@ -114,7 +115,7 @@ class Problem:
 
     def sample(self, num_samples: int) -> Samples:
         """Return samples ``(L, B, T)`` around the ground truth."""
-        return self.sampler(self.target, self.lengths, num_samples, self.generator)
+        return self.sampler(self.target, self.lengths, num_samples)
 
     def score(self, tokens: Tensor) -> Tensor:
         """Return the CIDEr of samples ``(L, B', T)`` of the first B' ground truths."""
@@ -180,14 +181,33 @@ def bench_steps(problem: Problem, settings: Settings) -> list[Row]:
     return collect("training step", functions, settings)
 
 
+def bench_graphs(problem: Problem, settings: Settings) -> list[Row]:
+    """Return a row of (b) for each case as one CUDA graph, the draw and the rewards in it too; none on a CPU."""
+    if problem.device.type != "cuda":
+        return []
+    replays: dict[str, Callable[[], object]] = {}
+    failures: dict[str, str] = {}
+
+    def capture(case: Case) -> None:
+        replays[case.name] = replay(functools.partial(problem.step, case))
+
+    for case in CASES:
+        reason = attempt(functools.partial(capture, case))
+        if reason is not None:
+            failures[case.name] = reason
+    rows = collect("training step, graph", replays, settings)
+    head = {"kind": OURS, "mode": "training step, graph"}
+    return rows + [head | {"what": what, "not_run": reason} for what, reason in failures.items()]
+
+
 def collect(mode: str, functions: dict[str, Callable[[], object]], settings: Settings) -> list[Row]:
     """Time all functions interleaved, then measure the memory of each."""
     most, least = settings.rounds
     device = settings.device
     timings = interleaved(functions, device, most, warmup=1, least=least, seconds=min(settings.seconds, 60.0))
-    baseline = timings["MLE"]["ms"]
+    baseline = timings.get("MLE", {}).get("ms", float("nan"))
     return [
-        {"what": name, "kind": "smoothloss", "mode": mode, **timings[name]}
+        {"what": name, "kind": OURS, "mode": mode, **timings[name]}
         | {"relative_to_mle": timings[name]["ms"] / baseline, "peak_mib": peak_memory(function, device)}
         for name, function in functions.items()
     ]
@@ -203,11 +223,10 @@ def run(shapes: list[Shape], dtypes: list[torch.dtype], settings: Settings) -> l
             left = settings.seconds - (time.perf_counter() - begin)
             note(f"lazy, {shape.name}, {dtype}")
             if left <= 0:
-                reason = f"the {settings.seconds:.0f} s for this suite were over"
-                rows += [head | {"what": c.name, "kind": "smoothloss", "not_run": reason} for c in CASES]
+                rows += [head | {"what": c.name, "kind": OURS, "not_run": NO_TIME} for c in CASES]
                 continue
             problem = Problem(shape, settings.device, dtype)
-            for bench in (bench_losses, bench_steps):
+            for bench in (bench_steps, bench_graphs, bench_losses):
                 rows += [head | row for row in bench(problem, settings._replace(seconds=left))]
             release(settings.device)
     return rows

@@ -17,6 +17,16 @@ import torch
 import smoothloss.functional as F
 from smoothloss.backends import unavailable
 from smoothloss.rewards import Cider, References, bleu_statistics, edit_distance, hamming, rouge_l, sentence_bleu
+from smoothloss.sampling import (
+    BatchPool,
+    EditSampler,
+    HammingSampler,
+    ReferencePool,
+    Sampler,
+    SimilarPool,
+    VocabularyPool,
+    importance_weights,
+)
 from smoothloss.similarity import TailMode
 from smoothloss.testing import make_inputs, make_sequences, make_table
 
@@ -73,6 +83,25 @@ def rewards(width: int, dtype: torch.dtype, impl: str) -> list[torch.Tensor]:
     return [function(tokens.to(device, dtype), lengths, references) for function in functions]
 
 
+def draws(width: int, impl: str) -> list[torch.Tensor]:
+    """Return samples from every pool by either distance, drawn from one seed, and their importance weights."""
+    device = DEVICES[impl]
+    target = torch.randint(3, 40, (6, width), generator=torch.Generator().manual_seed(width)).to(device)
+    lengths = torch.arange(6, device=device).clamp(max=width)
+    pools = (VocabularyPool(40, (0, 1)), BatchPool((0, 1)), ReferencePool((0, 1)))
+    samplers: list[Sampler] = [HammingSampler(0.4, pool) for pool in (*pools, SimilarPool(make_table(40)))]
+    samplers += [EditSampler(0.4, pool) for pool in pools]
+    results: list[torch.Tensor] = []
+    for sampler in samplers:
+        generator = torch.Generator().manual_seed(7)  # of the CPU for either device: one seed
+        samples = sampler(target, lengths, 3, generator, target)
+        results += [*samples]
+        for normalize in ("samples", "batch"):
+            scores = -samples.distance.double()
+            results.append(importance_weights(scores, samples.log_prob, tau=0.5, clip=-1.0, normalize=normalize))
+    return results
+
+
 def off(actual: list[torch.Tensor], expected: list[torch.Tensor]) -> int:
     """Return how many results are further from the reference than half precision explains."""
     count = 0
@@ -92,6 +121,7 @@ def main() -> int:
         (losses, (*size, dtype, options)) for size, dtype, options in itertools.product(SIZES, DTYPES, OPTIONS)
     ]
     cases += [(sequence_losses, case) for case in itertools.product((11, 1003), TAILS, DTYPES)]
+    cases += [(draws, case) for case in ((1,), (33,), (400,))]
     cases += [(rewards, case) for case in itertools.product((1, 31, 100), (torch.int32, torch.int64))]
     wrong = [off(*(function(*case, impl) for impl in ("native", "reference"))) for function, case in cases]
     print(f"{len(cases)} cases, {sum(wrong)} results off")

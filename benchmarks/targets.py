@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.linear import LIGER, LIGER_BEST, MATMULS, TOP_K
-from benchmarks.logits import COPY, name
+from benchmarks.logits import COPY, TORCH, name
 from benchmarks.measure import Row, markdown
 from benchmarks.problems import HARD, soft
 from benchmarks.rewards import MODES, OURS_ON_GPU
 
 OURS_HARD, OURS_SOFT = name(HARD), name(soft(64))
 FRESH = (OURS_HARD, name(soft(21)), OURS_SOFT)
+LAZY = "Tok-Seq, lazy, L = 5"
 LARGE, LAUNCH_BOUND, LLM = ("32k", "64k", "llama3"), ("coco", "wmt"), "llama3"
 
 
@@ -82,6 +83,10 @@ def _rewards(rows: Rows, key: str) -> float:
     return max(rows.get("rewards", "samples", OURS_ON_GPU, key, mode) for mode in MODES)
 
 
+def _step(rows: Rows, mode: str) -> float:
+    return rows.get("lazy", "coco", LAZY, "relative_to_mle", mode)
+
+
 def _launches(rows: Rows) -> float:
     return max(rows.get("logits", shape, what, "launches") for shape in LAUNCH_BOUND for what in FRESH)
 
@@ -137,6 +142,21 @@ TARGETS = [
     Target("logits op, RNN shapes: graph replay to twice the floor or 20 us", _replay, 1.0),
     Target("rewards of 320 candidates: ms of the slowest", lambda rows: _rewards(rows, "ms"), 0.1),
     Target("rewards of 320 candidates: launches of each", lambda rows: _rewards(rows, "launches"), 1),
+    Target(
+        "training step of lazy Tok-Seq, 1280 x 9800: time to MLE's",
+        lambda rows: _step(rows, "training step"),
+        1.05,
+    ),
+    Target(
+        "training step of lazy Tok-Seq, 1280 x 9800, in a graph: time to MLE's",
+        lambda rows: _step(rows, "training step, graph"),
+        1.02,
+    ),
+    Target(
+        "logits op, 1280 x 9800: time of an eager step to torch's",
+        lambda rows: rows.ratio("logits", "coco", OURS_HARD, TORCH),
+        1.0,
+    ),
 ]
 
 

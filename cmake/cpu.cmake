@@ -21,7 +21,8 @@ endif()
 
 pybind11_add_module(_C MODULE csrc/bindings_cpu.cpp csrc/bindings_cpu_rewards.cpp csrc/bindings_cpu_sampling.cpp
                 csrc/cpu/huge_pages.cpp csrc/cpu/isa.cpp csrc/cpu/rewards.cpp csrc/cpu/sampling.cpp
-                csrc/cpu/smoothed_target.cpp csrc/cpu/sparse_cross_entropy.cpp csrc/cpu/target_indices.cpp csrc/cpu/token_statistics.cpp
+                csrc/cpu/smoothed_target.cpp csrc/cpu/sparse_cross_entropy.cpp csrc/cpu/target_indices.cpp
+                csrc/cpu/token_statistics.cpp csrc/cpu/weights.cpp
                 csrc/ngram/document_counter.cpp)
 target_link_libraries(_C PRIVATE smoothloss_flags)
 foreach(_isa IN LISTS _isas)

@@ -5,7 +5,9 @@
 
 #include <pybind11/stl.h>
 
+#include <array>
 #include <cstdint>
+#include <cstring>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -22,14 +24,15 @@ namespace py = pybind11;
 using ArrayTuple = std::tuple<uintptr_t, int, int64_t>;
 constexpr int kInt32 = 4, kInt64 = 5;
 
-// (data_ptr, dtype, rows, classes, row_stride); (indices, slots, weights, uniform, are_labels, ignore_index);
-// (values, num_rows, rows, slots, weights); (label_smoothing, entropy, z_loss, logit_scale, softcap);
-// (data_ptr, dtype, row_stride); (target, samples, num_candidates, batch, length, target_weights, sample_weights,
-// alpha, token_alpha, ignore_index); (indices, weights, tail, num_tokens, num_neighbours)
+// (data_ptr, dtype, rows, classes, row_stride); (indices, slots, weights, uniform, prior, are_labels,
+// ignore_index);
+// (values, num_rows, rows, slots, weights); the options in their order; (data_ptr, dtype, row_stride);
+// (target, samples, num_candidates, batch, length, target_weights, sample_weights, alpha, token_alpha, ignore_index);
+// (indices, weights, tail, num_tokens, num_neighbours)
 using LogitsTuple = std::tuple<uintptr_t, int, int64_t, int64_t, int64_t>;
-using TargetsTuple = std::tuple<ArrayTuple, int64_t, ArrayTuple, ArrayTuple, bool, int64_t>;
+using TargetsTuple = std::tuple<ArrayTuple, int64_t, ArrayTuple, ArrayTuple, ArrayTuple, bool, int64_t>;
 using DenseTuple = std::tuple<ArrayTuple, int64_t, ArrayTuple, int64_t, ArrayTuple>;
-using OptionsTuple = std::tuple<double, double, double, double, double>;
+using OptionsTuple = std::array<double, kOptions>;
 using OutputTuple = std::tuple<uintptr_t, int, int64_t>;
 using CandidatesTuple =
     std::tuple<ArrayTuple, ArrayTuple, int64_t, int64_t, int64_t, ArrayTuple, ArrayTuple, double, double, int64_t>;
@@ -87,7 +90,7 @@ inline void* index_address(const ArrayTuple& array, const char* name, int64_t co
 }
 
 inline Targets make_targets(const TargetsTuple& t, const Logits& logits) {
-    auto [indices, slots, weights, uniform, are_labels, ignore_index] = t;
+    auto [indices, slots, weights, uniform, prior, are_labels, ignore_index] = t;
     require(slots >= 0 && slots <= INT32_MAX, "indices: got " + std::to_string(slots) + " slots a row");
     require(!are_labels || slots == 1, "indices: got " + std::to_string(slots) + " labels a row, expected 1");
     int type = accumulator_code(logits.type);
@@ -96,6 +99,7 @@ inline Targets make_targets(const TargetsTuple& t, const Logits& logits) {
             std::get<1>(indices) == kInt64,
             address_if_given(weights, "weights", type, count),
             address_if_given(uniform, "uniform", type, logits.rows),
+            address_if_given(prior, "prior", type, logits.classes),
             slots,
             are_labels,
             ignore_index};
@@ -133,7 +137,8 @@ inline SmoothedTargetArguments make_smoothed_target(const CandidatesTuple& candi
     require(positions == 0 || (out_indices != 0 && out_weights != 0), "target: got a null pointer");
     require(count == 1 || positions == 0 || std::get<1>(target) == std::get<1>(samples),
             "samples: got another type than the target's");
-    constexpr int float32 = static_cast<int>(DataType::float32);
+    constexpr int float32 = static_cast<int>(DataType::float32), float64 = static_cast<int>(DataType::float64);
+    bool are_double = std::get<1>(sample_weights) == float64;
     int64_t entries = num_tokens * num_neighbours;
     return {index_address(target, "target", positions),
             index_address(samples, "samples", (count - 1) * positions),
@@ -142,7 +147,8 @@ inline SmoothedTargetArguments make_smoothed_target(const CandidatesTuple& candi
             batch,
             length,
             static_cast<const float*>(address_if_given(target_weights, "target_weights", float32, batch)),
-            static_cast<const float*>(address_if_given(sample_weights, "sample_weights", float32, (count - 1) * batch)),
+            address_if_given(sample_weights, "sample_weights", are_double ? float64 : float32, (count - 1) * batch),
+            are_double,
             alpha,
             static_cast<const int32_t*>(address(table_indices, "table.indices", kInt32, entries)),
             static_cast<const float*>(address(table_weights, "table.weights", float32, entries)),
@@ -187,10 +193,11 @@ inline ScaledCopyArguments make_scaled_copy(uintptr_t values, int type, int64_t 
 }
 
 inline RowOptions make_options(const OptionsTuple& t) {
-    auto [label_smoothing, entropy, z_loss, logit_scale, softcap] = t;
-    require(logit_scale > 0, "logit_scale: got " + std::to_string(logit_scale) + ", expected a positive number");
-    require(softcap >= 0, "softcap: got " + std::to_string(softcap) + ", expected 0 (none) or a positive number");
-    return {label_smoothing, entropy, z_loss, logit_scale, softcap};
+    RowOptions options;
+    std::memcpy(&options, t.data(), sizeof(options));
+    const char* fault = fault_of(options);
+    require(!fault, fault ? fault : "");
+    return options;
 }
 
 inline RowOptions make_transform(double logit_scale, double softcap) {

@@ -5,6 +5,7 @@
 #include "bindings_rewards.h"
 #include "cpu/rewards.h"
 #include "ngram/document_counter.h"
+#include "ngram/matches.h"
 
 namespace smoothloss {
 namespace {
@@ -39,10 +40,10 @@ void check_all_sentences(const References& r) {
 }
 
 template <class Token>
-void check_tokens(const Candidates& c) {
+void check_tokens(const Candidates& c, int64_t inputs) {
     for (int64_t i = 0; i < c.count; ++i) {
         const Token* tokens = static_cast<const Token*>(c.tokens) + i * c.width;
-        for (int64_t t = 0; t < c.lengths[i]; ++t) {
+        for (int64_t t = 0; t < given_length(c, i, i % inputs); ++t) {
             int64_t token = static_cast<int64_t>(tokens[t]);
             if (token >= 0 && token < INT32_MAX) continue;
             throw std::out_of_range("candidates: got token " + std::to_string(token) + " at position " +
@@ -52,13 +53,14 @@ void check_tokens(const Candidates& c) {
     }
 }
 
-void check(const Candidates& c) {
+void check(const Candidates& c, int64_t inputs) {
     for (int64_t i = 0; i < c.count; ++i) {
-        if (0 <= c.lengths[i] && c.lengths[i] <= c.width) continue;
-        throw std::invalid_argument("lengths: got " + std::to_string(c.lengths[i]) + " for candidate " +
-                                    std::to_string(i) + ", expected 0 to " + std::to_string(c.width));
+        int64_t length = given_length(c, i, i % inputs);
+        if (0 <= length && length <= c.width) continue;
+        throw std::invalid_argument("lengths: got " + std::to_string(length) + " for candidate " + std::to_string(i) +
+                                    ", expected 0 to " + std::to_string(c.width));
     }
-    c.are_int64 ? check_tokens<int64_t>(c) : check_tokens<int32_t>(c);
+    c.are_int64 ? check_tokens<int64_t>(c, inputs) : check_tokens<int32_t>(c, inputs);
 }
 
 struct Cpu {
@@ -83,7 +85,7 @@ struct Cpu {
         require_threads(threads);
         py::gil_scoped_release release;
         check(a.references);
-        check(a.candidates);
+        check(a.candidates, a.references.inputs);
         kernel(a, threads);
     }
 };

@@ -3,6 +3,7 @@
 #include "bindings_draws.h"
 #include "cpu/isa.h"
 #include "cpu/sampling.h"
+#include "cpu/weights.h"
 
 namespace smoothloss {
 namespace {
@@ -27,11 +28,20 @@ void draw_by_edits(const SentencesTuple& sentences, const ExcludedTuple& exclude
     draw_edit(a, kernels, threads);
 }
 
+void weigh(const SampleNumbersTuple& scores, const SampleNumbersTuple& log_prob, int64_t samples, int64_t inputs,
+           const WeightOptionsTuple& options, uintptr_t out, int threads, const std::string&) {
+    require(threads >= 1, "threads: got " + std::to_string(threads) + ", expected at least 1");
+    WeightArguments a = make_weights(scores, log_prob, samples, inputs, options, out);
+    py::gil_scoped_release release;
+    importance_weights(a);
+}
+
 }  // namespace
 
 void bind_sampling(py::module_& m) {
     m.def("draw_hamming", &draw);
     m.def("draw_edit", &draw_by_edits);
+    m.def("importance_weights", &weigh);
 }
 
 }  // namespace smoothloss

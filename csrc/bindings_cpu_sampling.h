@@ -1,4 +1,4 @@
-// The part of _C that draws samples.
+// The part of _C that draws samples and weighs them.
 #pragma once
 
 #include <pybind11/pybind11.h>

@@ -3,6 +3,7 @@
 #include "bindings_cuda_common.h"
 #include "bindings_draws.h"
 #include "cuda/sampling.h"
+#include "cuda/weights.h"
 
 namespace smoothloss {
 namespace {
@@ -30,11 +31,19 @@ void draw_by_edits(const SentencesTuple& sentences, const ExcludedTuple& exclude
     check(cuda::draw_edit(a, static_cast<int64_t*>(pointer(scratch)), device, pointer(stream)), "draw_edit");
 }
 
+void weigh(const SampleNumbersTuple& scores, const SampleNumbersTuple& log_prob, int64_t samples, int64_t inputs,
+           const WeightOptionsTuple& options, uintptr_t out, int device, uintptr_t stream) {
+    WeightArguments a = make_weights(scores, log_prob, samples, inputs, options, out);
+    py::gil_scoped_release release;
+    check(cuda::importance_weights(a, device, pointer(stream)), "importance_weights");
+}
+
 }  // namespace
 
 void bind_cuda_sampling(py::module_& m) {
     m.def("draw_hamming", &draw);
     m.def("draw_edit", &draw_by_edits);
+    m.def("importance_weights", &weigh);
 }
 
 }  // namespace smoothloss

@@ -1,8 +1,10 @@
-// What the bindings of draws in both modules share: tuples of pointers and sizes to the arguments of common/draws.h.
+// What the bindings of draws in both modules share: tuples of pointers and sizes to the arguments of common/draws.h and
+// common/weights.h.
 #pragma once
 
 #include "bindings_common.h"
 #include "common/edits.h"
+#include "common/weights.h"
 
 namespace smoothloss {
 
@@ -98,6 +100,32 @@ inline EditArguments make_edit(const DrawArguments& draw, const EditTuple& t) {
     require(log_prob_bytes == 4 || log_prob_bytes == 8,
             "log_prob: got " + std::to_string(log_prob_bytes) + " bytes, expected 4 or 8");
     return {draw, max_insertions, pad, static_cast<int64_t*>(pointer(lengths)), log_prob_bytes};
+}
+
+// (data_ptr, type code, stride of a sample, stride of an input), twice; (tau, clip, of_batch)
+using SampleNumbersTuple = std::tuple<uintptr_t, int, int64_t, int64_t>;
+using WeightOptionsTuple = std::tuple<double, double, bool>;
+
+inline SampleNumbers make_sample_numbers(const SampleNumbersTuple& t, const char* name, bool are_none) {
+    auto [data, type, sample_stride, input_stride] = t;
+    require(type == static_cast<int>(DataType::float32) || type == static_cast<int>(DataType::float64),
+            std::string(name) + ": expected float32 or float64");
+    require(are_none || data != 0, std::string(name) + ": got a null pointer");
+    return {pointer(data), type == static_cast<int>(DataType::float64), sample_stride, input_stride};
+}
+
+inline WeightArguments make_weights(const SampleNumbersTuple& scores, const SampleNumbersTuple& log_prob,
+                                    int64_t samples, int64_t inputs, const WeightOptionsTuple& options, uintptr_t out) {
+    require(samples >= 0 && inputs >= 0 && samples <= INT32_MAX && inputs <= INT32_MAX && samples * inputs <= INT32_MAX,
+            "scores: got a negative size, or more than 2^31 - 1 samples");
+    bool are_none = samples * inputs == 0;
+    SampleNumbers s = make_sample_numbers(scores, "scores", are_none);
+    SampleNumbers q = make_sample_numbers(log_prob, "log_prob", are_none);
+    auto [tau, clip, of_batch] = options;
+    require(tau > 0, "tau: got " + std::to_string(tau) + ", expected a positive number");
+    require(clip == clip, "clip: got NaN");
+    require(are_none || out != 0, "out: got a null pointer");
+    return {s, q, samples, inputs, tau, clip, of_batch, s.are_double || q.are_double, pointer(out)};
 }
 
 }  // namespace smoothloss

@@ -8,9 +8,9 @@
 namespace smoothloss {
 namespace ngram {
 
-// (tokens_ptr, are_int64, lengths_ptr, count, width); (tokens_ptr, offsets_ptr, spans_ptr, num_tokens, num_sentences,
-// inputs); (slots_ptr, num_slots, log_df_ptr, max_documents, log_documents)
-using RewardCandidatesTuple = std::tuple<uintptr_t, bool, uintptr_t, int64_t, int64_t>;
+// (tokens_ptr, are_int64, lengths_ptr, whether there is one for each input, count, width); (tokens_ptr, offsets_ptr,
+// spans_ptr, num_tokens, num_sentences, inputs); (slots_ptr, num_slots, log_df_ptr, max_documents, log_documents)
+using RewardCandidatesTuple = std::tuple<uintptr_t, bool, uintptr_t, bool, int64_t, int64_t>;
 using ReferencesTuple = std::tuple<uintptr_t, uintptr_t, uintptr_t, int64_t, int64_t, int64_t>;
 using FrequenciesTuple = std::tuple<uintptr_t, int64_t, uintptr_t, int64_t, double>;
 
@@ -29,14 +29,14 @@ inline References make_references(const ReferencesTuple& t) {
 }
 
 inline Candidates make_candidates(const RewardCandidatesTuple& t, const References& references) {
-    auto [tokens, are_int64, lengths, count, width] = t;
+    auto [tokens, are_int64, lengths, are_of_inputs, count, width] = t;
     require(count >= 0 && width >= 0, "candidates: got a negative size");
     require(width <= kMaxLength, "candidates: got " + std::to_string(width) + " positions, expected at most 2^30");
     require(count == 0 || (lengths != 0 && (width == 0 || tokens != 0)), "candidates: got a null pointer");
     require(count == 0 || (references.inputs > 0 && count % references.inputs == 0),
             "candidates: got " + std::to_string(count) + ", expected a multiple of the " +
                 std::to_string(references.inputs) + " inputs that have references");
-    return {pointer(tokens), are_int64, static_cast<const int64_t*>(pointer(lengths)), count, width};
+    return {pointer(tokens), are_int64, static_cast<const int64_t*>(pointer(lengths)), are_of_inputs, count, width};
 }
 
 inline Frequencies make_frequencies(const FrequenciesTuple& t) {

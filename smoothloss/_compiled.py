@@ -36,6 +36,16 @@ def require(name: str) -> ModuleType:
     return module
 
 
+def why_not(device: torch.device) -> str | None:
+    """Return why there are no kernels for a device's tensors, or None when there are."""
+    if device.type not in ("cpu", "cuda"):
+        return f"there are native kernels for cpu and cuda, not for {device.type}"
+    if device.type == "cuda" and torch.version.hip is not None:
+        return "the CUDA kernels do not run on ROCm"
+    module, reason = load("_C" if device.type == "cpu" else "_C_cuda")
+    return reason if module is None else None
+
+
 def call(name: str, like: Tensor, *arguments: object) -> None:
     """Run a kernel on the device of `like`: with torch's number of threads, or on torch's current stream."""
     if like.device.type == "cpu":

@@ -6,22 +6,37 @@ import torch
 from torch import Tensor
 
 from smoothloss import backends
-from smoothloss._validation import check_constant, check_device, check_local, check_shape, check_tensor
-from smoothloss.backends.common import DenseRows, OutOfRange, RowOptions, has_autocast, replaced
+from smoothloss._prior import check_prior_fits
+from smoothloss._validation import check_constant, check_device, check_shape, check_tensor
+from smoothloss.backends import Implementation
+from smoothloss.backends.common import (
+    DenseRows,
+    OutOfRange,
+    RowOptions,
+    accumulator_dtype,
+    has_autocast,
+    replaced,
+)
+from smoothloss.ops import vocabulary_parallel
 from smoothloss.ops.checks import is_debugging
 from smoothloss.ops.cross_entropy import cross_entropy
 from smoothloss.ops.linear_cross_entropy import Linear, linear_cross_entropy
+from smoothloss.ops.slices import is_distributed, slice_of_linear, slice_of_logits
 from smoothloss.ops.target import FlatTarget, scaled
 from smoothloss.ops.transforms import needs_the_reference
+from smoothloss.ops.vocabulary_parallel import Split
 from smoothloss.options import Options
+from smoothloss.similarity import SimilarityTable
+from smoothloss.targets.constructors import labels, token
 from smoothloss.targets.target import Target
 
 
 def check_logits(input: Tensor) -> None:
     """Check logits ``(..., V)``."""
     check_tensor(input, "input", floating=True)
-    check_local(input, "input")
     if input.dim() < 1 or input.shape[-1] < 1:
+        if input.dim() and is_distributed():  # a slice of the classes may be empty; all of them together may not
+            return
         raise ValueError(f"input: got shape {tuple(input.shape)}, expected (..., V) with V >= 1")
 
 
@@ -29,17 +44,18 @@ def check_linear(input: Tensor, weight: Tensor, bias: Tensor | None, options: Op
     """Check hidden states and classifier, and cast them as autocast would cast `F.linear`'s."""
     check_tensor(input, "input", floating=True)
     check_tensor(weight, "linear_weight", floating=True)
-    check_local(input, "input")
-    check_local(weight, "linear_weight")
+    group = options.group
+    if is_distributed():
+        input, weight, bias, group = slice_of_linear(input, weight, bias, group)
     check_device(weight, "linear_weight", input, "input")
-    if weight.dim() != 2 or weight.shape[0] < 1 or input.dim() == 0 or weight.shape[1] != input.shape[-1]:
+    fits = weight.dim() == 2 and input.dim() > 0 and weight.shape[1] == input.shape[-1]
+    if not fits or (weight.shape[0] < 1 and group is None):
         raise ValueError(
             f"linear_weight: got shape {tuple(weight.shape)}, expected (V, D) with D the last dimension of input,"
             f" {tuple(input.shape)}"
         )
     if bias is not None:
         check_tensor(bias, "linear_bias", floating=True)
-        check_local(bias, "linear_bias")
         check_shape(bias, "linear_bias", (weight.shape[0],), "(V,)")
         check_device(bias, "linear_bias", input, "input")
     device_type = input.device.type
@@ -49,7 +65,42 @@ def check_linear(input: Tensor, weight: Tensor, bias: Tensor | None, options: Op
         bias = None if bias is None else _autocast(bias, dtype)
     if weight.dtype != input.dtype:
         raise TypeError(f"linear_weight: got {weight.dtype}, expected {input.dtype}, the dtype of input")
-    return input, Linear(weight, bias, options.chunk_bytes, options.memory)
+    return input, Linear(weight, bias, options.chunk_bytes, options.memory, group)
+
+
+def check_lazy(input: Tensor, samples: Tensor) -> None:
+    """Check that samples can be scored on the states of the ground truth."""
+    if input.dim() != 3:
+        raise ValueError(f"input: got shape {tuple(input.shape)}, expected (B, T, V), or (B, T, D) for a linear loss")
+    if isinstance(samples, Tensor) and samples.dim() == 3 and samples.shape[-1] != input.shape[-2]:
+        raise ValueError(
+            f"samples: got shape {tuple(samples.shape)}, expected {(samples.shape[0], *input.shape[:2])}: a lazy loss"
+            " scores them on the ground truth's states, position by position; an EditSampler's need an exact loss"
+        )
+
+
+def check_exact(input: Tensor, samples: Tensor) -> None:
+    """Check that there is a forward for the ground truth and for each sample."""
+    if input.dim() != 4:
+        raise ValueError(f"input: got shape {tuple(input.shape)}, expected (L + 1, B, T, V), or D for a linear loss")
+    if isinstance(samples, Tensor) and samples.dim() == 3 and samples.shape[0] + 1 != input.shape[0]:
+        raise ValueError(
+            f"input: got shape {tuple(input.shape)}, expected {(samples.shape[0] + 1, *input.shape[1:])}"
+            " (L + 1 forwards for L samples)"
+        )
+
+
+def token_target(
+    target: Tensor | Target, table: SimilarityTable | None, alpha: float, ignore_index: int, impl: Implementation
+) -> Target:
+    """Return the target that `cross_entropy` was given, or the one of its class numbers."""
+    if not isinstance(target, Target):
+        if table is None and alpha == 0.0:
+            return labels(target, ignore_index=ignore_index)
+        return token(target, table, alpha, ignore_index=ignore_index, impl=impl)
+    if table is not None or alpha != 0.0:
+        raise ValueError("table, alpha: got them beside a Target, expected class numbers; see targets.token")
+    return target
 
 
 def _autocast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -58,27 +109,60 @@ def _autocast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 def evaluate(input: Tensor, target: Target, options: Options, linear: Linear | None = None) -> Tensor:
     """Return the loss of `input` (logits, or hidden states with `linear`) against `target`, reduced."""
-    num_classes = input.shape[-1] if linear is None else linear.weight.shape[0]
+    input, split, num_classes = classes_of(input, options, linear)
     _check_fits(input, target, num_classes)
+    if options.prior is not None:
+        target = _with_prior(input, target, options, num_classes)
     reduction, impl = options.reduction, implementation(input, options.impl)
-    if impl == "reference" or is_debugging():
+    if impl == "reference" or split is not None or is_debugging():
         target.check_values(num_classes)
     rows = input if input.dim() == 2 else rows_of(input)
     own_mean = target.counted is not None and reduction == "mean"
     kind = "sum" if own_mean else reduction
-    loss = _loss(rows, target, options, kind, impl, linear, num_classes)
+    if split is None:
+        loss = _loss(rows, target, options, kind, impl, linear, num_classes)
+    else:
+        loss = vocabulary_parallel.loss(rows, linear, target.flat, options.row, kind, impl, split)
     if options.kl:
         loss = loss + _reduced_constant(target, options, kind, num_classes).to(loss.dtype)
     if own_mean and target.counted is not None:
-        return loss / target.counted.sum()
+        return _mean(loss, target.counted.sum())
     return loss.reshape(target.shape) if reduction == "none" and input.dim() != 2 else loss
+
+
+def classes_of(input: Tensor, options: Options, linear: Linear | None) -> tuple[Tensor, Split | None, int]:
+    """Return this process's part of `input`, how the classes are split over processes, and how many there are."""
+    if linear is not None:
+        group, num_classes = linear.group, linear.weight.shape[0]
+    elif is_distributed():
+        input, group = slice_of_logits(input, options.group)
+        num_classes = input.shape[-1]
+    else:
+        group, num_classes = None, input.shape[-1]
+    if group is None:
+        return input, None, num_classes
+    split = vocabulary_parallel.split_over(group, num_classes, input.device)
+    return input, split, split.total
+
+
+def _with_prior(input: Tensor, target: Target, options: Options, num_classes: int) -> Target:
+    """Return the target whose uniform mass, that of smoothed labels included, is spread by the prior."""
+    assert options.prior is not None
+    check_prior_fits(options.prior, input, num_classes)
+    if target.flat.uniform is None and not options.row.label_smoothing:
+        return target
+    prior = options.prior.to(accumulator_dtype(input.dtype))
+    flat = replaced(FlatTarget, target.flat, prior=prior)
+    return Target(target.shape, flat, target._given, target.num_classes, target.counted)
 
 
 def evaluate_weighted(
     input: Tensor, target: Target, class_weight: Tensor, options: Options, linear: Linear | None = None
 ) -> Tensor:
     """Return the loss with every class of the target weighted; "mean" divides by the weights, as torch does."""
-    num_classes = input.shape[-1] if linear is None else linear.weight.shape[0]
+    input, split, num_classes = classes_of(input, options, linear)
+    if linear is None and split is not None:
+        options = replaced(Options, options, group=split.group)
     _check_fits(input, target, num_classes)
     check_tensor(class_weight, "weight", floating=True)
     check_shape(class_weight, "weight", (num_classes,), "(V,)")
@@ -86,11 +170,13 @@ def evaluate_weighted(
     check_constant(class_weight, "weight")
     if options.kl:
         raise ValueError("kl: got True together with weight, expected one of them")
-    weighted, total = _weighted(target, class_weight, options.row.label_smoothing)
-    plain = replaced(Options, options, row=replaced(RowOptions, options.row, label_smoothing=0.0))
+    if options.prior is not None:
+        check_prior_fits(options.prior, input, num_classes)
+    weighted, total = _weighted(target, class_weight, options.row.label_smoothing, options.prior)
+    plain = replaced(Options, options, row=replaced(RowOptions, options.row, label_smoothing=0.0), prior=None)
     if options.reduction != "mean":
         return evaluate(input, weighted, plain, linear)
-    return evaluate(input, weighted, replaced(Options, plain, reduction="sum"), linear) / total.sum()
+    return _mean(evaluate(input, weighted, replaced(Options, plain, reduction="sum"), linear), total.sum())
 
 
 def implementation(input: Tensor, impl: str) -> str:
@@ -104,7 +190,7 @@ def _loss(
     rows: Tensor, target: Target, options: Options, reduction: str, impl: str, linear: Linear | None, num_classes: int
 ) -> Tensor:
     flat, row = target.flat, options.row
-    if torch.compiler.is_compiling() and row.label_smoothing and impl != "reference":
+    if torch.compiler.is_compiling() and row.label_smoothing != 0.0 and impl != "reference":
         flat, row = (
             _with_smoothing(flat, num_classes, row.label_smoothing),
             replaced(RowOptions, row, label_smoothing=0.0),
@@ -133,7 +219,7 @@ def _with_smoothing(flat: FlatTarget, num_classes: int, eps: float) -> FlatTarge
     return replaced(FlatTarget, flat, weights=weights, uniform=spread, source=source)
 
 
-def _weighted(target: Target, class_weight: Tensor, eps: float) -> tuple[Target, Tensor]:
+def _weighted(target: Target, class_weight: Tensor, eps: float, prior: Tensor | None) -> tuple[Target, Tensor]:
     """Return the target with class weights and label smoothing in it, and the weighted mass of each position."""
     flat = target._entries()
     if flat.source is not None or flat.weights is None:
@@ -145,14 +231,15 @@ def _weighted(target: Target, class_weight: Tensor, eps: float) -> tuple[Target,
     filled = (flat.indices >= 0) & (flat.indices < num_classes)
     own = flat.weights.to(dtype) * class_weight[flat.indices.where(filled, 0).long()]
     own = own.where(filled, 0.0)
-    sum_of_weights, total = class_weight.sum(), own.sum(-1)
+    spread_weight = class_weight / num_classes if prior is None else class_weight * prior.to(dtype)
+    mean_weight, total = spread_weight.sum(), own.sum(-1)
     spread = eps * flat.mass(num_classes, dtype)
     if uniform is not None:
-        spread, total = spread + (1 - eps) * uniform, total + uniform * sum_of_weights / num_classes
+        spread, total = spread + (1 - eps) * uniform, total + uniform * mean_weight
     source = None
-    if eps or uniform is not None:  # spread over the classes as their weights are
-        row = (class_weight / sum_of_weights.clamp(min=torch.finfo(dtype).tiny)).unsqueeze(0)
-        share = (spread * sum_of_weights / num_classes).unsqueeze(-1)
+    if eps != 0.0 or uniform is not None:  # spread over the classes as their weights are
+        row = (spread_weight / mean_weight.clamp(min=torch.finfo(dtype).tiny)).unsqueeze(0)
+        share = (spread * mean_weight).unsqueeze(-1)
         source = DenseRows(row, torch.zeros_like(share, dtype=torch.int32), share)
     weighted = FlatTarget(flat.indices, (1 - eps) * own, None, None, source)
     return Target(target.shape, weighted, target._given, target.num_classes, target.counted), total
@@ -160,12 +247,18 @@ def _weighted(target: Target, class_weight: Tensor, eps: float) -> tuple[Target,
 
 def _reduced_constant(target: Target, options: Options, reduction: str, num_classes: int) -> Tensor:
     """Return what turns cross-entropy into KL, reduced alike."""
-    constant = -target.entropy(num_classes, label_smoothing=options.row.label_smoothing)
+    constant = -target.entropy(num_classes, label_smoothing=options.row.label_smoothing, prior=options.prior)
     if reduction == "none":
         return constant.reshape(-1)
     if reduction == "sum":
         return constant.sum()
     return constant.sum() / (target.mass() != 0).sum()
+
+
+def _mean(loss: Tensor, divisor: Tensor) -> Tensor:
+    """Return ``loss / divisor``. Nothing to average gives nan, as torch does; its gradient is zero and not 0 / 0."""
+    is_empty = divisor == 0
+    return (loss / divisor.masked_fill(is_empty, 1)).masked_fill(is_empty, torch.nan)
 
 
 def _check_fits(input: Tensor, target: Target, num_classes: int) -> None:

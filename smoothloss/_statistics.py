@@ -8,16 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from smoothloss._evaluate import check_linear, check_logits, implementation, rows_of
-from smoothloss._numbers import as_integer
-from smoothloss._validation import check_choice, check_device, check_number, check_tensor
+from smoothloss._evaluate import check_linear, check_logits, classes_of, implementation, rows_of
+from smoothloss._validation import check_choice, check_device, check_group, check_integer, check_tensor
 from smoothloss.backends import IMPLEMENTATIONS, Implementation
 from smoothloss.backends.common import OutOfRange, RowOptions, TokenStatistics
 from smoothloss.ops import linear_token_statistics as linear_ops
 from smoothloss.ops import token_statistics as ops
+from smoothloss.ops import vocabulary_parallel_statistics as parallel
 from smoothloss.ops.checks import check_index_values, is_debugging
 from smoothloss.ops.linear_cross_entropy import Linear
 from smoothloss.options import Options
+from smoothloss.row_options import check_row_options
 
 
 def token_statistics(
@@ -27,6 +28,7 @@ def token_statistics(
     logit_scale: float = 1.0,
     softcap: float | None = None,
     impl: Implementation = "auto",
+    group: Any = None,
 ) -> TokenStatistics:
     """What other losses are built from: log-probabilities, the rest's, entropy, logsumexp and argmax, in one pass.
 
@@ -46,7 +48,7 @@ def token_statistics(
         input: logits ``(..., V)``.
         indices: ``(..., S)`` int32 or int64; S may be 0. An index may repeat, and counts once in the rest. Negative: an
             empty slot, whose log_prob is 0 and has no gradient.
-        logit_scale, softcap, impl: see `smoothloss.options`.
+        logit_scale, softcap, impl, group: see `smoothloss.options`.
 
     Returns:
         ``log_prob (..., S)``; ``log_rest``, ``entropy`` and ``logsumexp`` ``(...)``, float32 (float64 for float64
@@ -57,8 +59,9 @@ def token_statistics(
         IndexError: an index of V or more (on CUDA, where it is an empty slot, only under `smoothloss.debug()`).
     """
     row, impl, _ = _check_options(logit_scale, softcap, impl, None)
+    check_group(group)
     check_logits(input)
-    return _evaluate(input, indices, row, impl, None)
+    return _evaluate(input, indices, Options(row=row, impl=impl, group=group), None)
 
 
 def linear_token_statistics(
@@ -71,6 +74,7 @@ def linear_token_statistics(
     softcap: float | None = None,
     chunk_bytes: int | None = None,
     impl: Implementation = "auto",
+    group: Any = None,
 ) -> TokenStatistics:
     """``token_statistics(F.linear(input, linear_weight, linear_bias), indices)`` that never holds the logits.
 
@@ -82,16 +86,17 @@ def linear_token_statistics(
         linear_weight: ``(V, D)``.
         indices: ``(..., S)``.
         linear_bias: ``(V,)``.
-        logit_scale, softcap, impl: see `smoothloss.options`.
+        logit_scale, softcap, impl, group: see `smoothloss.options`.
         chunk_bytes: size of the scratch for logits and their gradients in bytes; by default 256 MiB on the CPU and
             1.5 GiB on CUDA.
 
     Returns, raises: as `token_statistics`.
     """
     row, impl, chunk_bytes = _check_options(logit_scale, softcap, impl, chunk_bytes)
-    how = Options(row=row, kl=False, reduction="none", impl=impl, chunk_bytes=chunk_bytes)
+    check_group(group)
+    how = Options(row=row, impl=impl, chunk_bytes=chunk_bytes, group=group)
     input, linear = check_linear(input, linear_weight, linear_bias, how)
-    return _evaluate(input, indices, row, impl, linear)
+    return _evaluate(input, indices, how, linear)
 
 
 _Checked = tuple[RowOptions, Implementation, int | None]
@@ -108,33 +113,31 @@ def _check_options(logit_scale: Any, softcap: Any, impl: Any, chunk_bytes: Any) 
 
 def _check(logit_scale: Any, softcap: Any, impl: Any, chunk_bytes: Any) -> _Checked:
     check_choice(impl, "impl", IMPLEMENTATIONS)
-    row = RowOptions(
-        logit_scale=check_number(logit_scale, "logit_scale", 0.0, open_low=True),
-        softcap=0.0 if softcap is None else check_number(softcap, "softcap", 0.0, open_low=True),
-    )
-    return row, impl, None if chunk_bytes is None else as_integer(chunk_bytes, "chunk_bytes", 1)
+    row = check_row_options(logit_scale=logit_scale, softcap=softcap)
+    return row, impl, None if chunk_bytes is None else check_integer(chunk_bytes, "chunk_bytes", 1)
 
 
 # A training run calls with the same options every step.
 _remembered = functools.lru_cache(maxsize=256, typed=True)(_check)
 
 
-def _evaluate(
-    input: Tensor, indices: Tensor, row: RowOptions, impl: Implementation, linear: Linear | None
-) -> TokenStatistics:
+def _evaluate(input: Tensor, indices: Tensor, options: Options, linear: Linear | None) -> TokenStatistics:
     """Return the statistics of logits, or of hidden states with `linear`, in the shape of the positions."""
-    num_classes, shape = (input.shape[-1] if linear is None else linear.weight.shape[0]), input.shape[:-1]
+    input, split, num_classes = classes_of(input, options, linear)
+    row, shape = options.row, input.shape[:-1]
     check_tensor(indices, "indices", floating=False)
     if indices.dim() != input.dim() or indices.shape[:-1] != shape:
         expected = ", ".join(map(str, (*shape, "S")))
         raise ValueError(f"indices: got shape {tuple(indices.shape)}, expected ({expected}) beside input")
     check_device(indices, "indices", input, "input")
-    kind = implementation(input, impl)
-    if kind == "reference" or is_debugging():
+    kind = implementation(input, options.impl)
+    if kind == "reference" or split is not None or is_debugging():
         check_index_values(indices, num_classes)
     rows, slots = rows_of(input), rows_of(indices)
     try:
-        if linear is None:
+        if split is not None:
+            statistics = parallel.statistics(rows, linear, slots, row, kind, split)
+        elif linear is None:
             statistics = ops.token_statistics(rows, slots, row, kind)
         else:
             statistics = linear_ops.linear_token_statistics(rows, linear, slots, row, kind)

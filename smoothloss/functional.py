@@ -8,7 +8,7 @@ What each position is to predict is a target (see `smoothloss.targets`): `cross_
 any. The other functions are short names of what the paper calls a loss: a target and one of these two calls. Losses
 that are none of these are built from `token_statistics` and `linear_token_statistics`.
 
-The options, which all of them share, are described in `smoothloss.options`.
+The options, which all of them share, are declared and described in `smoothloss.options`; each signature shows them.
 
 float16 and bfloat16 inputs are computed and accumulated in float32, and their loss is float32. The kernels are
 differentiable once, in `input` and the classifier; ``impl="reference"`` any number of times. Memory layout is of no
@@ -19,16 +19,28 @@ Source: Elbayad, Besacier, Verbeek, "Token-level and Sequence-level Loss Smoothi
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor
 
 from smoothloss import options, targets
-from smoothloss._evaluate import check_linear, check_logits, evaluate, evaluate_weighted
+from smoothloss._evaluate import (
+    check_exact,
+    check_lazy,
+    check_linear,
+    check_logits,
+    evaluate,
+    evaluate_weighted,
+    token_target,
+)
 from smoothloss._statistics import linear_token_statistics, token_statistics
-from smoothloss.backends import Implementation
 from smoothloss.backends.common import TokenStatistics
-from smoothloss.options import Memory
+from smoothloss.options import LinearOptions, LogitsOptions
 from smoothloss.similarity import SimilarityTable
 from smoothloss.targets import Target
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = [
     "TokenStatistics",
@@ -45,21 +57,14 @@ __all__ = [
 ]
 
 
+@options.takes(LogitsOptions)
 def sparse_cross_entropy(
     input: Tensor,
     indices: Tensor,
     weights: Tensor,
     *,
     uniform: Tensor | None = None,
-    label_smoothing: float = 0.0,
-    entropy: float = 0.0,
-    z_loss: float = 0.0,
-    logit_scale: float = 1.0,
-    softcap: float | None = None,
-    kl: bool = False,
-    reduction: str = "mean",
-    inplace: bool = False,
-    impl: Implementation = "auto",
+    **given: Unpack[LogitsOptions],
 ) -> Tensor:
     r"""Cross-entropy of ``softmax(input)`` against a sparse soft target plus a uniform mass.
 
@@ -75,7 +80,7 @@ def sparse_cross_entropy(
         weights: ``(..., S)``, floating, constant for the gradient. A position whose total mass
             ``weights.sum(-1) + uniform`` is 0 is ignored: its loss is 0, its gradient exactly 0, its logits anything.
         uniform: ``(...)`` mass spread evenly over all V classes.
-        label_smoothing, entropy, z_loss, logit_scale, softcap, kl, reduction, inplace, impl: see `smoothloss.options`.
+        given: the options, see `smoothloss.options.LogitsOptions`.
 
     Returns:
         The loss: a scalar, or ``(...)`` for ``reduction="none"``.
@@ -88,11 +93,12 @@ def sparse_cross_entropy(
 
     Source: the primitive behind Eq. 4-19 of the paper; also offline top-k knowledge distillation.
     """
-    call = options.check(label_smoothing, entropy, z_loss, logit_scale, softcap, kl, reduction, impl, inplace)
+    call = options.check(given, options.LOGITS)
     check_logits(input)
     return evaluate(input, targets.entries(indices, weights, uniform), call)
 
 
+@options.takes(LinearOptions)
 def linear_sparse_cross_entropy(
     input: Tensor,
     linear_weight: Tensor,
@@ -101,16 +107,7 @@ def linear_sparse_cross_entropy(
     *,
     linear_bias: Tensor | None = None,
     uniform: Tensor | None = None,
-    label_smoothing: float = 0.0,
-    entropy: float = 0.0,
-    z_loss: float = 0.0,
-    logit_scale: float = 1.0,
-    softcap: float | None = None,
-    kl: bool = False,
-    reduction: str = "mean",
-    chunk_bytes: int | None = None,
-    memory: Memory = "fast",
-    impl: Implementation = "auto",
+    **given: Unpack[LinearOptions],
 ) -> Tensor:
     """``sparse_cross_entropy(F.linear(input, linear_weight, linear_bias), ...)`` that never holds the logits.
 
@@ -121,23 +118,17 @@ def linear_sparse_cross_entropy(
         input: hidden states ``(..., D)``; under autocast cast as `F.linear` would.
         linear_weight: ``(V, D)``.
         linear_bias: ``(V,)``.
-        chunk_bytes: size of the scratch for logits and their gradients in bytes; by default 256 MiB on the CPU and
-            1.5 GiB on CUDA.
-        memory: "low" computes the logits again in the backward, a slice of the vocabulary at a time: a fourth GEMM,
-            and no sum of gradients of the size of `linear_weight` beside the gradient itself. So does
-            ``reduction="none"`` always.
-        indices, weights, uniform, label_smoothing, entropy, z_loss, logit_scale, softcap, kl, reduction, impl: as in
-            `sparse_cross_entropy`.
+        indices, weights, uniform: as in `sparse_cross_entropy`.
+        given: the options, see `smoothloss.options.LinearOptions`.
 
     Returns, raises: as `sparse_cross_entropy`.
     """
-    call = options.check(
-        label_smoothing, entropy, z_loss, logit_scale, softcap, kl, reduction, impl, False, chunk_bytes, memory
-    )
+    call = options.check(given, options.LINEAR)
     input, linear = check_linear(input, linear_weight, linear_bias, call)
     return evaluate(input, targets.entries(indices, weights, uniform), call, linear)
 
 
+@options.takes(LogitsOptions)
 def cross_entropy(
     input: Tensor,
     target: Tensor | Target,
@@ -146,15 +137,7 @@ def cross_entropy(
     alpha: float = 0.0,
     weight: Tensor | None = None,
     ignore_index: int = -100,
-    label_smoothing: float = 0.0,
-    entropy: float = 0.0,
-    z_loss: float = 0.0,
-    logit_scale: float = 1.0,
-    softcap: float | None = None,
-    kl: bool = False,
-    reduction: str = "mean",
-    inplace: bool = False,
-    impl: Implementation = "auto",
+    **given: Unpack[LogitsOptions],
 ) -> Tensor:
     """Cross-entropy against class numbers (MLE), smoothed over similar tokens with a table (Tok), or any target.
 
@@ -175,19 +158,20 @@ def cross_entropy(
         weight: ``(V,)`` weights of the classes, as torch has them: each class's share of the target, smoothed labels
             included, is multiplied by its weight, and "mean" divides by the sum of the targets' weights.
         ignore_index: positions with this class number are ignored.
-        label_smoothing, entropy, z_loss, logit_scale, softcap, kl, reduction, inplace, impl: see `smoothloss.options`.
+        given: the options, see `smoothloss.options.LogitsOptions`.
 
     Raises: as `sparse_cross_entropy`; ValueError for a table of another vocabulary's size, IndexError for a target
         outside [0, V) other than `ignore_index` (on CUDA only under `smoothloss.debug()`).
 
     Source: Eq. 4-7 (MLE), Eq. 13 and 16 (Tok).
     """
-    call = options.check(label_smoothing, entropy, z_loss, logit_scale, softcap, kl, reduction, impl, inplace)
+    call = options.check(given, options.LOGITS)
     check_logits(input)
-    soft = _token_target(target, table, alpha, ignore_index, impl)
+    soft = token_target(target, table, alpha, ignore_index, call.impl)
     return evaluate(input, soft, call) if weight is None else evaluate_weighted(input, soft, weight, call)
 
 
+@options.takes(LinearOptions)
 def linear_cross_entropy(
     input: Tensor,
     linear_weight: Tensor,
@@ -198,65 +182,21 @@ def linear_cross_entropy(
     alpha: float = 0.0,
     weight: Tensor | None = None,
     ignore_index: int = -100,
-    label_smoothing: float = 0.0,
-    entropy: float = 0.0,
-    z_loss: float = 0.0,
-    logit_scale: float = 1.0,
-    softcap: float | None = None,
-    kl: bool = False,
-    reduction: str = "mean",
-    chunk_bytes: int | None = None,
-    memory: Memory = "fast",
-    impl: Implementation = "auto",
+    **given: Unpack[LinearOptions],
 ) -> Tensor:
     """``cross_entropy(F.linear(input, linear_weight, linear_bias), target, ...)`` that never holds the logits.
 
     Args: as `cross_entropy`, with the classifier of `linear_sparse_cross_entropy`.
     """
-    call = options.check(
-        label_smoothing, entropy, z_loss, logit_scale, softcap, kl, reduction, impl, False, chunk_bytes, memory
-    )
+    call = options.check(given, options.LINEAR)
     input, linear = check_linear(input, linear_weight, linear_bias, call)
-    soft = _token_target(target, table, alpha, ignore_index, impl)
+    soft = token_target(target, table, alpha, ignore_index, call.impl)
     if weight is not None:
         return evaluate_weighted(input, soft, weight, call, linear)
     return evaluate(input, soft, call, linear)
 
 
-def _token_target(
-    target: Tensor | Target, table: SimilarityTable | None, alpha: float, ignore_index: int, impl: Implementation
-) -> Target:
-    if not isinstance(target, Target):
-        if table is None and not alpha:
-            return targets.labels(target, ignore_index=ignore_index)
-        return targets.token(target, table, alpha, ignore_index=ignore_index, impl=impl)
-    if table is not None or alpha:
-        raise ValueError("table, alpha: got them beside a Target, expected class numbers; see targets.token")
-    return target
-
-
-def _check_lazy(input: Tensor, samples: Tensor) -> None:
-    """Check that samples can be scored on the states of the ground truth."""
-    if input.dim() != 3:
-        raise ValueError(f"input: got shape {tuple(input.shape)}, expected (B, T, V), or (B, T, D) for a linear loss")
-    if isinstance(samples, Tensor) and samples.dim() == 3 and samples.shape[-1] != input.shape[-2]:
-        raise ValueError(
-            f"samples: got shape {tuple(samples.shape)}, expected {(samples.shape[0], *input.shape[:2])}: a lazy loss"
-            " scores them on the ground truth's states, position by position; an EditSampler's need an exact loss"
-        )
-
-
-def _check_exact(input: Tensor, samples: Tensor) -> None:
-    """Check that there is a forward for the ground truth and for each sample."""
-    if input.dim() != 4:
-        raise ValueError(f"input: got shape {tuple(input.shape)}, expected (L + 1, B, T, V), or D for a linear loss")
-    if isinstance(samples, Tensor) and samples.dim() == 3 and samples.shape[0] + 1 != input.shape[0]:
-        raise ValueError(
-            f"input: got shape {tuple(input.shape)}, expected {(samples.shape[0] + 1, *input.shape[1:])}"
-            " (L + 1 forwards for L samples)"
-        )
-
-
+@options.takes(LogitsOptions)
 def lazy_sequence_cross_entropy(
     input: Tensor,
     target: Tensor,
@@ -267,15 +207,7 @@ def lazy_sequence_cross_entropy(
     table: SimilarityTable | None = None,
     token_alpha: float = 0.0,
     ignore_index: int = -100,
-    label_smoothing: float = 0.0,
-    entropy: float = 0.0,
-    z_loss: float = 0.0,
-    logit_scale: float = 1.0,
-    softcap: float | None = None,
-    kl: bool = False,
-    reduction: str = "mean",
-    inplace: bool = False,
-    impl: Implementation = "auto",
+    **given: Unpack[LogitsOptions],
 ) -> Tensor:
     """Sequence-level smoothing on the states of the one teacher-forced forward ("lazy"; with a table lazy Tok-Seq).
 
@@ -295,22 +227,23 @@ def lazy_sequence_cross_entropy(
         table: similarity rows of V tokens.
         token_alpha: share of the similarity rows, in [0, 1].
         ignore_index: positions of `target` with this value are ignored, in the samples too.
-        label_smoothing, entropy, z_loss, logit_scale, softcap, kl, reduction, inplace, impl: see `smoothloss.options`.
+        given: the options, see `smoothloss.options.LogitsOptions`.
 
     Raises: as `cross_entropy`.
 
     Source: Eq. 19; with a table Eq. 17 and 19.
     """
-    call = options.check(label_smoothing, entropy, z_loss, logit_scale, softcap, kl, reduction, impl, inplace)
+    call = options.check(given, options.LOGITS)
     check_logits(input)
-    _check_lazy(input, samples)
+    check_lazy(input, samples)
     soft = targets.lazy_sequence(
         target, samples, sample_weights, alpha=alpha, table=table, token_alpha=token_alpha, ignore_index=ignore_index,
-        impl=impl,
+        impl=call.impl,
     )  # fmt: skip
     return evaluate(input, soft, call)
 
 
+@options.takes(LinearOptions)
 def linear_lazy_sequence_cross_entropy(
     input: Tensor,
     linear_weight: Tensor,
@@ -323,34 +256,24 @@ def linear_lazy_sequence_cross_entropy(
     table: SimilarityTable | None = None,
     token_alpha: float = 0.0,
     ignore_index: int = -100,
-    label_smoothing: float = 0.0,
-    entropy: float = 0.0,
-    z_loss: float = 0.0,
-    logit_scale: float = 1.0,
-    softcap: float | None = None,
-    kl: bool = False,
-    reduction: str = "mean",
-    chunk_bytes: int | None = None,
-    memory: Memory = "fast",
-    impl: Implementation = "auto",
+    **given: Unpack[LinearOptions],
 ) -> Tensor:
     """``lazy_sequence_cross_entropy(F.linear(input, linear_weight, linear_bias), ...)`` without the logits.
 
     Args: as `lazy_sequence_cross_entropy`, with hidden states ``(B, T, D)`` and the classifier of
         `linear_sparse_cross_entropy`.
     """
-    call = options.check(
-        label_smoothing, entropy, z_loss, logit_scale, softcap, kl, reduction, impl, False, chunk_bytes, memory
-    )
+    call = options.check(given, options.LINEAR)
     input, linear = check_linear(input, linear_weight, linear_bias, call)
-    _check_lazy(input, samples)
+    check_lazy(input, samples)
     soft = targets.lazy_sequence(
         target, samples, sample_weights, alpha=alpha, table=table, token_alpha=token_alpha, ignore_index=ignore_index,
-        impl=impl,
+        impl=call.impl,
     )  # fmt: skip
     return evaluate(input, soft, call, linear)
 
 
+@options.takes(LogitsOptions)
 def sequence_cross_entropy(
     input: Tensor,
     target: Tensor,
@@ -361,15 +284,7 @@ def sequence_cross_entropy(
     table: SimilarityTable | None = None,
     token_alpha: float = 0.0,
     ignore_index: int = -100,
-    label_smoothing: float = 0.0,
-    entropy: float = 0.0,
-    z_loss: float = 0.0,
-    logit_scale: float = 1.0,
-    softcap: float | None = None,
-    kl: bool = False,
-    reduction: str = "mean",
-    inplace: bool = False,
-    impl: Implementation = "auto",
+    **given: Unpack[LogitsOptions],
 ) -> Tensor:
     """Sequence-level smoothing with every sample on its own hidden states (Seq; Tok-Seq with a table).
 
@@ -386,24 +301,26 @@ def sequence_cross_entropy(
         samples: ``(L, B, T)``; shorter and longer samples are padded with `ignore_index` to a common T.
         sample_weights: ``(L, B)``, constant for the gradient; None for 1/L.
         alpha, table, token_alpha, ignore_index: as in `lazy_sequence_cross_entropy`.
-        label_smoothing, entropy, z_loss, logit_scale, softcap, kl, inplace, impl: see `smoothloss.options`.
-        reduction: "mean" divides the sum by the number of positions of `target` that are not ignored, so that it
-            compares with MLE and the lazy loss; "none" gives ``(L + 1, B, T)``.
+        given: the options, see `smoothloss.options.LogitsOptions`. ``reduction="mean"`` divides the sum by the number
+            of positions of `target` that are not ignored, so that it compares with MLE and the lazy loss (of a sentence
+            that is ignored throughout, by that of the positions at which a sample has mass); "none" gives
+            ``(L + 1, B, T)``.
 
     Raises: as `cross_entropy`.
 
     Source: Eq. 9-12 and 15; with a table Eq. 17.
     """
-    call = options.check(label_smoothing, entropy, z_loss, logit_scale, softcap, kl, reduction, impl, inplace)
+    call = options.check(given, options.LOGITS)
     check_logits(input)
-    _check_exact(input, samples)
+    check_exact(input, samples)
     soft = targets.sequence(
         target, samples, sample_weights, alpha=alpha, table=table, token_alpha=token_alpha, ignore_index=ignore_index,
-        impl=impl,
+        impl=call.impl,
     )  # fmt: skip
     return evaluate(input, soft, call)
 
 
+@options.takes(LinearOptions)
 def linear_sequence_cross_entropy(
     input: Tensor,
     linear_weight: Tensor,
@@ -416,29 +333,18 @@ def linear_sequence_cross_entropy(
     table: SimilarityTable | None = None,
     token_alpha: float = 0.0,
     ignore_index: int = -100,
-    label_smoothing: float = 0.0,
-    entropy: float = 0.0,
-    z_loss: float = 0.0,
-    logit_scale: float = 1.0,
-    softcap: float | None = None,
-    kl: bool = False,
-    reduction: str = "mean",
-    chunk_bytes: int | None = None,
-    memory: Memory = "fast",
-    impl: Implementation = "auto",
+    **given: Unpack[LinearOptions],
 ) -> Tensor:
     """``sequence_cross_entropy(F.linear(input, linear_weight, linear_bias), ...)`` without the logits.
 
     Args: as `sequence_cross_entropy`, with hidden states ``(L + 1, B, T, D)`` and the classifier of
         `linear_sparse_cross_entropy`.
     """
-    call = options.check(
-        label_smoothing, entropy, z_loss, logit_scale, softcap, kl, reduction, impl, False, chunk_bytes, memory
-    )
+    call = options.check(given, options.LINEAR)
     input, linear = check_linear(input, linear_weight, linear_bias, call)
-    _check_exact(input, samples)
+    check_exact(input, samples)
     soft = targets.sequence(
         target, samples, sample_weights, alpha=alpha, table=table, token_alpha=token_alpha, ignore_index=ignore_index,
-        impl=impl,
+        impl=call.impl,
     )  # fmt: skip
     return evaluate(input, soft, call, linear)

@@ -1,31 +1,37 @@
 """The losses of `smoothloss.functional` as modules: options at construction, which checks them, tensors at the call.
 
 A module with a similarity table takes the table along in ``module.to(device)``. The options that all of them share are
-described in `smoothloss.options`.
+declared and described in `smoothloss.options`; each signature shows them. The divergences of `smoothloss.distillation`
+are here too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from smoothloss import functional as F
-from smoothloss import options as call_options
-from smoothloss._numbers import as_integer
-from smoothloss._validation import check_number
-from smoothloss.backends import Implementation
-from smoothloss.options import Memory
+from smoothloss import options
+from smoothloss._prior import check_prior_values
+from smoothloss._validation import check_integer, check_number
+from smoothloss.distillation.modules import DistillationLoss, LinearDistillationLoss
+from smoothloss.options import CallOptions, LinearOptions, LogitsOptions
 from smoothloss.similarity import SimilarityTable
 from smoothloss.targets import Target
 from smoothloss.targets.constructors import check_table
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 __all__ = [
     "CrossEntropyLoss",
+    "DistillationLoss",
     "LazySequenceCrossEntropyLoss",
     "LinearCrossEntropyLoss",
+    "LinearDistillationLoss",
     "LinearLazySequenceCrossEntropyLoss",
     "LinearSequenceCrossEntropyLoss",
     "LinearSparseCrossEntropyLoss",
@@ -35,12 +41,18 @@ __all__ = [
 
 
 class _Loss(torch.nn.Module):
-    """What all losses have in common: named options, checked when they are given, and a table that moves along."""
+    """What all losses have in common: named options, checked when they are given; table and prior move along."""
 
-    def __init__(self, options: dict[str, Any], smoothing: dict[str, Any] | None = None) -> None:
+    prior: Tensor | None
+
+    def __init__(self, given: CallOptions, names: tuple[str, ...], smoothing: dict[str, Any] | None = None) -> None:
         super().__init__()
-        call_options.check(**options)
-        self.options = dict(options)
+        prior = options.check(given, names).prior
+        if prior is not None:
+            check_prior_values(prior)
+        self.register_buffer("prior", prior)
+        self.options: dict[str, Any] = {name: options.DEFAULTS[name] for name in names} | dict(given)
+        del self.options["prior"]
         smoothing = smoothing or {}
         self.table: SimilarityTable | None = smoothing.pop("table", None)
         for name in ("alpha", "token_alpha"):
@@ -49,11 +61,14 @@ class _Loss(torch.nn.Module):
         if smoothing:
             over_table = "token_alpha" if "token_alpha" in smoothing else "alpha"
             check_table(self.table, smoothing[over_table], over_table)
-            smoothing["ignore_index"] = as_integer(smoothing["ignore_index"], "ignore_index")
+            smoothing["ignore_index"] = check_integer(smoothing["ignore_index"], "ignore_index")
         self.smoothing = smoothing
 
+    def _options(self) -> dict[str, Any]:
+        return {"prior": self.prior, **self.options}
+
     def _smoothing(self) -> dict[str, Any]:
-        return {"table": self.table, **self.smoothing, **self.options}
+        return {"table": self.table, **self.smoothing, **self._options()}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _Loss:
         if self.table is not None:
@@ -67,6 +82,8 @@ class _Loss(torch.nn.Module):
         shown = {name: value for name, value in given.items() if value not in (0.0, None, False)}
         if self.table is not None:
             shown["table"] = self.table
+        if self.prior is not None:
+            shown["prior"] = tuple(self.prior.shape)
         return ", ".join(f"{name}={value!r}" for name, value in shown.items())
 
 
@@ -74,77 +91,28 @@ class SparseCrossEntropyLoss(_Loss):
     """`functional.sparse_cross_entropy` as a module.
 
     Args:
-        label_smoothing, entropy, z_loss, logit_scale, softcap, kl, reduction, inplace, impl: see `smoothloss.options`.
+        given: the options, see `smoothloss.options.LogitsOptions`.
     """
 
-    def __init__(
-        self,
-        *,
-        label_smoothing: float = 0.0,
-        entropy: float = 0.0,
-        z_loss: float = 0.0,
-        logit_scale: float = 1.0,
-        softcap: float | None = None,
-        kl: bool = False,
-        reduction: str = "mean",
-        inplace: bool = False,
-        impl: Implementation = "auto",
-    ) -> None:
-        super().__init__(
-            {
-                "label_smoothing": label_smoothing,
-                "entropy": entropy,
-                "z_loss": z_loss,
-                "logit_scale": logit_scale,
-                "softcap": softcap,
-                "kl": kl,
-                "reduction": reduction,
-                "impl": impl,
-                "inplace": inplace,
-            }
-        )
+    @options.takes(LogitsOptions)
+    def __init__(self, **given: Unpack[LogitsOptions]) -> None:
+        super().__init__(given, options.LOGITS)
 
     def forward(self, input: Tensor, indices: Tensor, weights: Tensor, uniform: Tensor | None = None) -> Tensor:
         """Return the loss of logits ``(..., V)`` against entries ``(..., S)`` and uniform mass ``(...)``."""
-        return F.sparse_cross_entropy(input, indices, weights, uniform=uniform, **self.options)
+        return F.sparse_cross_entropy(input, indices, weights, uniform=uniform, **self._options())
 
 
 class LinearSparseCrossEntropyLoss(_Loss):
     """`functional.linear_sparse_cross_entropy` as a module.
 
     Args:
-        label_smoothing, entropy, z_loss, logit_scale, softcap, kl, reduction, chunk_bytes, memory, impl: see
-            `smoothloss.options`.
+        given: the options, see `smoothloss.options.LinearOptions`.
     """
 
-    def __init__(
-        self,
-        *,
-        label_smoothing: float = 0.0,
-        entropy: float = 0.0,
-        z_loss: float = 0.0,
-        logit_scale: float = 1.0,
-        softcap: float | None = None,
-        kl: bool = False,
-        reduction: str = "mean",
-        chunk_bytes: int | None = None,
-        memory: Memory = "fast",
-        impl: Implementation = "auto",
-    ) -> None:
-        super().__init__(
-            {
-                "label_smoothing": label_smoothing,
-                "entropy": entropy,
-                "z_loss": z_loss,
-                "logit_scale": logit_scale,
-                "softcap": softcap,
-                "kl": kl,
-                "reduction": reduction,
-                "impl": impl,
-                "chunk_bytes": chunk_bytes,
-                "memory": memory,
-            }
-        )
+    @options.takes(LinearOptions)
+    def __init__(self, **given: Unpack[LinearOptions]) -> None:
+        super().__init__(given, options.LINEAR)
 
     def forward(
         self, input: Tensor, linear_weight: Tensor, indices: Tensor, weights: Tensor,
@@ -152,7 +120,7 @@ class LinearSparseCrossEntropyLoss(_Loss):
     ) -> Tensor:  # fmt: skip
         """Return the loss of hidden states ``(..., D)`` and a classifier ``(V, D)``, ``(V,)``."""
         return F.linear_sparse_cross_entropy(
-            input, linear_weight, indices, weights, linear_bias=linear_bias, uniform=uniform, **self.options
+            input, linear_weight, indices, weights, linear_bias=linear_bias, uniform=uniform, **self._options()
         )
 
 
@@ -164,11 +132,12 @@ class CrossEntropyLoss(_Loss):
         alpha: share of the similarity row.
         weight: ``(V,)`` weights of the classes, or None.
         ignore_index: positions with this class number are ignored.
-        label_smoothing, entropy, z_loss, logit_scale, softcap, kl, reduction, inplace, impl: see `smoothloss.options`.
+        given: the options, see `smoothloss.options.LogitsOptions`.
     """
 
     weight: Tensor | None
 
+    @options.takes(LogitsOptions)
     def __init__(
         self,
         table: SimilarityTable | None = None,
@@ -176,30 +145,9 @@ class CrossEntropyLoss(_Loss):
         alpha: float = 0.0,
         weight: Tensor | None = None,
         ignore_index: int = -100,
-        label_smoothing: float = 0.0,
-        entropy: float = 0.0,
-        z_loss: float = 0.0,
-        logit_scale: float = 1.0,
-        softcap: float | None = None,
-        kl: bool = False,
-        reduction: str = "mean",
-        inplace: bool = False,
-        impl: Implementation = "auto",
+        **given: Unpack[LogitsOptions],
     ) -> None:
-        super().__init__(
-            {
-                "label_smoothing": label_smoothing,
-                "entropy": entropy,
-                "z_loss": z_loss,
-                "logit_scale": logit_scale,
-                "softcap": softcap,
-                "kl": kl,
-                "reduction": reduction,
-                "impl": impl,
-                "inplace": inplace,
-            },
-            {"table": table, "alpha": alpha, "ignore_index": ignore_index},
-        )
+        super().__init__(given, options.LOGITS, {"table": table, "alpha": alpha, "ignore_index": ignore_index})
         self.register_buffer("weight", weight)
 
     def forward(self, input: Tensor, target: Tensor | Target) -> Tensor:
@@ -215,12 +163,12 @@ class LinearCrossEntropyLoss(_Loss):
         alpha: share of the similarity row.
         weight: ``(V,)`` weights of the classes, or None.
         ignore_index: positions with this class number are ignored.
-        label_smoothing, entropy, z_loss, logit_scale, softcap, kl, reduction, chunk_bytes, memory, impl: see
-            `smoothloss.options`.
+        given: the options, see `smoothloss.options.LinearOptions`.
     """
 
     weight: Tensor | None
 
+    @options.takes(LinearOptions)
     def __init__(
         self,
         table: SimilarityTable | None = None,
@@ -228,32 +176,9 @@ class LinearCrossEntropyLoss(_Loss):
         alpha: float = 0.0,
         weight: Tensor | None = None,
         ignore_index: int = -100,
-        label_smoothing: float = 0.0,
-        entropy: float = 0.0,
-        z_loss: float = 0.0,
-        logit_scale: float = 1.0,
-        softcap: float | None = None,
-        kl: bool = False,
-        reduction: str = "mean",
-        chunk_bytes: int | None = None,
-        memory: Memory = "fast",
-        impl: Implementation = "auto",
+        **given: Unpack[LinearOptions],
     ) -> None:
-        super().__init__(
-            {
-                "label_smoothing": label_smoothing,
-                "entropy": entropy,
-                "z_loss": z_loss,
-                "logit_scale": logit_scale,
-                "softcap": softcap,
-                "kl": kl,
-                "reduction": reduction,
-                "impl": impl,
-                "chunk_bytes": chunk_bytes,
-                "memory": memory,
-            },
-            {"table": table, "alpha": alpha, "ignore_index": ignore_index},
-        )
+        super().__init__(given, options.LINEAR, {"table": table, "alpha": alpha, "ignore_index": ignore_index})
         self.register_buffer("weight", weight)
 
     def forward(
@@ -273,10 +198,10 @@ class LazySequenceCrossEntropyLoss(_Loss):
         table: similarity rows, or None.
         token_alpha: share of the similarity rows.
         ignore_index: positions with this class number are ignored.
-        label_smoothing, entropy, z_loss, logit_scale, softcap, kl, reduction, inplace, impl: see
-            `smoothloss.options`.
+        given: the options, see `smoothloss.options.LogitsOptions`.
     """
 
+    @options.takes(LogitsOptions)
     def __init__(
         self,
         *,
@@ -284,31 +209,10 @@ class LazySequenceCrossEntropyLoss(_Loss):
         table: SimilarityTable | None = None,
         token_alpha: float = 0.0,
         ignore_index: int = -100,
-        label_smoothing: float = 0.0,
-        entropy: float = 0.0,
-        z_loss: float = 0.0,
-        logit_scale: float = 1.0,
-        softcap: float | None = None,
-        kl: bool = False,
-        reduction: str = "mean",
-        inplace: bool = False,
-        impl: Implementation = "auto",
+        **given: Unpack[LogitsOptions],
     ) -> None:
         smoothing = {"table": table, "alpha": alpha, "token_alpha": token_alpha, "ignore_index": ignore_index}
-        super().__init__(
-            {
-                "label_smoothing": label_smoothing,
-                "entropy": entropy,
-                "z_loss": z_loss,
-                "logit_scale": logit_scale,
-                "softcap": softcap,
-                "kl": kl,
-                "reduction": reduction,
-                "impl": impl,
-                "inplace": inplace,
-            },
-            smoothing,
-        )
+        super().__init__(given, options.LOGITS, smoothing)
 
     def forward(self, input: Tensor, target: Tensor, samples: Tensor, sample_weights: Tensor | None = None) -> Tensor:
         """Return the loss of logits ``(B, T, V)`` against ``(B, T)`` and samples ``(L, B, T)`` weighted ``(L, B)``."""
@@ -323,10 +227,10 @@ class SequenceCrossEntropyLoss(_Loss):
         table: similarity rows, or None.
         token_alpha: share of the similarity rows.
         ignore_index: positions with this class number are ignored.
-        label_smoothing, entropy, z_loss, logit_scale, softcap, kl, reduction, inplace, impl: see
-            `smoothloss.options`.
+        given: the options, see `smoothloss.options.LogitsOptions`.
     """
 
+    @options.takes(LogitsOptions)
     def __init__(
         self,
         *,
@@ -334,31 +238,10 @@ class SequenceCrossEntropyLoss(_Loss):
         table: SimilarityTable | None = None,
         token_alpha: float = 0.0,
         ignore_index: int = -100,
-        label_smoothing: float = 0.0,
-        entropy: float = 0.0,
-        z_loss: float = 0.0,
-        logit_scale: float = 1.0,
-        softcap: float | None = None,
-        kl: bool = False,
-        reduction: str = "mean",
-        inplace: bool = False,
-        impl: Implementation = "auto",
+        **given: Unpack[LogitsOptions],
     ) -> None:
         smoothing = {"table": table, "alpha": alpha, "token_alpha": token_alpha, "ignore_index": ignore_index}
-        super().__init__(
-            {
-                "label_smoothing": label_smoothing,
-                "entropy": entropy,
-                "z_loss": z_loss,
-                "logit_scale": logit_scale,
-                "softcap": softcap,
-                "kl": kl,
-                "reduction": reduction,
-                "impl": impl,
-                "inplace": inplace,
-            },
-            smoothing,
-        )
+        super().__init__(given, options.LOGITS, smoothing)
 
     def forward(self, input: Tensor, target: Tensor, samples: Tensor, sample_weights: Tensor | None = None) -> Tensor:
         """Return the loss of logits ``(L + 1, B, T, V)`` against ``(B, T)`` and samples ``(L, B, T)``."""
@@ -373,10 +256,10 @@ class LinearLazySequenceCrossEntropyLoss(_Loss):
         table: similarity rows, or None.
         token_alpha: share of the similarity rows.
         ignore_index: positions with this class number are ignored.
-        label_smoothing, entropy, z_loss, logit_scale, softcap, kl, reduction, chunk_bytes, memory, impl: see
-            `smoothloss.options`.
+        given: the options, see `smoothloss.options.LinearOptions`.
     """
 
+    @options.takes(LinearOptions)
     def __init__(
         self,
         *,
@@ -384,33 +267,10 @@ class LinearLazySequenceCrossEntropyLoss(_Loss):
         table: SimilarityTable | None = None,
         token_alpha: float = 0.0,
         ignore_index: int = -100,
-        label_smoothing: float = 0.0,
-        entropy: float = 0.0,
-        z_loss: float = 0.0,
-        logit_scale: float = 1.0,
-        softcap: float | None = None,
-        kl: bool = False,
-        reduction: str = "mean",
-        chunk_bytes: int | None = None,
-        memory: Memory = "fast",
-        impl: Implementation = "auto",
+        **given: Unpack[LinearOptions],
     ) -> None:
         smoothing = {"table": table, "alpha": alpha, "token_alpha": token_alpha, "ignore_index": ignore_index}
-        super().__init__(
-            {
-                "label_smoothing": label_smoothing,
-                "entropy": entropy,
-                "z_loss": z_loss,
-                "logit_scale": logit_scale,
-                "softcap": softcap,
-                "kl": kl,
-                "reduction": reduction,
-                "impl": impl,
-                "chunk_bytes": chunk_bytes,
-                "memory": memory,
-            },
-            smoothing,
-        )
+        super().__init__(given, options.LINEAR, smoothing)
 
     def forward(
         self, input: Tensor, linear_weight: Tensor, target: Tensor, samples: Tensor,
@@ -430,10 +290,10 @@ class LinearSequenceCrossEntropyLoss(_Loss):
         table: similarity rows, or None.
         token_alpha: share of the similarity rows.
         ignore_index: positions with this class number are ignored.
-        label_smoothing, entropy, z_loss, logit_scale, softcap, kl, reduction, chunk_bytes, memory, impl: see
-            `smoothloss.options`.
+        given: the options, see `smoothloss.options.LinearOptions`.
     """
 
+    @options.takes(LinearOptions)
     def __init__(
         self,
         *,
@@ -441,33 +301,10 @@ class LinearSequenceCrossEntropyLoss(_Loss):
         table: SimilarityTable | None = None,
         token_alpha: float = 0.0,
         ignore_index: int = -100,
-        label_smoothing: float = 0.0,
-        entropy: float = 0.0,
-        z_loss: float = 0.0,
-        logit_scale: float = 1.0,
-        softcap: float | None = None,
-        kl: bool = False,
-        reduction: str = "mean",
-        chunk_bytes: int | None = None,
-        memory: Memory = "fast",
-        impl: Implementation = "auto",
+        **given: Unpack[LinearOptions],
     ) -> None:
         smoothing = {"table": table, "alpha": alpha, "token_alpha": token_alpha, "ignore_index": ignore_index}
-        super().__init__(
-            {
-                "label_smoothing": label_smoothing,
-                "entropy": entropy,
-                "z_loss": z_loss,
-                "logit_scale": logit_scale,
-                "softcap": softcap,
-                "kl": kl,
-                "reduction": reduction,
-                "impl": impl,
-                "chunk_bytes": chunk_bytes,
-                "memory": memory,
-            },
-            smoothing,
-        )
+        super().__init__(given, options.LINEAR, smoothing)
 
     def forward(
         self, input: Tensor, linear_weight: Tensor, target: Tensor, samples: Tensor,

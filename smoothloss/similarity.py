@@ -12,16 +12,14 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from smoothloss import _similarity_file
-from smoothloss._numbers import as_integer, as_real, as_token_ids
+from smoothloss import _similarity_file, _similarity_inputs
+from smoothloss._validation import check_integer, check_number, check_token_ids
 from smoothloss.ops.similarity_rows import SimilarityScorer
 from smoothloss.ops.transforms import is_eager
 
 TailMode = Literal["uniform", "renormalize", "exact"]
 # Float32 cosines err by about 1e-7, which a temperature magnifies: below this one rows are computed in float64.
 _SMALL_TAU = 1e-2
-# Term counts other than 0. Their ratios are float32, with a count of 1e-30 in the place of 0.
-_COUNTS = (1e-20, 1e30)
 _LARGEST = torch.finfo(torch.float64).max
 
 
@@ -106,14 +104,19 @@ class SimilarityTable:
             TypeError: ``vectors`` or ``counts`` are not numeric, or ``k`` or ``exclude`` no integers.
             ValueError: An argument is out of its range or of the wrong shape, or ``beta > 0`` without ``counts``.
         """
-        vectors = _checked_vectors(vectors, device)
+        vectors = _similarity_inputs.checked_vectors(vectors, device)
         num_tokens = vectors.shape[0]
-        k, tau, beta = as_integer(k, "k", 1, 2**31 - 1), as_real(tau, "tau"), as_real(beta, "beta")
+        k = check_integer(k, "k", 1, 2**31 - 1)
+        tau, beta = check_number(tau, "tau", finite=False), check_number(beta, "beta", finite=False)
         _similarity_file.check_settings(tau, beta, tail)
         if beta > 0 and counts is None:
             raise ValueError(f"counts: needed because beta is {beta} (> 0); expected a tensor of {num_tokens} counts")
-        checked_counts = None if counts is None else _checked_counts(counts, num_tokens, vectors.device)
-        unit_vectors, has_neighbours = _unit_vectors(vectors, as_token_ids(exclude, "exclude", num_tokens))
+        checked_counts = (
+            None if counts is None else _similarity_inputs.checked_counts(counts, num_tokens, vectors.device)
+        )
+        unit_vectors, has_neighbours = _similarity_inputs.unit_vectors(
+            vectors, check_token_ids(exclude, "exclude", num_tokens)
+        )
         empty = cls(
             indices=torch.full((num_tokens, k), -1, dtype=torch.int32, device=vectors.device),
             weights=torch.zeros((num_tokens, k), dtype=torch.float32, device=vectors.device),
@@ -164,7 +167,7 @@ class SimilarityTable:
             TypeError: ``token`` is no integer.
             IndexError: ``token`` is not in ``[0, V)``.
         """
-        token = as_integer(token, "token")
+        token = check_integer(token, "token")
         if not 0 <= token < self.num_tokens:
             raise IndexError(f"token: got {token}, expected 0 <= token < {self.num_tokens}")
         used = self.indices[token] >= 0
@@ -242,7 +245,7 @@ class SimilarityTable:
         tau, beta = float(settings["tau"]), float(settings["beta"])
         fields_of_table: dict[str, Any] = {"counts": None, **tensors}
         table = cls(**fields_of_table, tau=tau, beta=beta, tail_mode=settings["tail_mode"])  # type: ignore[arg-type]
-        if num_tokens is not None and table.num_tokens != as_integer(num_tokens, "num_tokens"):
+        if num_tokens is not None and table.num_tokens != check_integer(num_tokens, "num_tokens"):
             raise ValueError(
                 f"path: {path} is a similarity table of {table.num_tokens} tokens, expected {num_tokens}, "
                 "the size of the vocabulary"
@@ -345,63 +348,3 @@ def _with_tail(
         return entries, rest
     # No kept entry is below the mean of the others, so only rounding can make a weight negative.
     return (entries - (rest / others)[:, None]).clamp(min=0.0), rest * (num_tokens / others)
-
-
-def _unit_vectors(vectors: torch.Tensor, exclude: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """``(V, d)`` float32 vectors of length 1, or zeros, and which tokens ``(V,)`` have one."""
-    has_nan = vectors.isnan().any(dim=-1)
-    vectors = vectors.masked_fill(has_nan[:, None], 0.0)
-    if vectors.isinf().any():
-        offender = int(vectors.isinf().any(dim=-1).nonzero()[0])
-        raise ValueError(f"vectors: got an infinite value in row {offender}, expected finite values")
-    # Scaled by the largest entry first, so that no square overflows or underflows.
-    largest = vectors.abs().amax(dim=-1, keepdim=True)
-    has_vector = largest[:, 0] > 0
-    if exclude:
-        has_vector[torch.tensor(exclude, device=vectors.device)] = False
-    scaled = vectors.double() / largest.double().masked_fill(largest == 0, 1.0)
-    unit = scaled / scaled.norm(dim=-1, keepdim=True).clamp(min=1.0)
-    return unit.masked_fill(~has_vector[:, None], 0.0).float(), has_vector
-
-
-def _checked_vectors(vectors: torch.Tensor | np.ndarray[Any, Any], device: torch.device | str | None) -> torch.Tensor:
-    if not isinstance(vectors, (torch.Tensor, np.ndarray)):
-        raise TypeError(f"vectors: got {type(vectors).__name__}, expected a torch.Tensor or numpy array")
-    if not (vectors.dtype.is_floating_point if isinstance(vectors, torch.Tensor) else vectors.dtype.kind == "f"):
-        raise TypeError(f"vectors: got dtype {vectors.dtype}, expected a floating point type")
-    if isinstance(vectors, np.ndarray):
-        # Any layout and byte order; float16 as float32, longer ones than float64 as float64.
-        vectors = torch.from_numpy(np.array(vectors, np.float32 if vectors.dtype.itemsize <= 4 else np.float64))
-    vectors = vectors.detach().to(device if device is not None else vectors.device)
-    if vectors.dim() != 2 or 0 in vectors.shape:
-        raise ValueError(f"vectors: got shape {tuple(vectors.shape)}, expected (V, d) with V >= 1 and d >= 1")
-    return vectors if vectors.dtype == torch.float64 else vectors.float()
-
-
-def _checked_counts(
-    counts: torch.Tensor | np.ndarray[Any, Any] | Sequence[float], num_tokens: int, device: torch.device
-) -> torch.Tensor:
-    values = counts if isinstance(counts, torch.Tensor) else _array_of_counts(counts)
-    if values.dtype.is_complex or values.dtype == torch.bool:
-        raise TypeError(f"counts: got dtype {values.dtype}, expected numbers")
-    checked = values.detach().to(device, torch.float64)
-    if checked.shape != (num_tokens,):
-        raise ValueError(f"counts: got shape {tuple(checked.shape)}, expected ({num_tokens},), one for each vector")
-    smallest, largest = _COUNTS
-    wrong = ~((checked == 0) | ((checked >= smallest) & (checked <= largest)))
-    if wrong.any():
-        place = int(wrong.nonzero()[0])
-        raise ValueError(
-            f"counts: got {float(checked[place])} for token {place}, expected 0, or {smallest:g} to {largest:g}"
-        )
-    return checked
-
-
-def _array_of_counts(counts: np.ndarray[Any, Any] | Sequence[float]) -> torch.Tensor:
-    try:
-        values = np.asarray(counts)
-    except (TypeError, ValueError):  # rows of different lengths
-        values = np.asarray(None)
-    if values.dtype.kind not in "iuf" and values.size:
-        raise TypeError(f"counts: got {type(counts).__name__} of {values.dtype}, expected a sequence of numbers")
-    return torch.from_numpy(values.astype(np.float64))

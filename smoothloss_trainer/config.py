@@ -164,7 +164,7 @@ class OptimizerConfig:
         eps: Adam's denominator floor.
         weight_decay: Decoupled weight decay.
         schedule: ``step`` (``decay`` below), ``cosine`` (to 0 at the end of training) or ``inverse_sqrt``; see
-            :func:`smoothloss_trainer.schedules.learning_rate`.
+            :func:`smoothloss_trainer.optimizer.learning_rate`.
         warmup_steps: Steps in which the learning rate rises to ``lr``, before any schedule.
         decay: Of ``step``: factor applied to the learning rate every ``decay_every`` epochs from ``decay_start`` on.
         decay_every: Of ``step``: epochs between two decays.

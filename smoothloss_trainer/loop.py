@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from typing import Any
@@ -15,20 +15,20 @@ from tqdm import tqdm
 
 from smoothloss.rewards import Cider
 from smoothloss.similarity import SimilarityTable
-from smoothloss_trainer import checkpoint, report
-from smoothloss_trainer.config import OptimizerConfig, Recipe
+from smoothloss_trainer import checkpoint, loss_inputs, report
+from smoothloss_trainer.config import Recipe
 from smoothloss_trainer.devices import sum_dtype
 from smoothloss_trainer.distributed import Processes
-from smoothloss_trainer.errors import RecipeError, RunError, one_line
+from smoothloss_trainer.errors import RecipeError, RunError
 from smoothloss_trainer.evaluation import evaluate_split, generate, negative_log_likelihood, result_files
 from smoothloss_trainer.losses import build_loss
+from smoothloss_trainer.metrics import deciding
 from smoothloss_trainer.metrics_log import MetricsLog
+from smoothloss_trainer.optimizer import build_optimizer, learning_rate
 from smoothloss_trainer.progress import Progress
 from smoothloss_trainer.rewards import SampleWeights
 from smoothloss_trainer.run import RunDirectory
-from smoothloss_trainer.schedules import learning_rate
 from smoothloss_trainer.stopwatch import Stopwatch
-from smoothloss_trainer.table import build_table
 from smoothloss_trainer.tasks import Task, task_class
 
 
@@ -103,38 +103,9 @@ def _open(
 ) -> tuple[Trainer, SimilarityTable | None, Cider | None]:
     """Data, model and what the loss needs, of which an ``opened`` run has some."""
     task = task_class(recipe.task)(recipe, run.vocabularies() if opened else None)
-    table = _table(recipe, run, task, opened=opened)
-    weights, cider = _weights(recipe, run, task, processes.device, opened=opened)
+    table = loss_inputs.table(recipe, run, task, opened=opened)
+    weights, cider = loss_inputs.weights(recipe, run, task, processes.device, opened=opened)
     return Trainer(recipe, run, task, table, processes, weights), table, cider
-
-
-def _table(recipe: Recipe, run: RunDirectory, task: Task, *, opened: bool) -> SimilarityTable | None:
-    if not recipe.loss.needs_table:
-        return None
-    if opened and run.table_file.is_file():
-        with one_line():
-            return SimilarityTable.load(run.table_file, len(task.vocabulary))
-    return build_table(recipe.loss, task.vocabulary, task.target_sentences(), seed=recipe.seed)
-
-
-def _weights(
-    recipe: Recipe, run: RunDirectory, task: Task, device: torch.device, *, opened: bool
-) -> tuple[SampleWeights | None, Cider | None]:
-    """What weighs the samples by their reward, and the document frequencies behind it, where the recipe has them."""
-    config = recipe.loss.reward
-    if not recipe.loss.samples_sequences or config.name == "none":
-        return None, None
-    references = task.training_references() if config.reads_references else None
-    cider = None
-    if config.name == "cider" and references is not None:
-        cider = _load_cider(run) if opened and run.cider_file.is_file() else Cider(references)
-    weights = SampleWeights(config, None if references is None else references.to(device), cider, device)
-    return weights, cider
-
-
-def _load_cider(run: RunDirectory) -> Cider:
-    with one_line():
-        return Cider.load(run.cider_file)
 
 
 class Trainer:
@@ -169,7 +140,7 @@ class Trainer:
         torch.manual_seed(recipe.seed)
         self.model = task.build_model().to(self.device)
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self.optimizer = _optimizer(self.parameters, recipe.optimizer, self.device)
+        self.optimizer = build_optimizer(self.parameters, recipe.optimizer, self.device)
         if not processes.is_main:  # the same weights everywhere, but dropout and samples of its own
             torch.manual_seed(recipe.seed + processes.rank)
         self.generator = torch.Generator(self.device).manual_seed(recipe.seed + processes.rank)
@@ -324,7 +295,8 @@ class Trainer:
         texts = generate(self.model, self.task, "validation", self.recipe.decoding.for_validation(), self.device)
         found = self.task.score("validation", texts)
         scores = {f"validation_{key}": value for key, value in found.items() if not isinstance(value, str)}
-        name, metric = self._metric(loss, found)
+        name = self.recipe.training.metric or self.task.metric
+        metric = deciding(name, loss, found)
         self._write({"validation_loss": loss, **scores, "seconds": self._seconds()})
         tqdm.write(f"epoch {self.progress.epoch + 1}: validation loss {loss:.4f}, {name} {abs(metric):.2f}")
         about = {"step": self.progress.step, "epoch": self.progress.epoch + 1, "validation_loss": loss, **scores}
@@ -363,18 +335,7 @@ class Trainer:
         """
         if self.recipe.training.metric is not None:
             people = {each.name: each.references[0] for each in self.task.inputs("validation")}
-            self._metric(0.0, self.task.score("validation", people))
-
-    def _metric(self, loss: float, found: Mapping[str, float | str]) -> tuple[str, float]:
-        """Name and value of what chooses the best checkpoint; higher is better."""
-        name = self.recipe.training.metric or self.task.metric
-        if name == "loss":
-            return name, -loss
-        value = found.get(name)
-        if not isinstance(value, float):
-            known = ", ".join(["loss", *(key for key, score in found.items() if isinstance(score, float))])
-            raise RecipeError(f"training.metric must be one of {known}, got {name!r}")
-        return name, value
+            deciding(self.recipe.training.metric, 0.0, self.task.score("validation", people))
 
     def save(self) -> None:
         """Write the last checkpoint: all that the next step depends on."""
@@ -434,10 +395,3 @@ class Trainer:
         # Of a future that may come out differently.
         later = [file for file in self.run.step_files() if file > self.run.step_file(progress.step)]
         self.run.folder.remove(map(self.run.name, later))
-
-
-def _optimizer(parameters: list[torch.nn.Parameter], config: OptimizerConfig, device: torch.device) -> torch.optim.Adam:
-    kind = torch.optim.AdamW if config.weight_decay else torch.optim.Adam
-    first, second = config.betas
-    fused = device.type in ("cpu", "cuda")
-    return kind(parameters, config.lr, (first, second), config.eps, weight_decay=config.weight_decay, fused=fused)

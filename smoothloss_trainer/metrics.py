@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch import Tensor
 from smoothloss.rewards import Cider, References, bleu_statistics, rouge_l, sentence_bleu
 from smoothloss.rewards import corpus_bleu as bleu_of_statistics
 from smoothloss.rewards.bleu import Smoothing
+from smoothloss_trainer.errors import RecipeError
 
 
 def corpus_bleu(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float | str]:
@@ -133,3 +134,18 @@ def caption_scores(candidates: dict[str, str], references: dict[str, list[str]])
         raise ValueError(f"references must have a caption for each id, got none for {empty[0]}")
     scores = score_texts(list(candidates.values()), [references[key] for key in candidates]).corpus
     return {name: score for name, score in scores.items() if name != "bleu"}
+
+
+def deciding(name: str, loss: float, scores: Mapping[str, float | str]) -> float:
+    """Return what chooses the best checkpoint, higher being better: a score by its name, or ``"loss"`` negated.
+
+    Raises:
+        RecipeError: when there is no such score, naming those that there are.
+    """
+    if name == "loss":
+        return -loss
+    value = scores.get(name)
+    if not isinstance(value, float):
+        known = ", ".join(["loss", *(key for key, score in scores.items() if isinstance(score, float))])
+        raise RecipeError(f"training.metric must be one of {known}, got {name!r}")
+    return value

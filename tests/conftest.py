@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import itertools
 import os
@@ -98,6 +99,13 @@ class EmulatedCuda:
 
     def __init__(self, module: ModuleType) -> None:
         self.module, self.device, self.launched = module, 0, []
+        self._num_launches = ctypes.CDLL(module.__file__).emulated_launches
+        self._num_launches.restype = ctypes.c_int64
+
+    @property
+    def num_launches(self) -> int:
+        """How many kernels were launched so far: a crossing may launch several."""
+        return int(self._num_launches())
 
     def launch(self, name: str, like: torch.Tensor, *arguments: object) -> None:
         del like

@@ -6,6 +6,9 @@ import importlib
 import importlib.util
 import json
 import math
+import os
+import re
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -32,10 +35,22 @@ def _load(name: str) -> ModuleType:
 
 
 main = _load("__main__")
-captions, contest, linear, logits, measure, peers, plots, problems, rewards, sampling, targets = map(
+captions, contest, distillation, linear, logits, measure, peers, plots, problems, rewards, sampling, targets = map(
     _load,
     (
-        *("captions", "contest", "linear", "logits", "measure", "peers", "plots", "problems", "rewards", "sampling"),
+        *(
+            "captions",
+            "contest",
+            "distillation",
+            "linear",
+            "logits",
+            "measure",
+            "peers",
+            "plots",
+            "problems",
+            "rewards",
+            "sampling",
+        ),
         "targets",
     ),
 )
@@ -53,7 +68,10 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {path.stem.removesuffix("_cpu"): json.loads(path.read_text()) for path in folder.glob("*.json")}
 
 
-@pytest.mark.parametrize("suite", ["logits", "linear", "lazy", "exact", "rewards", "sampling", "statistics"])
+@pytest.mark.parametrize(
+    "suite",
+    ["logits", "linear", "lazy", "exact", "rewards", "sampling", "statistics", "distillation", "linear_distillation"],
+)
 def test_every_contender_is_a_row_with_a_time_or_a_reason(results: dict[str, Any], suite: str) -> None:
     rows = results[suite]["rows"]
     assert rows
@@ -117,7 +135,20 @@ def test_plots_draw_every_suite(results: dict[str, Any], tmp_path: Path) -> None
         f"lazy_cpu_{SHAPE}_float32_training_step.png",
         *(f"rewards_cpu_{SHAPE}_int64_{mode.replace(' ', '_')}.png" for mode in rewards.MODES),
         f"sampling_cpu_{SHAPE}_int64_10_samples.png",
+        f"distillation_cpu_{SHAPE}_float32.png",
+        f"linear_distillation_cpu_{SHAPE}_float32.png",
     }
+
+
+@pytest.mark.parametrize("suite", ["distillation", "linear_distillation"])
+def test_divergences_are_held_against_hard_labels_and_statistics(results: dict[str, Any], suite: str) -> None:
+    rows = {row["what"]: row for row in results[suite]["rows"]}
+    for divergence in distillation.DIVERGENCES:
+        for missing in distillation.MISSING:
+            row = rows[distillation.name(divergence, missing)]
+            assert row["relative_to_mle"] == row["ms"] / rows[logits.name(problems.HARD)]["ms"]
+            yardstick = rows[distillation.yardstick(divergence, missing)]
+            assert row["relative_to_statistics"] == row["ms"] / yardstick["ms"]
 
 
 def test_rewards_beside_their_peers() -> None:
@@ -157,7 +188,7 @@ def test_captions_are_drawn_alike_or_real(data_dir: Path) -> None:
 
 def test_a_spent_budget_leaves_rewards_that_say_so() -> None:
     rows = rewards.run([problems.SHAPES["samples"]], [], contest.Settings(CPU, 2, seconds=0.0))
-    assert {row["not_run"] for row in rows} == {"the 0 s for this suite were over"}
+    assert {row["not_run"] for row in rows} == {contest.NO_TIME}
 
 
 def test_every_sampler_is_measured_with_every_pool(results: dict[str, Any]) -> None:
@@ -168,13 +199,13 @@ def test_every_sampler_is_measured_with_every_pool(results: dict[str, Any]) -> N
         sampling.NUMBERS
     }
     rows = sampling.run([problems.parse_shape(SHAPE)], [torch.float32], contest.Settings(CPU, 2, seconds=0.0))
-    assert [row["not_run"] for row in rows] == ["the 0 s for this suite were over"]
+    assert [row["not_run"] for row in rows] == [contest.NO_TIME]
 
 
 def test_a_spent_budget_leaves_rows_that_say_so() -> None:
     settings = contest.Settings(CPU, 2, seconds=0.0)
     rows = contest.run_suite(logits.suite, [problems.parse_shape(SHAPE)], [torch.float32], settings)
-    assert {row["not_run"] for row in rows} == {"the 0 s for this suite were over"}
+    assert {row["not_run"] for row in rows} == {contest.NO_TIME}
 
 
 def test_a_peer_that_breaks_is_a_row_and_ours_counts_as_broken() -> None:
@@ -336,6 +367,11 @@ def _good_rows() -> list[dict[str, Any]]:
         _row("rewards", "samples", targets.OURS_ON_GPU, mode, ms=0.05, launches=1) | {"dtype": "int64"}
         for mode in targets.MODES
     ]
+    rows.append(_row("logits", "coco", targets.TORCH, ms=1.1))
+    rows += [
+        _row("lazy", "coco", targets.LAZY, mode, relative_to_mle=1.01)
+        for mode in ("training step", "training step, graph")
+    ]
     return rows
 
 
@@ -370,6 +406,9 @@ def test_targets_pass_on_good_rows() -> None:
         ({10}, targets.OURS_SOFT, "logits coco", "graph", {"ms": 0.021}),
         ({11}, targets.OURS_ON_GPU, "rewards samples", rewards.CIDER, {"ms": 0.101}),
         ({12}, targets.OURS_ON_GPU, "rewards samples", rewards.BLEU, {"launches": 2}),
+        ({13}, targets.LAZY, "lazy coco", "training step", {"relative_to_mle": 1.06}),
+        ({14}, targets.LAZY, "lazy coco", "training step, graph", {"relative_to_mle": 1.03}),
+        ({15}, targets.TORCH, "logits coco", "eager", {"ms": 0.9}),
     ],
 )
 def test_a_missed_target_fails_alone(
@@ -453,3 +492,67 @@ def test_a_teacher_cache_is_measured(tmp_path: Path) -> None:
             assert row["relative_error"] == 0 if "draws" in kind.options else 0 < row["relative_error"] < 2.5e-4
             assert 0 < row["read_millions_p20"] <= row["read_millions"] <= row["read_millions_p80"]
             assert row["write_millions"] > 0
+
+
+FAKE_PYTHON = """#!/usr/bin/env bash
+echo "$@" >>"$CALLS"
+if [[ "$*" == *pytest* ]]; then sleep 2; fi
+if [[ "$*" == *"--suite rewards"* ]]; then exit 3; fi
+"""
+
+
+@pytest.mark.slow
+def test_the_check_on_a_gpu_goes_on_where_the_last_call_ended(tmp_path: Path) -> None:
+    python, calls = tmp_path / "python", tmp_path / "calls"
+    python.write_text(FAKE_PYTHON)
+    python.chmod(0o755)
+    environment = {
+        **os.environ, "PYTHON": str(python), "CALLS": str(calls), "DEVICE": "cpu", "OUT": str(tmp_path / "out"),
+        "STATE": str(tmp_path / "state"), "STEPS": "", "WHEEL": "", "PEERS": "",
+    }  # fmt: skip
+
+    def call(total: int) -> tuple[int, list[str], str]:
+        """Return the status, what was run and the report."""
+        calls.write_text("")
+        script = ROOT / "gpu_check.sh"
+        done = subprocess.run(
+            ["bash", str(script)], env={**environment, "TOTAL": str(total)}, capture_output=True, text=True, check=False
+        )
+        return done.returncode, calls.read_text().splitlines(), done.stdout
+
+    def suites(lines: list[str]) -> list[str]:
+        return [line.split("--suite ")[1].split()[0] for line in lines if "--suite" in line]
+
+    status, first, report = call(47)  # enough for a benchmark, and not after the tests
+    assert status == 1
+    assert "pip install" in first[0]
+    assert "-m smoothloss" in first[1]
+    assert any("pytest backends rewards sampling -m gpu" in line for line in first)
+    assert suites(first) == []
+    assert "lazy         no time left" in report and "still to do: lazy" in report
+    status, second, report = call(300)
+    assert not any("-m pip" in line or "-m pytest" in line for line in second), "what has ended is not run again"
+    assert suites(second)[:3] == ["lazy", "logits", "linear"], "what matters comes first"
+    assert set(suites(second)) == {"lazy", "logits", "linear", "sampling", "rewards", "exact"}
+    assert status == 1 and "rewards      failed (3)" in report
+    assert "still to do" not in report
+    assert (tmp_path / "out" / "results.tar.gz").exists()
+    status, third, _ = call(300)
+    assert status == 1
+    assert suites(third) == []
+    steps = next((tmp_path / "state").iterdir()) / "logs" / "steps"
+    text = re.sub("^linear .*$", "linear       over 100 s     100 s   ", steps.read_text(), flags=re.MULTILINE)
+    steps.write_text(re.sub("^exact .*$", "exact        no time left     9 s   ", text, flags=re.MULTILINE))
+    _, fourth, _ = call(300)
+    assert suites(fourth) == ["exact", "linear"], "what was over its own limit comes last"
+
+
+@pytest.mark.filterwarnings("ignore:::transformers", "ignore:::accelerate", "ignore:::torch")
+def test_a_step_of_the_trainer_is_measured() -> None:
+    for name in ("transformers", "accelerate"):
+        pytest.importorskip(name, reason=f"{name} is not installed")
+    memory = _load("transformers_memory")
+    for kind in memory.KINDS:
+        rows = [memory.measure(kind, way, 101, 32, 2, 16) for way in memory.WAYS]
+        assert [row["loss"] for row in rows] == pytest.approx([rows[0]["loss"]] * 3, rel=1e-6)
+        assert all(row["peak_mib"] is None or row["peak_mib"] >= 0 for row in rows)

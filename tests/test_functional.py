@@ -258,7 +258,7 @@ WRONG: dict[str, tuple[type[Exception], str, Callable[[], object]]] = {
     "smoothing": (ValueError, "label_smoothing: got 1.5", lambda: F.cross_entropy(LOGITS, TARGET, label_smoothing=1.5)),
     "softcap": (ValueError, "softcap: got 0", lambda: F.cross_entropy(LOGITS, TARGET, softcap=0.0)),
     "not a number": (ValueError, "entropy: got nan", lambda: F.cross_entropy(LOGITS, TARGET, entropy=float("nan"))),
-    "number type": (TypeError, "z_loss: got str", lambda: F.cross_entropy(LOGITS, TARGET, z_loss="1")),  # type: ignore[arg-type]
+    "number type": (TypeError, "z_loss: got '1'", lambda: F.cross_entropy(LOGITS, TARGET, z_loss="1")),  # type: ignore[arg-type]
     "alpha without table": (ValueError, "alpha: got 0.5 without a table",
                             lambda: F.cross_entropy(LOGITS, TARGET, alpha=0.5)),
     "table type": (TypeError, "table: got dict", lambda: F.cross_entropy(LOGITS, TARGET, table={})),  # type: ignore[arg-type]

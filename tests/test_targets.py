@@ -167,6 +167,94 @@ def test_a_target_serves_every_loss_alike(impl: str) -> None:
     torch.testing.assert_close(F.cross_entropy(many, exact, impl=impl), expected)
 
 
+def counted_by_hand(y: Tensor, samples: Tensor, omega: Tensor, alpha: float) -> int:
+    """Return how many positions "mean" averages over, from its description."""
+    total = 0
+    for b in range(y.shape[0]):
+        has_weight = [omega[sample, b] * alpha != 0 for sample in range(len(samples))]
+        own = sum(int(token) != -100 for token in y[b]) if any(has_weight) or alpha < 1 else 0
+        others = sum(
+            any(weighs and int(sample[b, t]) != -100 for weighs, sample in zip(has_weight, samples, strict=True))
+            for t in range(y.shape[1])
+        )
+        total += own or others
+    return total
+
+
+@given(
+    data=st.data(), num_samples=st.integers(0, 3), alpha=st.sampled_from([0.0, 0.6, 1.0]),
+    ignored=st.sampled_from([0.0, 0.5, 1.0]), in_samples=st.sampled_from([0.0, 0.5, 1.0]), seed=st.integers(0, 1000),
+    linear=st.booleans(), kl=st.booleans(),
+)  # fmt: skip
+@settings(max_examples=150, deadline=None)
+def test_the_mean_of_exact_sequences(
+    data: st.DataObject, num_samples: int, alpha: float, ignored: float, in_samples: float, seed: int, linear: bool,
+    kl: bool,
+) -> None:  # fmt: skip
+    """Whatever is ignored, in the ground truth, in samples or in all: a mean over positions, or nan of none."""
+    generator = torch.Generator().manual_seed(seed)
+    y, samples, _ = make_sequences(B, T, V, 3)
+    y, samples = y.clamp(min=0), samples[:num_samples]
+    if data.draw(st.booleans()):  # whole sentences
+        y[torch.rand(B, generator=generator) < ignored] = -100
+    else:
+        y[torch.rand(y.shape, generator=generator) < ignored] = -100
+    samples[torch.rand(samples.shape, generator=generator) < in_samples] = -100
+    omega = torch.rand(num_samples, B, generator=generator)
+    omega[torch.rand(omega.shape, generator=generator) < data.draw(st.sampled_from([0.0, 0.5, 1.0]))] = 0.0
+    target = targets.sequence(y, samples, omega, alpha=alpha)
+    leaves = [torch.randn(num_samples + 1, B, T, 8, generator=generator), torch.randn(V, 8, generator=generator)]
+    leaves = [leaf.requires_grad_() for leaf in (leaves if linear else [leaves[0] @ leaves[1].t()])]
+    function = F.linear_cross_entropy if linear else F.cross_entropy
+    mean, total = (function(*leaves, target, reduction=reduction, kl=kl) for reduction in ("mean", "sum"))
+    count = counted_by_hand(y, samples, omega, alpha)
+    assert bool(mean.isnan()) == (count == 0)
+    if count == 0:
+        assert total == 0
+    else:
+        torch.testing.assert_close(mean, total / count)
+    for one, other in zip(torch.autograd.grad(mean, leaves), torch.autograd.grad(total, leaves), strict=True):
+        torch.testing.assert_close(one, other / max(count, 1))
+
+
+def test_samples_without_a_ground_truth_have_a_mean() -> None:
+    y, samples, _ = make_sequences(B, T, V, L)
+    samples = samples.where(y != -100, -100)
+    logits = torch.randn(L + 1, B, T, V)
+    alone = targets.sequence(torch.full_like(y, -100), samples, alpha=0.6)
+    expected = F.cross_entropy(logits, alone, reduction="sum") / (y != -100).sum()
+    torch.testing.assert_close(F.cross_entropy(logits, alone), expected)
+    # What is weighed out counts no more, and what is mixed in counts too.
+    assert F.cross_entropy(logits, 0.0 * alone).isnan()
+    none = targets.sequence(torch.full_like(y, -100), torch.full_like(samples, -100), alpha=0.6)
+    assert F.cross_entropy(logits, none).isnan()
+    torch.testing.assert_close(F.cross_entropy(logits, none + alone), expected)
+    labels = targets.labels(torch.cat((y[None], samples)))
+    for mixed in (none + labels, labels + none):
+        torch.testing.assert_close(
+            F.cross_entropy(logits, mixed), F.cross_entropy(logits, mixed, reduction="sum") / (y != -100).sum()
+        )
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.6, 1.0])
+def test_the_means_of_lazy_and_exact_agree_on_what_has_no_weight(alpha: float) -> None:
+    y, samples, omega = make_sequences(B, T, V, L)
+    omega[:, 0] = 0.0
+    logits = torch.randn(B, T, V)
+    for count in (L, 0):
+        lazy = targets.lazy_sequence(y, samples[:count], omega[:count], alpha=alpha)
+        exact = targets.sequence(y, samples[:count].where(y != -100, -100), omega[:count], alpha=alpha)
+        many = logits.expand(count + 1, B, T, V)
+        torch.testing.assert_close(F.cross_entropy(many, exact), F.cross_entropy(logits, lazy), equal_nan=True)
+
+
+def test_weighted_classes_of_no_weight_have_no_gradient() -> None:
+    logits, y = torch.randn(B, T, V, requires_grad=True), torch.zeros(B, T, dtype=torch.long)
+    loss = F.cross_entropy(logits, y, weight=torch.arange(float(V)))
+    assert loss.isnan()
+    assert not torch.autograd.grad(loss, logits)[0].any()
+
+
 def test_equal_samples_share_one_slot() -> None:
     y = torch.tensor([[4, 5]])
     samples = torch.tensor([[[4, 6]], [[4, 6]], [[7, 5]]])
@@ -237,7 +325,7 @@ WRONG: dict[str, tuple[type[Exception], str, Callable[[], object]]] = {
                       lambda: targets.token(Y, TABLE, 0.1) + targets.token(Y, make_table(7, k=3), 0.1)),
     "sum of exact tails": (ValueError, "two tables with exact tails",
                            lambda: targets.token(Y, EXACT, 0.1) + targets.token(Y, make_table(V, tail="exact"), 0.1)),
-    "factor": (TypeError, "factor: got str", lambda: targets.labels(Y) * "2"),
+    "factor": (TypeError, "factor: got '2'", lambda: targets.labels(Y) * "2"),
     "summand": (TypeError, "unsupported operand", lambda: targets.labels(Y) + 1),
     "classes": (ValueError, "num_classes: got 7, expected 60", lambda: targets.token(Y, TABLE, 0.1).dense(7)),
     "no classes": (ValueError, "num_classes: got 0", lambda: targets.labels(Y).dense(0)),

@@ -261,6 +261,56 @@ def test_export_with_a_dynamic_batch(impl: str, is_linear: bool, strict: bool) -
         torch.testing.assert_close(exported(*again), model(*again))
 
 
+def statistics(logits: Tensor, y: Tensor, **more: Any) -> Tensor:
+    found = F.token_statistics(logits, y.clamp(min=0).unsqueeze(-1), **more)
+    return (found.entropy - found.log_prob.squeeze(-1) + found.log_rest).mean()
+
+
+def two_positions(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return logits, labels and samples of sequences of length 2."""
+    y = torch.stack((y, y), -1)
+    return torch.stack((logits, -logits), 1), y, torch.stack((y, y.flip(-1)))
+
+
+def sequences(logits: Tensor, y: Tensor, **more: Any) -> Tensor:
+    logits, y, samples = two_positions(logits, y)
+    return F.sequence_cross_entropy(torch.stack((logits, logits, logits)), y, samples, alpha=0.3, **more)
+
+
+# Logits (N, V) and class numbers (N,), N unknown.
+OF_ANY_BATCH: dict[str, Callable[..., Tensor]] = {
+    "entries": lambda z, y, **o: F.sparse_cross_entropy(z, y.unsqueeze(-1), z.detach()[..., :1].exp(), kl=True, **o),
+    "weight": lambda z, y, **o: F.cross_entropy(z, y, weight=torch.ones(V), label_smoothing=0.1, **o),
+    "tok": lambda z, y, **o: F.cross_entropy(z, y, table=TABLE, alpha=0.3, **o),
+    "exact": lambda z, y, **o: F.cross_entropy(z, y, table=EXACT, alpha=0.3, **o),
+    "exact kl": lambda z, y, **o: F.cross_entropy(z, y, table=EXACT, alpha=0.3, kl=True, **o),
+    "lazy": lambda z, y, **o: F.lazy_sequence_cross_entropy(
+        *two_positions(z, y), alpha=0.3, table=TABLE, token_alpha=0.2, **o
+    ),
+    "sequences": sequences,
+    "statistics": statistics,
+}
+
+
+@pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr Node:UserWarning")  # of torch 2.6
+@pytest.mark.filterwarnings("ignore:(?s).*does not reference an nn.Module:UserWarning")  # of torch 2.6
+@pytest.mark.parametrize("name", OF_ANY_BATCH)
+def test_every_loss_is_exported_with_a_dynamic_batch(impl: str, name: str) -> None:
+    if impl == "triton":
+        pytest.skip("the interpreter is not traced")
+
+    class OneLoss(torch.nn.Module):
+        def forward(self, logits: Tensor, y: Tensor) -> Tensor:
+            return OF_ANY_BATCH[name](logits, y, impl=impl)
+
+    model, batch = OneLoss(), torch.export.Dim("batch")
+    arguments, shapes = (torch.randn(N, V), Y), ({0: batch}, {0: batch})
+    exported = torch.export.export(model, arguments, dynamic_shapes=shapes, strict=False).module()
+    for rows in (2, N, 9):
+        again = torch.randn(rows, V), torch.arange(rows) % V
+        torch.testing.assert_close(exported(*again), model(*again))
+
+
 @pytest.mark.parametrize("name", ["labels", "lazy", "linear"])
 def test_compiled_code_says_which_index_is_out_of_range(impl: str, name: str) -> None:
     if impl == "triton":
@@ -323,6 +373,7 @@ def test_autocast_changes_nothing_within_a_loss(impl: str, name: str, kl: bool) 
         assert torch.equal(LOSSES[name](logits, kl=kl, impl=impl), expected)
 
 
+@pytest.mark.filterwarnings("ignore:DTensor random operators may not:UserWarning")  # of torch 2.6
 def test_a_dtensor_is_told_what_to_do() -> None:
     distributed = pytest.importorskip("torch.distributed.tensor")
     if not torch.distributed.is_available():

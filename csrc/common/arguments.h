@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 namespace smoothloss {
 
@@ -12,6 +13,7 @@ inline bool accumulates_in_double(DataType type) {
     return type == DataType::float64;
 }
 
+// In the order of smoothloss/row_options.py; nothing but doubles, so that a new one is a line here.
 struct RowOptions {
     double label_smoothing;
     double entropy;
@@ -19,6 +21,16 @@ struct RowOptions {
     double logit_scale;
     double softcap;  // 0: none
 };
+constexpr int kOptions = sizeof(RowOptions) / sizeof(double);
+static_assert(std::is_trivially_copyable<RowOptions>::value && sizeof(RowOptions) == kOptions * sizeof(double),
+              "the options are an array of doubles");
+
+// What is wrong with options, or null.
+inline const char* fault_of(const RowOptions& o) {
+    if (!(o.logit_scale > 0)) return "logit_scale: expected a positive number";
+    if (!(o.softcap >= 0)) return "softcap: expected 0 (none) or a positive number";
+    return nullptr;
+}
 
 struct Logits {
     const void* data;  // (rows, classes), last stride 1
@@ -36,6 +48,7 @@ struct Targets {
     bool are_int64;
     const void* weights;  // (rows, slots), accumulator type; null: 1
     const void* uniform;  // (rows,), accumulator type, or null
+    const void* prior;    // (classes,), accumulator type: what that mass is spread by; null: evenly
     int64_t slots;
     bool are_labels;       // a negative index is an error, but for `ignore_index`
     int64_t ignore_index;  // of labels
@@ -134,7 +147,8 @@ struct SmoothedTargetArguments {
     int64_t batch;
     int64_t length;
     const float* target_weights;   // (batch,), or null: 1
-    const float* sample_weights;   // (num_candidates - 1, batch), or null: 1 / (num_candidates - 1)
+    const void* sample_weights;    // (num_candidates - 1, batch), or null: 1 / (num_candidates - 1)
+    bool are_double;               // the samples' weights; float32 otherwise
     double alpha;                  // factor of the samples' weights; 1 - alpha that of the ground truth's
     const int32_t* table_indices;  // (num_tokens, num_neighbours), or null: no table
     const float* table_weights;    // (num_tokens, num_neighbours)

@@ -23,10 +23,15 @@ SMOOTHLOSS_HD int64_t candidate_token(const SmoothedTargetArguments& a, int64_t 
     return static_cast<const int32_t*>(tokens)[at];
 }
 
+SMOOTHLOSS_HD float sample_weight(const SmoothedTargetArguments& a, int64_t at) {
+    if (!a.sample_weights) return 1.0f / static_cast<float>(a.num_candidates - 1);
+    return a.are_double ? static_cast<float>(static_cast<const double*>(a.sample_weights)[at])
+                        : static_cast<const float*>(a.sample_weights)[at];
+}
+
 SMOOTHLOSS_HD float candidate_weight(const SmoothedTargetArguments& a, int64_t j, int64_t sequence) {
     if (j == 0) return static_cast<float>(1 - a.alpha) * (a.target_weights ? a.target_weights[sequence] : 1.0f);
-    float even = 1.0f / static_cast<float>(a.num_candidates - 1);
-    return static_cast<float>(a.alpha) * (a.sample_weights ? a.sample_weights[(j - 1) * a.batch + sequence] : even);
+    return static_cast<float>(a.alpha) * sample_weight(a, (j - 1) * a.batch + sequence);
 }
 
 // Candidate j with the weights of all that equal it, in their order; none where an earlier one equals it. `sequence` is

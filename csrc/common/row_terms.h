@@ -3,6 +3,7 @@
 //   loss = sum_s w_s (lse - z_{i_s}) + u (lse - mean z) + z_loss lse^2 - gamma H(p)
 //   dloss/dz_v = (m + 2 z_loss lse) p_v - u/V - q_v + gamma p_v (log p_v + H)
 //
+// where a prior spreads u, prior_v takes the place of 1/V,
 // with label smoothing folded into the target: w <- (1 - eps) w, u <- (1 - eps) u + eps m. See backends/reference.py.
 #pragma once
 
@@ -135,6 +136,7 @@ struct GradientTerms {
     T offset;
     T shift;
     T entry_scale;  // an entry of weight w, or a dense probability w, subtracts entry_scale w
+    T prior_scale;  // a class of prior w subtracts prior_scale w; 0 without a prior
 };
 
 template <class T>
@@ -145,6 +147,7 @@ struct GradientInputs {
     T z_loss;
     T entropy_weight;
     T classes;
+    bool has_prior;
 };
 
 // `sum` = exp(log_sum), which is better known than through the rounded logarithm.
@@ -158,8 +161,9 @@ SMOOTHLOSS_HD GradientTerms<T> make_gradient_terms(const GradientInputs<T>& in, 
             p_scale * (in.mass + lse_term),
             p_scale * in.entropy_weight,
             softmax.entropy - softmax.log_sum,
-            scale * target.uniform / in.classes,
-            scale * target.keep};
+            in.has_prior ? T(0) : scale * target.uniform / in.classes,
+            scale * target.keep,
+            in.has_prior ? scale * target.uniform : T(0)};
 }
 
 // `Value` is T or a vector of T: exponential = exp(distance), distance = z - center (clamped where the former is 0).

@@ -34,13 +34,13 @@ template <class T>
 SMOOTHLOSS_HD GradientTerms<T> rest_terms(const RowGradients<T>& grads, const SoftmaxState<T>& rest,
                                           const RowSoftmax<T>& softmax, T sum, T logit_scale) {
     T center = center_of(rest.max), distance = center - softmax.center;
-    if (rest.sum == 0) return {center, 0, 0, 0, 0, 0};
+    if (rest.sum == 0) return {center, 0, 0, 0, 0, 0, 0};
     T factor = T(exp(distance)) / sum;  // p_v = factor exp(z - rest.center)
     T p_scale = factor * (grads.logsumexp - grads.listed - grads.rest) + grads.rest / rest.sum;
     // Where it is nothing, its offset may be infinite.
     T gamma = -grads.entropy * factor;
     T offset = gamma == 0 ? T(0) : distance - softmax.log_sum + softmax.entropy;
-    return {center, logit_scale * p_scale, logit_scale * gamma, offset, 0, 0};
+    return {center, logit_scale * p_scale, logit_scale * gamma, offset, 0, 0, 0};
 }
 
 // Of a listed class, whose slots get `own` together.

@@ -17,11 +17,6 @@ SMOOTHLOSS_HD double get(const void* values, int64_t n) {
     return static_cast<double>(static_cast<const T*>(values)[n]);
 }
 
-template <Transform VALUE>
-struct TransformTag {
-    static constexpr Transform value = VALUE;
-};
-
 template <bool VALUE>
 struct Flag {
     static constexpr bool value = VALUE;
@@ -37,13 +32,6 @@ template <class OutStorageType>
 struct OutputTag {
     using OutStorage = OutStorageType;
 };
-
-template <class Function>
-SMOOTHLOSS_HD void with_transform(const RowOptions& options, Function function) {
-    if (options.softcap != 0) return function(TransformTag<Transform::softcap>());
-    if (options.logit_scale != 1) return function(TransformTag<Transform::scale>());
-    function(TransformTag<Transform::none>());
-}
 
 template <class Function>
 SMOOTHLOSS_HD void with_flag(bool value, Function function) {

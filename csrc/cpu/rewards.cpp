@@ -27,9 +27,9 @@ struct Scratch {
 };
 
 // The ids are within 32 bits: the bindings have looked.
-Sentence<int32_t> load(const Candidates& candidates, int64_t c, Scratch& scratch) {
-    if (!candidates.are_int64) return candidate_sentence<int32_t>(candidates, c);
-    Sentence<int64_t> wide = candidate_sentence<int64_t>(candidates, c);
+Sentence<int32_t> load(const Candidates& candidates, int64_t c, int64_t input, Scratch& scratch) {
+    if (!candidates.are_int64) return candidate_sentence<int32_t>(candidates, c, input);
+    Sentence<int64_t> wide = candidate_sentence<int64_t>(candidates, c, input);
     scratch.tokens.resize(static_cast<size_t>(wide.length));
     for (int i = 0; i < wide.length; ++i) scratch.tokens[static_cast<size_t>(i)] = static_cast<int32_t>(wide.tokens[i]);
     return {scratch.tokens.data(), wide.length};
@@ -53,7 +53,8 @@ void for_each(int64_t count, int num_threads, Score score) {
 template <class Score>
 void for_each_candidate(const Candidates& candidates, const References& references, int threads, Score score) {
     for_each(candidates.count, workers(candidates.count * candidates.width, threads), [&](int64_t c, Scratch& scratch) {
-        score(c, load(candidates, c, scratch), c % references.inputs, scratch);
+        int64_t input = c % references.inputs;
+        score(c, load(candidates, c, input, scratch), input, scratch);
     });
 }
 

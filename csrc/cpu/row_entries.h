@@ -76,12 +76,6 @@ SMOOTHLOSS_HD RowTarget<double> row_target(const RowEntries<T>& entries, const D
                                    options.label_smoothing);
 }
 
-template <class T>
-SMOOTHLOSS_HD TransformTerms<T> transform_terms(const RowOptions& options) {
-    return {static_cast<T>(options.logit_scale), static_cast<T>(options.softcap),
-            static_cast<T>(options.softcap != 0 ? 1 / options.softcap : 0)};
-}
-
 // One logit through the very arithmetic that the passes use: a z from elsewhere could exceed the maximum of its row,
 // and the loss fall below zero.
 template <Transform TRANSFORM, class T>
@@ -162,12 +156,28 @@ SMOOTHLOSS_NOINLINE int64_t merge_entries(const Storage* row, const RowEntries<T
     return distinct;
 }
 
+template <class T>
+SMOOTHLOSS_HD const T* prior_of(const Targets& targets) {
+    return static_cast<const T*>(targets.prior);
+}
+
+// What is taken off of the classes that the merged entries from `first` on name.
+template <class T>
+SMOOTHLOSS_HD Vector<T> removed_at(int64_t first, int64_t distinct, const T* prior, const GradientTerms<T>& terms,
+                                   const Scratch& scratch) {
+    Vector<T> removed = load(static_cast<const T*>(scratch.weight) + first) * terms.entry_scale;
+    for (int j = 0; prior && j < Lanes<T>::width && first + j < distinct; ++j) {
+        removed[j] += prior[scratch.index[first + j]] * terms.prior_scale;
+    }
+    return removed;
+}
+
 template <Transform TRANSFORM, bool HAS_ENTROPY, class T, class OutStorage>
-SMOOTHLOSS_NOINLINE void write_entries(OutStorage* out, int64_t distinct, const GradientTerms<T>& terms,
+SMOOTHLOSS_NOINLINE void write_entries(OutStorage* out, int64_t distinct, const T* prior, const GradientTerms<T>& terms,
                                        const TransformTerms<T>& options, const Scratch& scratch) {
     constexpr int width = Lanes<T>::width;
     for (int64_t i = 0; i < distinct; i += width) {
-        Vector<T> removed = load(static_cast<const T*>(scratch.weight) + i) * terms.entry_scale;
+        Vector<T> removed = removed_at(i, distinct, prior, terms, scratch);
         Vector<T> x = load(static_cast<const T*>(scratch.logit) + i);
         Vector<T> value = gradient_vector<TRANSFORM, HAS_ENTROPY, T>(x, removed, terms, options);
         OutStorage rounded_values[width];
@@ -178,15 +188,18 @@ SMOOTHLOSS_NOINLINE void write_entries(OutStorage* out, int64_t distinct, const 
 
 template <class T>
 SMOOTHLOSS_HD GradientTerms<T> rounded(const GradientTerms<double>& terms) {
-    return {static_cast<T>(terms.center), static_cast<T>(terms.p_scale), static_cast<T>(terms.gamma),
-            static_cast<T>(terms.offset), static_cast<T>(terms.shift),   static_cast<T>(terms.entry_scale)};
+    return {static_cast<T>(terms.center),     static_cast<T>(terms.p_scale), static_cast<T>(terms.gamma),
+            static_cast<T>(terms.offset),     static_cast<T>(terms.shift),   static_cast<T>(terms.entry_scale),
+            static_cast<T>(terms.prior_scale)};
 }
 
 template <Transform TRANSFORM, bool HAS_ENTROPY, class T, class Storage, class OutStorage>
-SMOOTHLOSS_HD void dense_gradient(const Storage* row, OutStorage* out, const DenseMixture<T>& mixture,
+SMOOTHLOSS_HD void dense_gradient(const Storage* row, OutStorage* out, const DenseMixture<T>& mixture, const T* prior,
                                   const GradientTerms<T>& terms, const TransformTerms<T>& options) {
     if (mixture.slots) {
-        write_dense_gradient<TRANSFORM, T>(row, out, mixture, terms, options);
+        write_dense_gradient<TRANSFORM, T>(row, out, mixture, prior, terms, options);
+    } else if (prior) {
+        write_prior_gradient<TRANSFORM, HAS_ENTROPY, T>(row, out, prior, mixture.classes, terms, options);
     } else {
         write_gradient<TRANSFORM, HAS_ENTROPY, T>(row, out, mixture.classes, terms, options);
     }
@@ -194,29 +207,32 @@ SMOOTHLOSS_HD void dense_gradient(const Storage* row, OutStorage* out, const Den
 
 template <Transform TRANSFORM, bool HAS_ENTROPY, class T, class Storage, class OutStorage>
 SMOOTHLOSS_HD void row_gradient(const Storage* row, OutStorage* out, const RowEntries<T>& entries,
-                                const DenseMixture<T>& mixture, const GradientTerms<double>& wide,
+                                const DenseMixture<T>& mixture, const T* prior, const GradientTerms<double>& wide,
                                 const RowOptions& options, const Scratch& scratch) {
     GradientTerms<T> terms = rounded<T>(wide);
     TransformTerms<T> transforms = transform_terms<T>(options);
     if constexpr (entries_are_subtracted<TRANSFORM, T, OutStorage>) {
-        dense_gradient<TRANSFORM, HAS_ENTROPY, T>(row, out, mixture, terms, transforms);
+        dense_gradient<TRANSFORM, HAS_ENTROPY, T>(row, out, mixture, prior, terms, transforms);
         subtract_entries<T>(out, entries, terms.entry_scale);
     } else {
         int64_t distinct = merge_entries<T>(row, entries, mixture, scratch);
-        dense_gradient<TRANSFORM, HAS_ENTROPY, T>(row, out, mixture, terms, transforms);
-        write_entries<TRANSFORM, HAS_ENTROPY, T>(out, distinct, terms, transforms, scratch);
+        dense_gradient<TRANSFORM, HAS_ENTROPY, T>(row, out, mixture, prior, terms, transforms);
+        write_entries<TRANSFORM, HAS_ENTROPY, T>(out, distinct, prior, terms, transforms, scratch);
     }
 }
 
 // The gradient of a row whose p has no weight and whose logits must have no influence.
 template <class T, class OutStorage>
-SMOOTHLOSS_HD void row_gradient_without_softmax(OutStorage* out, const RowEntries<T>& entries, T shift, T entry_scale,
-                                                const Scratch& scratch) {
+SMOOTHLOSS_HD void row_gradient_without_softmax(OutStorage* out, const RowEntries<T>& entries, const T* prior,
+                                                const GradientTerms<T>& terms, const Scratch& scratch) {
     int64_t distinct = merge_entries<T, OutStorage>(nullptr, entries, DenseMixture<T>{}, scratch);
-    fill<T>(out, entries.classes, -shift);
-    const T* weights = static_cast<const T*>(scratch.weight);
+    fill<T>(out, entries.classes, -terms.shift);
+    for (int64_t v = 0; prior && v < entries.classes; ++v) {
+        write(out + v, static_cast<double>(-terms.prior_scale * prior[v]));
+    }
     for (int64_t i = 0; i < distinct; ++i) {
-        write(out + scratch.index[i], static_cast<double>(-shift - entry_scale * weights[i]));
+        T removed = removed_at(i, distinct, prior, terms, scratch)[0];
+        write(out + scratch.index[i], static_cast<double>(-terms.shift - removed));
     }
 }
 

@@ -1,6 +1,7 @@
 // The two passes over a row: the statistics of its softmax, and its gradient.
 #pragma once
 
+#include "common/arguments.h"
 #include "common/dense_terms.h"
 #include "cpu/vector_math.h"
 
@@ -16,6 +17,25 @@ struct TransformTerms {
     T softcap;
     T inverse_softcap;
 };
+
+template <class T>
+SMOOTHLOSS_HD TransformTerms<T> transform_terms(const RowOptions& options) {
+    return {static_cast<T>(options.logit_scale), static_cast<T>(options.softcap),
+            static_cast<T>(options.softcap != 0 ? 1 / options.softcap : 0)};
+}
+
+template <Transform VALUE>
+struct TransformTag {
+    static constexpr Transform value = VALUE;
+};
+
+// Calls function(tag) with the transform that the options ask for.
+template <class Function>
+SMOOTHLOSS_HD void with_transform(const RowOptions& options, Function function) {
+    if (options.softcap != 0) return function(TransformTag<Transform::softcap>());
+    if (options.logit_scale != 1) return function(TransformTag<Transform::scale>());
+    function(TransformTag<Transform::none>());
+}
 
 template <class T>
 struct Transformed {
@@ -68,65 +88,93 @@ template <class T>
 struct LaneSums {
     Vector<T> sum;
     Vector<T> dot;
-    Vector<T> even;  // of (center - z) / classes
+    Vector<T> even;  // of share (center - z)
+    Vector<T> mass;  // of shares that differ from class to class
 };
 
-template <bool HAS_ENTROPY, bool HAS_EVEN, class T>
-SMOOTHLOSS_HD void accumulate(LaneSums<T>& sums, Vector<T> z, Vector<T> center, T share) {
+// How mass is spread that no entry names: there is none, evenly, or by a prior.
+enum class Spread { none, even, prior };
+
+// `share` of this class, or these, in a unit of such mass.
+template <bool HAS_ENTROPY, Spread SPREAD, class T, class Share>
+SMOOTHLOSS_HD void accumulate(LaneSums<T>& sums, Vector<T> z, Vector<T> center, Share share) {
     Vector<T> distance = z - center;
     Vector<T> e = vector_exp<T>(distance);
     sums.sum += e;
     if (HAS_ENTROPY) sums.dot += e * clamp_exponent<T>(distance);
-    if (HAS_EVEN) sums.even -= distance * share;  // each small enough, so that no sum of them overflows
+    if constexpr (SPREAD == Spread::even) sums.even -= distance * share;  // each small, so that no sum overflows
+    if constexpr (SPREAD == Spread::prior) {
+        Vector<T> term = distance * share;
+        sums.even -= share != T(0) ? term : Vector<T>{};  // not even a logit of -inf has influence
+        sums.mass += share;
+    }
 }
 
-// `share` is 1 / classes: of mass that lies evenly on all of them.
-template <Transform TRANSFORM, bool HAS_ENTROPY, bool HAS_EVEN, class T, class Storage>
-SMOOTHLOSS_HD RowState<double> block_state(const Storage* row, int count, T max, T share,
+// `even` is 1 / classes, `prior` that of the block's classes.
+template <Transform TRANSFORM, bool HAS_ENTROPY, Spread SPREAD, class T, class Storage>
+SMOOTHLOSS_HD RowState<double> block_state(const Storage* row, int count, T max, T even, const T* prior,
                                            const TransformTerms<T>& terms) {
     constexpr int width = Lanes<T>::width;
     Vector<T> center = broadcast<T>(center_of(max));
     LaneSums<T> sums[4] = {};
+    auto share = [&](int at) SMOOTHLOSS_INLINE_LAMBDA {
+        if constexpr (SPREAD == Spread::prior) {
+            return load(prior + at);
+        } else {
+            return even;
+        }
+    };
     int i = 0;
     for (; i + 4 * width <= count; i += 4 * width) {
         prefetch(row + i + kBlock, 4 * width);
 #pragma GCC unroll 4
         for (int j = 0; j < 4; ++j) {
             Vector<T> z = transform<TRANSFORM, T>(load(row + i + j * width), terms).z;
-            accumulate<HAS_ENTROPY, HAS_EVEN, T>(sums[j], z, center, share);
+            accumulate<HAS_ENTROPY, SPREAD, T>(sums[j], z, center, share(i + j * width));
         }
     }
     for (; i + width <= count; i += width) {
         Vector<T> z = transform<TRANSFORM, T>(load(row + i), terms).z;
-        accumulate<HAS_ENTROPY, HAS_EVEN, T>(sums[0], z, center, share);
+        accumulate<HAS_ENTROPY, SPREAD, T>(sums[0], z, center, share(i));
     }
     if (i < count) {
         typename Lanes<T>::Mask valid = lanes_below<T>(count - i);
         Vector<T> z = transform<TRANSFORM, T>(load_some<T>(row + i, count - i), terms).z;
         LaneSums<T> rest{};
-        accumulate<HAS_ENTROPY, HAS_EVEN, T>(rest, z, center, share);
+        if constexpr (SPREAD == Spread::prior) {
+            accumulate<HAS_ENTROPY, SPREAD, T>(rest, z, center, load_some<T>(prior + i, count - i));
+        } else {
+            accumulate<HAS_ENTROPY, SPREAD, T>(rest, z, center, even);
+        }
         sums[1].sum += valid ? rest.sum : Vector<T>{};
         sums[1].dot += valid ? rest.dot : Vector<T>{};
         sums[1].even += valid ? rest.even : Vector<T>{};
+        sums[1].mass += rest.mass;  // nothing lies beyond the row
     }
-    RowState<double> state{{max, 0, 0}, {0, HAS_EVEN ? count * static_cast<double>(share) : 0}};
+    RowState<double> state{{max, 0, 0}, {0, SPREAD == Spread::even ? count * static_cast<double>(even) : 0}};
     state.softmax.sum = sum_of_lanes<T>((sums[0].sum + sums[1].sum) + (sums[2].sum + sums[3].sum));
     if (HAS_ENTROPY) state.softmax.dot = sum_of_lanes<T>((sums[0].dot + sums[1].dot) + (sums[2].dot + sums[3].dot));
-    if (HAS_EVEN) state.dense.distance = sum_of_lanes<T>((sums[0].even + sums[1].even) + (sums[2].even + sums[3].even));
+    if (SPREAD != Spread::none)
+        state.dense.distance = sum_of_lanes<T>((sums[0].even + sums[1].even) + (sums[2].even + sums[3].even));
+    if (SPREAD == Spread::prior)
+        state.dense.mass = sum_of_lanes<T>((sums[0].mass + sums[1].mass) + (sums[2].mass + sums[3].mass));
     return state;
 }
 
-// The softmax of a row, and the loss of a unit of mass that lies evenly on all classes.
-template <Transform TRANSFORM, bool HAS_ENTROPY, bool HAS_EVEN, class T, class Storage>
-SMOOTHLOSS_NOINLINE RowState<double> row_state(const Storage* row, int64_t classes, const TransformTerms<T>& terms) {
+// The softmax of a row, and the loss of a unit of mass that is spread over all classes.
+template <Transform TRANSFORM, bool HAS_ENTROPY, Spread SPREAD, class T, class Storage>
+SMOOTHLOSS_NOINLINE RowState<double> row_state(const Storage* row, int64_t classes, const T* prior,
+                                               const TransformTerms<T>& terms) {
     RowState<double> state = empty_row_state<double>();
-    T share = static_cast<T>(1.0 / static_cast<double>(classes));
+    T even = static_cast<T>(1.0 / static_cast<double>(classes));
     for (int64_t begin = 0; begin < classes; begin += kBlock) {
         int count = static_cast<int>(classes - begin < kBlock ? classes - begin : kBlock);
         // The transform is increasing, so the largest input is the largest z.
         T max = transform<TRANSFORM, T>(broadcast<T>(block_max<T>(row + begin, count)), terms).z[0];
         max = max > static_cast<T>(state.softmax.max) ? max : static_cast<T>(state.softmax.max);
-        state = merge(state, block_state<TRANSFORM, HAS_ENTROPY, HAS_EVEN, T>(row + begin, count, max, share, terms));
+        const T* of_block = SPREAD == Spread::prior ? prior + begin : nullptr;
+        state = merge(state,
+                      block_state<TRANSFORM, HAS_ENTROPY, SPREAD, T>(row + begin, count, max, even, of_block, terms));
     }
     return state;
 }
@@ -220,14 +268,14 @@ SMOOTHLOSS_HD Vector<T> gradient_vector(Vector<T> x, Vector<T> removed, const Gr
     return TRANSFORM == Transform::softcap ? value * transformed.chain : value;
 }
 
-// Pass 2 over `count` classes, without the entries. `out` may be `row`; `q` is what a dense target wants of each class,
-// or null. The terms are copies: what is stored to `out` cannot change them.
+// Pass 2 over `count` classes, without the entries. `out` may be `row`; `q`, times `factor`, is what is taken off each
+// class by itself, or null. The terms are copies: what is stored to `out` cannot change them.
 template <Transform TRANSFORM, bool HAS_ENTROPY, bool HAS_DENSE, class T, class Storage, class OutStorage>
-SMOOTHLOSS_HD void write_gradient_block(const Storage* row, OutStorage* out, const T* q, int64_t count,
+SMOOTHLOSS_HD void write_gradient_block(const Storage* row, OutStorage* out, const T* q, T factor, int64_t count,
                                         GradientTerms<T> terms, TransformTerms<T> options) {
     constexpr int width = Lanes<T>::width;
     auto gradient = [&](Vector<T> x, int64_t i) SMOOTHLOSS_INLINE_LAMBDA {
-        Vector<T> removed = HAS_DENSE ? load(q + i) * terms.entry_scale : Vector<T>{};
+        Vector<T> removed = HAS_DENSE ? load(q + i) * factor : Vector<T>{};
         return gradient_vector<TRANSFORM, HAS_ENTROPY, T>(x, removed, terms, options);
     };
     int64_t i = 0;
@@ -241,25 +289,40 @@ SMOOTHLOSS_HD void write_gradient_block(const Storage* row, OutStorage* out, con
     for (; i + width <= count; i += width) store(out + i, gradient(load(row + i), i));
     if (i < count) {
         int rest = static_cast<int>(count - i);
-        store_some<T>(out + i, gradient(load_some<T>(row + i, rest), i), rest);
+        Vector<T> removed = HAS_DENSE ? load_some<T>(q + i, rest) * factor : Vector<T>{};
+        Vector<T> x = load_some<T>(row + i, rest);
+        store_some<T>(out + i, gradient_vector<TRANSFORM, HAS_ENTROPY, T>(x, removed, terms, options), rest);
     }
 }
 
 template <Transform TRANSFORM, bool HAS_ENTROPY, class T, class Storage, class OutStorage>
 SMOOTHLOSS_NOINLINE void write_gradient(const Storage* row, OutStorage* out, int64_t classes,
                                         const GradientTerms<T>& terms, const TransformTerms<T>& options) {
-    write_gradient_block<TRANSFORM, HAS_ENTROPY, false, T>(row, out, nullptr, classes, terms, options);
+    write_gradient_block<TRANSFORM, HAS_ENTROPY, false, T>(row, out, nullptr, T(0), classes, terms, options);
 }
 
-// With the entropy's terms always, which do nothing where its weight is 0: fewer kernels to compile.
+template <Transform TRANSFORM, bool HAS_ENTROPY, class T, class Storage, class OutStorage>
+SMOOTHLOSS_NOINLINE void write_prior_gradient(const Storage* row, OutStorage* out, const T* prior, int64_t classes,
+                                              const GradientTerms<T>& terms, const TransformTerms<T>& options) {
+    write_gradient_block<TRANSFORM, HAS_ENTROPY, true, T>(row, out, prior, terms.prior_scale, classes, terms, options);
+}
+
+// With a prior (or null) and the entropy's terms always, which do nothing where its weight is 0: fewer kernels to
+// compile.
 template <Transform TRANSFORM, class T, class Storage, class OutStorage>
 SMOOTHLOSS_NOINLINE void write_dense_gradient(const Storage* row, OutStorage* out, const DenseMixture<T>& mixture,
-                                              const GradientTerms<T>& terms, const TransformTerms<T>& options) {
+                                              const T* prior, const GradientTerms<T>& terms,
+                                              const TransformTerms<T>& options) {
     T q[kDenseBuffer];
     for (int64_t begin = 0; begin < mixture.classes; begin += kBlock) {
         int count = static_cast<int>(mixture.classes - begin < kBlock ? mixture.classes - begin : kBlock);
         mixture.block(begin, count, q);
-        write_gradient_block<TRANSFORM, true, true, T>(row + begin, out + begin, q, count, terms, options);
+        T factor = terms.entry_scale;
+        if (prior) {
+            for (int i = 0; i < count; ++i) q[i] = q[i] * terms.entry_scale + prior[begin + i] * terms.prior_scale;
+            factor = 1;
+        }
+        write_gradient_block<TRANSFORM, true, true, T>(row + begin, out + begin, q, factor, count, terms, options);
     }
 }
 

@@ -17,7 +17,7 @@ SMOOTHLOSS_HD void put_statistics(void* statistics, int64_t n, const RowState<do
     put<T>(statistics, n * kStatistics + 2, entropy);
 }
 
-template <Transform TRANSFORM, bool HAS_ENTROPY, bool HAS_EVEN, class T, class Storage>
+template <Transform TRANSFORM, bool HAS_ENTROPY, Spread SPREAD, class T, class Storage>
 void forward_rows(const ForwardArguments& a, int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n) {
         const Storage* row = static_cast<const Storage*>(a.logits.data) + n * a.logits.stride;
@@ -29,8 +29,8 @@ void forward_rows(const ForwardArguments& a, int64_t begin, int64_t end) {
         RowSoftmax<double> softmax{};
         double loss = 0;
         if (target.mass != 0) {
-            state =
-                row_state<TRANSFORM, HAS_ENTROPY, HAS_EVEN, T>(row, a.logits.classes, transform_terms<T>(a.options));
+            state = row_state<TRANSFORM, HAS_ENTROPY, SPREAD, T>(row, a.logits.classes, prior_of<T>(a.targets),
+                                                                 transform_terms<T>(a.options));
             softmax = finish(state.softmax);
             loss = row_loss<TRANSFORM>(row, entries, mixture, target, softmax, state.dense, a.options);
         }
@@ -43,6 +43,7 @@ void forward_rows(const ForwardArguments& a, int64_t begin, int64_t end) {
 template <Transform TRANSFORM, bool HAS_ENTROPY, class T, class Storage, class OutStorage>
 void backward_rows(const BackwardArguments& a, int64_t begin, int64_t end, const Scratch& scratch) {
     const RowOptions& o = a.options;
+    const T* prior = prior_of<T>(a.targets);
     double scale = a.scale ? get<T>(a.scale, 0) : 1;
     for (int64_t n = begin; n < end; ++n) {
         const Storage* row = static_cast<const Storage*>(a.logits.data) + n * a.logits.stride;
@@ -60,21 +61,21 @@ void backward_rows(const BackwardArguments& a, int64_t begin, int64_t end, const
         double sum = get<T>(a.statistics, n * kStatistics + 1);
         RowSoftmax<double> softmax{get<T>(a.statistics, n * kStatistics), log(sum),
                                    get<T>(a.statistics, n * kStatistics + 2)};
-        GradientInputs<double> inputs{grad,     mass,      o.logit_scale,
-                                      o.z_loss, o.entropy, static_cast<double>(entries.classes)};
+        GradientInputs<double> inputs{
+            grad, mass, o.logit_scale, o.z_loss, o.entropy, static_cast<double>(entries.classes), prior != nullptr};
         GradientTerms<double> terms = make_gradient_terms(inputs, target, softmax, sum);
         if (mass == 0) {
-            row_gradient_without_softmax<T>(out, entries, static_cast<T>(terms.shift),
-                                            static_cast<T>(terms.entry_scale), scratch);
+            row_gradient_without_softmax<T>(out, entries, prior, rounded<T>(terms), scratch);
         } else {
-            row_gradient<TRANSFORM, HAS_ENTROPY, T>(row, out, entries, mixture, terms, o, scratch);
+            row_gradient<TRANSFORM, HAS_ENTROPY, T>(row, out, entries, mixture, prior, terms, o, scratch);
         }
     }
 }
 
-template <Transform TRANSFORM, bool HAS_ENTROPY, bool HAS_EVEN, class T, class Storage, class OutStorage>
+template <Transform TRANSFORM, bool HAS_ENTROPY, Spread SPREAD, class T, class Storage, class OutStorage>
 void forward_backward_rows(const ForwardBackwardArguments& a, int64_t begin, int64_t end, const Scratch& scratch) {
     const RowOptions& o = a.options;
+    const T* prior = prior_of<T>(a.targets);
     for (int64_t n = begin; n < end; ++n) {
         const Storage* row = static_cast<const Storage*>(a.logits.data) + n * a.logits.stride;
         OutStorage* out = static_cast<OutStorage*>(a.out.data) + n * a.out.stride;
@@ -89,18 +90,27 @@ void forward_backward_rows(const ForwardBackwardArguments& a, int64_t begin, int
             continue;
         }
         RowState<double> state =
-            row_state<TRANSFORM, HAS_ENTROPY, HAS_EVEN, T>(row, entries.classes, transform_terms<T>(o));
+            row_state<TRANSFORM, HAS_ENTROPY, SPREAD, T>(row, entries.classes, prior, transform_terms<T>(o));
         RowSoftmax<double> softmax = finish(state.softmax);
         put<T>(a.loss, n, row_loss<TRANSFORM>(row, entries, mixture, target, softmax, state.dense, o));
-        GradientInputs<double> inputs{1,        target.mass, o.logit_scale,
-                                      o.z_loss, o.entropy,   static_cast<double>(entries.classes)};
-        row_gradient<TRANSFORM, HAS_ENTROPY, T>(
-            row, out, entries, mixture, make_gradient_terms(inputs, target, softmax, state.softmax.sum), o, scratch);
+        GradientInputs<double> inputs{
+            1, target.mass, o.logit_scale, o.z_loss, o.entropy, static_cast<double>(entries.classes), prior != nullptr};
+        row_gradient<TRANSFORM, HAS_ENTROPY, T>(row, out, entries, mixture, prior,
+                                                make_gradient_terms(inputs, target, softmax, state.softmax.sum), o,
+                                                scratch);
     }
 }
 
-SMOOTHLOSS_HD bool needs_even(const Targets& targets, const RowOptions& options) {
-    return targets.uniform || options.label_smoothing != 0;
+template <Spread VALUE>
+struct SpreadTag {
+    static constexpr Spread value = VALUE;
+};
+
+template <class Function>
+SMOOTHLOSS_HD void with_spread(const Targets& targets, const RowOptions& options, Function function) {
+    if (!targets.uniform && options.label_smoothing == 0) return function(SpreadTag<Spread::none>());
+    if (targets.prior) return function(SpreadTag<Spread::prior>());
+    function(SpreadTag<Spread::even>());
 }
 
 void forward(const ForwardArguments& a, int64_t begin, int64_t end) {
@@ -108,8 +118,8 @@ void forward(const ForwardArguments& a, int64_t begin, int64_t end) {
         using I = decltype(input);
         with_transform(a.options, [&](auto transform) {
             with_flag(a.options.entropy != 0, [&](auto entropy) {
-                with_flag(needs_even(a.targets, a.options), [&](auto even) {
-                    forward_rows<decltype(transform)::value, decltype(entropy)::value, decltype(even)::value,
+                with_spread(a.targets, a.options, [&](auto spread) {
+                    forward_rows<decltype(transform)::value, decltype(entropy)::value, decltype(spread)::value,
                                  typename I::T, typename I::Storage>(a, begin, end);
                 });
             });
@@ -137,9 +147,9 @@ void forward_backward(const ForwardBackwardArguments& a, int64_t begin, int64_t 
         Outputs<typename I::T>::with_output(a.out.type, [&](auto output) {
             with_transform(a.options, [&](auto transform) {
                 with_flag(a.options.entropy != 0, [&](auto entropy) {
-                    with_flag(needs_even(a.targets, a.options), [&](auto even) {
+                    with_spread(a.targets, a.options, [&](auto spread) {
                         forward_backward_rows<decltype(transform)::value, decltype(entropy)::value,
-                                              decltype(even)::value, typename I::T, typename I::Storage,
+                                              decltype(spread)::value, typename I::T, typename I::Storage,
                                               typename decltype(output)::OutStorage>(a, begin, end, scratch);
                     });
                 });

@@ -81,16 +81,19 @@ SMOOTHLOSS_NOINLINE RowSums<T> row_sums(const Storage* row, const RowEntries<T>&
             }
             if (takes_largest) max = block_max<T>(buffer, count);
             max = max > before ? max : before;
-            sums.rest =
-                merge(sums.rest, block_state<Transform::none, true, false, T>(buffer, count, max, T(0), plain).softmax);
+            sums.rest = merge(
+                sums.rest,
+                block_state<Transform::none, true, Spread::none, T>(buffer, count, max, T(0), nullptr, plain).softmax);
         } else {
             max = max > before ? max : before;
-            sums.rest =
-                merge(sums.rest, block_state<TRANSFORM, true, false, T>(row + begin, count, max, T(0), terms).softmax);
+            sums.rest = merge(
+                sums.rest,
+                block_state<TRANSFORM, true, Spread::none, T>(row + begin, count, max, T(0), nullptr, terms).softmax);
         }
     }
     TransformTerms<double> plain_double{1, 0, 0};
-    sums.listed = row_state<Transform::none, true, false, double>(scratch.z, num_listed, plain_double).softmax;
+    sums.listed =
+        row_state<Transform::none, true, Spread::none, double>(scratch.z, num_listed, nullptr, plain_double).softmax;
     return sums;
 }
 
@@ -247,8 +250,8 @@ void backward_rows(const TokenStatisticsBackwardArguments& a, int64_t begin, int
         int64_t distinct = list_classes<TRANSFORM, T>(row, slots, own, transforms, scratch);
         // The sum is made again, as the rounded one would lose a small rest beside a large listed class.
         TransformTerms<double> plain{1, 0, 0};
-        SoftmaxState<double> all =
-            merge(rest, row_state<Transform::none, false, false, double>(scratch.z, distinct, plain).softmax);
+        SoftmaxState<double> all = merge(
+            rest, row_state<Transform::none, false, Spread::none, double>(scratch.z, distinct, nullptr, plain).softmax);
         RowSoftmax<double> softmax{center_of(all.max), log(all.sum), get<T>(a.saved, saved + 2)};
         GradientTerms<T> terms = rounded<T>(rest_terms(grads, rest, softmax, all.sum, a.options.logit_scale));
         if (terms.gamma != 0) {

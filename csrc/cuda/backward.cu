@@ -14,7 +14,7 @@ __device__ __forceinline__ GradientTerms<T> gradient_terms(const BackwardArgumen
                           get<T>(a.statistics, problem.n * kStatistics + 2)};
     T grad = get<T>(a.grad, a.grad_is_scalar ? 0 : problem.n);
     if (a.scale) grad *= get<T>(a.scale, 0);
-    return make_gradient_terms(gradient_inputs(a.options, grad, mass, problem.classes), problem.target, softmax, sum);
+    return make_gradient_terms(gradient_inputs(a.options, grad, mass, problem), problem.target, softmax, sum);
 }
 
 template <Mode MODE, class Storage, class Out>
@@ -38,6 +38,10 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks<Storage>) backward_ker
     __syncthreads();
     if (has_softmax) {
         write_gradient<MODE, false, count>(logits, out, layout, terms, problem.row, nullptr);
+    } else if (problem.row.prior) {
+        for (uint32_t v = threadIdx.x; v < problem.classes; v += blockDim.x) {
+            out[v] = Rounded<Out>::from(-prior_at<MODE>(problem.row, terms, v));
+        }
     } else {
         fill<count>(out, layout, -terms.shift);
     }

@@ -10,7 +10,7 @@ namespace cuda {
 using namespace portable;
 
 // What a kernel is compiled for, each mode includes those before it. Plain: no options, uniform mass or dense rows, and
-// entries that fit into shared memory. General: all but a softcap and dense rows.
+// entries that fit into shared memory. General: all but a softcap, dense rows and a prior.
 enum class Mode { plain, general, softcap, dense };
 
 constexpr unsigned kAllLanes = 0xffffffffu;

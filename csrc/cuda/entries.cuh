@@ -96,8 +96,14 @@ __device__ __forceinline__ RowProblem<T> row_problem(const Arguments& a, int64_t
     T sum = weight_sum<MODE>(entries, mixture);
     T uniform = targets.uniform ? static_cast<const T*>(targets.uniform)[n] : T(0);
     RowTarget<T> target = make_row_target<T>(sum, uniform, static_cast<T>(a.options.label_smoothing));
-    RowContext<T> row{transform_terms<T>(a.options), a.options.entropy != 0, mixture, target.keep,
-                      target.uniform / static_cast<T>(classes)};
+    const T* prior = MODE == Mode::dense ? static_cast<const T*>(targets.prior) : nullptr;
+    RowContext<T> row{transform_terms<T>(a.options),
+                      a.options.entropy != 0,
+                      mixture,
+                      target.keep,
+                      prior ? T(0) : target.uniform / static_cast<T>(classes),
+                      prior,
+                      target.uniform};
     return {n, classes, row, entries, target};
 }
 
@@ -174,6 +180,12 @@ __device__ __forceinline__ T dense_at(const Mixture<T>& mixture, uint32_t index)
     return q[0];
 }
 
+// What the prior takes off a class.
+template <Mode MODE, class T>
+__device__ __forceinline__ T prior_at(const RowContext<T>& row, const GradientTerms<T>& terms, uint32_t index) {
+    return MODE == Mode::dense && row.prior ? terms.prior_scale * row.prior[index] : T(0);
+}
+
 // Equal indices all store the same number: no atomics, and every run gives the same bits.
 template <Mode MODE, class Out, class T>
 __device__ __forceinline__ void write_entries(Out* out, const RowLayout& layout, const SharedEntries<T>& entries,
@@ -185,7 +197,7 @@ __device__ __forceinline__ void write_entries(Out* out, const RowLayout& layout,
         if (index < 0 || !layout.owns(index)) continue;
         T weight = dense_at<MODE>(row.mixture, index);
         for (int k = 0; k < entries.slots; ++k) weight += entries.indices[k] == index ? entries.weights[k] : T(0);
-        T entry = terms.entry_scale * weight;
+        T entry = terms.entry_scale * weight + prior_at<MODE>(row, terms, index);
         T value =
             has_softmax ? gradient_of<MODE>(entries.logits[s], terms, row.transform, entry) : -terms.shift - entry;
         out[index] = Rounded<Out>::from(value);
@@ -221,7 +233,7 @@ __device__ __forceinline__ void write_gradient_by_tiles(const Storage* logits, O
         __syncthreads();
 #pragma unroll 1
         for (uint32_t i = threadIdx.x; i < size; i += blockDim.x) {
-            T entry = terms.entry_scale * tile[i];
+            T entry = terms.entry_scale * tile[i] + prior_at<MODE>(problem.row, terms, begin + i);
             T value = has_softmax
                           ? gradient_of<MODE>(to_accumulator(logits[begin + i]), terms, problem.row.transform, entry)
                           : -terms.shift - entry;
@@ -262,13 +274,14 @@ __device__ __forceinline__ Out* out_of(const Output& out, int64_t n) {
 
 template <class T>
 __device__ __forceinline__ GradientInputs<T> gradient_inputs(const RowOptions& options, T grad, T mass,
-                                                             uint32_t classes) {
+                                                             const RowProblem<T>& problem) {
     return {grad,
             mass,
             static_cast<T>(options.logit_scale),
             static_cast<T>(options.z_loss),
             static_cast<T>(options.entropy),
-            static_cast<T>(classes)};
+            static_cast<T>(problem.classes),
+            problem.row.prior != nullptr};
 }
 
 }  // namespace cuda

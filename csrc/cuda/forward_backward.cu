@@ -32,7 +32,7 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks<Storage>)
                                  [&](int s) { return many ? entry_at(problem.entries, logits, s) : entries[s]; });
         if (lane_id() == 0) put(a.loss, problem.n, loss);
     }
-    GradientTerms<T> terms = make_gradient_terms(gradient_inputs(a.options, T(1), problem.target.mass, problem.classes),
+    GradientTerms<T> terms = make_gradient_terms(gradient_inputs(a.options, T(1), problem.target.mass, problem),
                                                  problem.target, softmax, state.softmax.sum);
     // Its first barrier lies between the loss, which reads the logits of the entries, and what overwrites them.
     if (many) return write_gradient_by_tiles<MODE>(logits, out, problem, terms, true, shared_memory<T>());

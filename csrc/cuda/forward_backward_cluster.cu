@@ -35,7 +35,7 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks<Storage>)
         T loss = warp_loss<MODE>(problem, softmax, state.dense, a.options, [&](int s) { return entries[s]; });
         if (reports) put(a.loss, problem.n, loss);
     }
-    GradientTerms<T> terms = make_gradient_terms(gradient_inputs(a.options, T(1), problem.target.mass, problem.classes),
+    GradientTerms<T> terms = make_gradient_terms(gradient_inputs(a.options, T(1), problem.target.mass, problem),
                                                  problem.target, softmax, state.softmax.sum);
     write_gradient<MODE, true, count>(logits, out, layout, terms, problem.row, kept);
     __syncthreads();

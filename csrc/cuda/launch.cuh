@@ -47,9 +47,11 @@ struct ModeTag {
 template <class Arguments>
 Mode mode_of(const Arguments& a) {
     const RowOptions& o = a.options;
-    if (a.dense.slots > 0) return Mode::dense;
-    if (o.softcap != 0) return Mode::softcap;
-    bool plain = !a.targets.uniform && o.label_smoothing == 0 && o.entropy == 0 && o.logit_scale == 1;
+    bool is_spread = a.targets.uniform || o.label_smoothing != 0;
+    if (a.dense.slots > 0 || (a.targets.prior && is_spread)) return Mode::dense;
+    Mode transform = mode_of_transform(o);
+    if (transform == Mode::softcap) return transform;
+    bool plain = transform == Mode::plain && !is_spread && o.entropy == 0;
     return plain && a.targets.slots <= max_entries(a.logits.type) ? Mode::plain : Mode::general;
 }
 

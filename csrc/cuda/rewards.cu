@@ -56,17 +56,19 @@ template <class Token, int ORDER>
 __global__ void __launch_bounds__(32 * kWarps, 4) sentence_bleu_kernel(ngram::BleuArguments a) {
     int64_t number = number_of_warp();
     if (number >= a.candidates.count) return;
-    auto candidate = ngram::candidate_sentence<Token>(a.candidates, number);
-    ngram::score_bleu<ORDER>(Warp(), a, candidate, number, input_of(number, a.references));
+    int64_t input = input_of(number, a.references);
+    auto candidate = ngram::candidate_sentence<Token>(a.candidates, number, input);
+    ngram::score_bleu<ORDER>(Warp(), a, candidate, number, input);
 }
 
 template <class Token>
 __global__ void __launch_bounds__(32 * kWarps, 4) cider_kernel(ngram::CiderArguments a) {
     int64_t number = number_of_warp();
     if (number >= a.candidates.count) return;
-    auto candidate = ngram::candidate_sentence<Token>(a.candidates, number);
+    int64_t input = input_of(number, a.references);
+    auto candidate = ngram::candidate_sentence<Token>(a.candidates, number, input);
     ngram::CiderTerm* terms = a.scratch + number * a.candidates.width * ngram::kCiderOrder;
-    ngram::score_cider(Warp(), a, candidate, number, input_of(number, a.references), terms);
+    ngram::score_cider(Warp(), a, candidate, number, input, terms);
 }
 
 __global__ void __launch_bounds__(32 * kWarps, 4) cider_norms_kernel(ngram::CiderNormArguments a) {
@@ -78,9 +80,10 @@ template <class Token>
 __global__ void __launch_bounds__(32 * kWarps, 4) alignment_kernel(ngram::AlignmentArguments a) {
     int64_t number = number_of_warp();
     if (number >= a.candidates.count) return;
-    auto candidate = ngram::candidate_sentence<Token>(a.candidates, number);
+    int64_t input = input_of(number, a.references);
+    auto candidate = ngram::candidate_sentence<Token>(a.candidates, number, input);
     uint64_t* carries = a.scratch + number * ngram::num_carries(a.candidates.width);
-    ngram::score_alignment(Warp(), a, candidate, number, input_of(number, a.references), carries);
+    ngram::score_alignment(Warp(), a, candidate, number, input, carries);
 }
 
 template <class Arguments>

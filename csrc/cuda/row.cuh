@@ -20,6 +20,12 @@ __device__ __forceinline__ TransformTerms<T> transform_terms(const RowOptions& o
     return {static_cast<T>(options.logit_scale), static_cast<T>(options.softcap), inverse};
 }
 
+// The first mode that knows the transform.
+inline Mode mode_of_transform(const RowOptions& options) {
+    if (options.softcap != 0) return Mode::softcap;
+    return options.logit_scale != 1 ? Mode::general : Mode::plain;
+}
+
 template <class T>
 struct Transformed {
     T z;
@@ -93,9 +99,17 @@ struct RowContext {
     TransformTerms<T> transform;
     bool has_entropy;
     Mixture<T> mixture;
-    T keep;  // the factor of the mixture
-    T even;  // each class's share of the mass that lies evenly on all
+    T keep;          // the factor of the mixture
+    T even;          // each class's share of the mass that lies evenly on all
+    const T* prior;  // (classes,), or null
+    T spread;        // the mass that the prior spreads
 };
+
+// What each of the COUNT classes from `first` on has of the prior, times `scale`; added to q.
+template <int COUNT, class T>
+__device__ __forceinline__ void add_prior(const T* prior, uint32_t first, T scale, T (&q)[COUNT]) {
+    if (prior) Mixture<T>::add(prior + first, scale, q);
+}
 
 // The packs that a thread has in flight at a time: 64 bytes, or 8 logits where each takes long anyway.
 template <Mode MODE, int COUNT>
@@ -136,7 +150,12 @@ __device__ __forceinline__ void accumulate(RowState<T>& state, const T (&z)[COUN
                                            const RowContext<T>& row) {
     T center = center_of(state.softmax.max);
     T q[COUNT];
-    if (MODE == Mode::dense) row.mixture.load(first, q);
+    if (MODE == Mode::dense) {
+        row.mixture.load(first, q);
+#pragma unroll
+        for (int j = 0; j < COUNT; ++j) q[j] = row.keep * q[j] + row.even;
+        add_prior(row.prior, first, row.spread, q);
+    }
 #pragma unroll
     for (int j = 0; j < COUNT; ++j) {
         T distance = z[j] - center;
@@ -144,7 +163,7 @@ __device__ __forceinline__ void accumulate(RowState<T>& state, const T (&z)[COUN
         state.softmax.sum += e;
         if (MODE != Mode::plain) {
             if (row.has_entropy && e != 0) state.softmax.dot += e * distance;
-            accumulate(state.dense, MODE == Mode::dense ? row.keep * q[j] + row.even : row.even, z[j], center);
+            accumulate(state.dense, MODE == Mode::dense ? q[j] : row.even, z[j], center);
         }
     }
 }
@@ -223,11 +242,16 @@ template <Mode MODE, class Out, int COUNT, class Storage, class T>
 __device__ __forceinline__ Pack<Out, COUNT> gradient_of_pack(const Pack<Storage, COUNT>& raw, uint32_t first,
                                                              const GradientTerms<T>& terms, const RowContext<T>& row) {
     T q[COUNT];
-    if (MODE == Mode::dense) row.mixture.load(first, q);
+    if (MODE == Mode::dense) {
+        row.mixture.load(first, q);
+#pragma unroll
+        for (int j = 0; j < COUNT; ++j) q[j] *= terms.entry_scale;
+        add_prior(row.prior, first, terms.prior_scale, q);
+    }
     Pack<Out, COUNT> result;
 #pragma unroll
     for (int j = 0; j < COUNT; ++j) {
-        T dense = MODE == Mode::dense ? terms.entry_scale * q[j] : T(0);
+        T dense = MODE == Mode::dense ? q[j] : T(0);
         T x = to_accumulator(raw.values[j]);
         result.values[j] = Rounded<Out>::from(gradient_of<MODE>(x, terms, row.transform, dense));
     }

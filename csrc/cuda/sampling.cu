@@ -1,141 +1,17 @@
-// A draw in one launch, in two where the pool is a set of tokens that must be built first. One warp a sample of a
-// sentence: its lanes share the positions.
+// A draw in one launch. One warp a sample of a sentence: its lanes share the positions. Where the pool is the set of
+// the tokens of a batch or of references, each block builds what it needs of it in its shared memory, again and again:
+// that takes less time than another launch. A set that is too large for that is built by a launch before.
 #include "cuda/sampling.h"
 
 #include <algorithm>
 
-#include "cuda/block.cuh"
-#include "cuda/launch.cuh"
+#include "cuda/token_sets.cuh"
 
 namespace smoothloss {
 namespace cuda {
 namespace {
 
 constexpr unsigned kDrawWarps = 4;
-constexpr int32_t kEmpty = INT32_MAX;
-
-// The sets of a batch, one of all its tokens or one of the references of each sentence.
-struct SetArguments {
-    DrawArguments draw;
-    int64_t sets, elements, capacity;  // capacity: a power of two
-    int64_t* tokens;                   // (sets, elements): the tokens of each set, in the order of first appearance
-    int64_t* sizes;                    // (sets)
-    int32_t* slots;                    // (sets, capacity): open hash tables of elements: the first of each token
-    int32_t* ranks;                    // (sets, elements): of the elements that are the first of their token
-    int32_t* target_ranks;             // (batch, width): of the target's tokens in their sentence's set, -1: none
-};
-
-SetArguments set_arguments(const DrawArguments& a, int64_t* scratch) {
-    bool of_batch = a.pool == PoolKind::batch;
-    int64_t sets = of_batch ? 1 : a.batch, elements = of_batch ? a.batch * a.width : a.references_width;
-    int64_t capacity = 1;
-    while (capacity <= 2 * elements) capacity *= 2;
-    int64_t* sizes = scratch + sets * elements;
-    int32_t* slots = reinterpret_cast<int32_t*>(sizes + sets);
-    int32_t* ranks = slots + sets * capacity;
-    return {a, sets, elements, capacity, scratch, sizes, slots, ranks, ranks + sets * elements};
-}
-
-bool has_sets(const DrawArguments& a) {
-    return a.pool == PoolKind::batch || a.pool == PoolKind::references;
-}
-
-// One block builds a set. The order in which its threads arrive changes where tokens stand in the table, never which
-// element is the first of its token.
-struct SetOfBlock {
-    const SetArguments& a;
-    int64_t set;
-
-    __device__ __forceinline__ int64_t token(int64_t element) const {
-        const DrawArguments& d = a.draw;
-        return d.pool == PoolKind::batch ? read_token(d.target, element)
-                                         : read_token(d.references, set * a.elements + element);
-    }
-
-    __device__ __forceinline__ bool counts(int64_t element) const {
-        const DrawArguments& d = a.draw;
-        if (is_excluded(d, token(element))) return false;
-        return d.pool != PoolKind::batch || element % d.width < length_of(d, element / d.width);
-    }
-
-    __device__ __forceinline__ int32_t* first_slot(int64_t own, int64_t* at) const {
-        *at = static_cast<int64_t>((static_cast<uint64_t>(own) * 0x9E3779B97F4A7C15u >> 32) &
-                                   static_cast<uint64_t>(a.capacity - 1));
-        return a.slots + set * a.capacity;
-    }
-
-    __device__ __forceinline__ void insert(int32_t element) const {
-        int64_t own = token(element), at;
-        int32_t* slots = first_slot(own, &at);
-        while (true) {
-            int32_t before = atomicCAS(slots + at, kEmpty, element);
-            if (before == kEmpty) return;
-            if (token(before) == own) {
-                atomicMin(slots + at, element);
-                return;
-            }
-            at = (at + 1) & (a.capacity - 1);
-        }
-    }
-
-    // The first element of this token, or kEmpty.
-    __device__ __forceinline__ int32_t find(int64_t own) const {
-        int64_t at;
-        int32_t* slots = first_slot(own, &at);
-        while (slots[at] != kEmpty && token(slots[at]) != own) at = (at + 1) & (a.capacity - 1);
-        return slots[at];
-    }
-};
-
-// How many threads of the block before this one say yes, and how many in all.
-struct Count {
-    int32_t before, total;
-};
-
-__device__ __forceinline__ Count count_of_block(bool yes, int32_t* of_warps) {
-    unsigned votes = __ballot_sync(kAllLanes, yes);
-    if (lane_id() == 0) of_warps[warp_id()] = __popc(votes);
-    __syncthreads();
-    Count count{__popc(votes & ((1u << lane_id()) - 1)), 0};
-    for (int w = 0; w < static_cast<int>(blockDim.x / 32); ++w) {
-        if (w < warp_id()) count.before += of_warps[w];
-        count.total += of_warps[w];
-    }
-    __syncthreads();  // before anybody writes to of_warps again
-    return count;
-}
-
-__global__ void __launch_bounds__(1024) token_sets_kernel(SetArguments a) {
-    __shared__ int32_t of_warps[32];
-    SetOfBlock set{a, static_cast<int64_t>(blockIdx.x)};
-    int64_t own = threadIdx.x, step = blockDim.x;
-    for (int64_t i = own; i < a.capacity; i += step) a.slots[set.set * a.capacity + i] = kEmpty;
-    __syncthreads();
-    for (int64_t i = own; i < a.elements; i += step) {
-        if (set.counts(i)) set.insert(static_cast<int32_t>(i));
-    }
-    __syncthreads();
-    int32_t size = 0;
-    for (int64_t begin = 0; begin < a.elements; begin += step) {
-        int64_t i = begin + own;
-        bool is_first = i < a.elements && set.counts(i) && set.find(set.token(i)) == i;
-        Count count = count_of_block(is_first, of_warps);
-        if (is_first) {
-            a.ranks[set.set * a.elements + i] = size + count.before;
-            a.tokens[set.set * a.elements + size + count.before] = set.token(i);
-        }
-        size += count.total;
-    }
-    if (own == 0) a.sizes[set.set] = size;
-    __syncthreads();
-    const DrawArguments& d = a.draw;
-    int64_t begin = d.pool == PoolKind::batch ? 0 : set.set * d.width;
-    int64_t end = d.pool == PoolKind::batch ? d.batch * d.width : begin + d.width;
-    for (int64_t i = begin + own; i < end; i += step) {
-        int32_t first = set.find(read_token(d.target, i));
-        a.target_ranks[i] = first == kEmpty ? -1 : a.ranks[set.set * a.elements + first];
-    }
-}
 
 // The substitutes of a position: how many there are, and where they stand.
 struct Choices {
@@ -176,18 +52,17 @@ __device__ __forceinline__ Drawn draw_one(const DrawArguments& d, const Choices&
     return {similar_token(d.table, *segment, second), segment->log_ratio};
 }
 
-__global__ void __launch_bounds__(32 * kDrawWarps) draw_hamming_kernel(SetArguments a) {
-    const DrawArguments& d = a.draw;
-    int64_t sequence = static_cast<int64_t>(blockIdx.x) * kDrawWarps + warp_id();
-    if (sequence >= d.samples * d.batch) return;
-    int64_t sample = sequence / d.batch, sentence = sequence - sample * d.batch;
+// `choices_of(at, token)` are those of the ground truth's token there.
+template <class ChoicesOf>
+__device__ __forceinline__ void draw_sample(const DrawArguments& d, int64_t sample, int64_t sentence,
+                                            ChoicesOf choices_of) {
     uint64_t seed = static_cast<uint64_t>(*d.seed);
-    int64_t length = length_of(d, sentence);
+    int64_t length = length_of(d, sentence), sequence = sample * d.batch + sentence;
     int32_t distance = 0;
     double ratio = 0, log_normalizer = 0;
     for (int64_t t = lane_id(); t < d.width; t += 32) {
         int64_t at = sentence * d.width + t, token = read_token(d.target, at), drawn = token;
-        Choices choices = t < length ? choices_of(a, sentence, at, token) : Choices{0, -1, nullptr};
+        Choices choices = t < length ? choices_of(at, token) : Choices{0, -1, nullptr};
         int64_t threshold = coin_threshold(choices.count, d.kept_share);
         uint32_t of_t = static_cast<uint32_t>(t), of_b = static_cast<uint32_t>(sentence),
                  of_l = static_cast<uint32_t>(sample);
@@ -207,6 +82,46 @@ __global__ void __launch_bounds__(32 * kDrawWarps) draw_hamming_kernel(SetArgume
     if (lane_id() != 0) return;
     d.distance[sequence] = distance;
     d.log_prob[sequence] = log_prob_of(d, distance, ratio, log_normalizer);
+}
+
+__global__ void __launch_bounds__(32 * kDrawWarps) draw_hamming_kernel(SetArguments a) {
+    const DrawArguments& d = a.draw;
+    int64_t sequence = static_cast<int64_t>(blockIdx.x) * kDrawWarps + warp_id();
+    if (sequence >= d.samples * d.batch) return;
+    int64_t sample = sequence / d.batch, sentence = sequence - sample * d.batch;
+    draw_sample(d, sample, sentence, [&](int64_t at, int64_t token) { return choices_of(a, sentence, at, token); });
+}
+
+// Draws from a set that each block builds in its shared memory: that of the batch, for the samples of any sentences, or
+// that of a sentence, for all of its samples.
+struct OwnSetArguments {
+    SetArguments sets;
+    int64_t blocks;
+};
+
+constexpr unsigned kOwnSetThreads = 512;
+constexpr int64_t kOwnSetBlocks = 128;  // of a batch, at most: each builds the same set
+
+__global__ void __launch_bounds__(kOwnSetThreads, 1) draw_from_own_set_kernel(OwnSetArguments a) {
+    const DrawArguments& d = a.sets.draw;
+    bool of_batch = d.pool == PoolKind::batch;
+    int64_t block = static_cast<int64_t>(blockIdx.x), warps = blockDim.x / 32;
+    int64_t* tokens = shared_memory<int64_t>();
+    int32_t* slots = reinterpret_cast<int32_t*>(tokens + a.sets.elements);
+    SetMemory memory{a.sets.capacity, tokens, slots, slots + a.sets.capacity};
+    SetOfBlock set{d, of_batch ? 0 : block, a.sets.elements, memory};
+    int64_t size = build_set(set);
+    auto choices_in_set = [&](int64_t, int64_t token) {
+        if (is_excluded(d, token)) return Choices{0, -1, nullptr};
+        int32_t rank = set.rank_of(token);
+        return Choices{size - (rank >= 0), rank, tokens};
+    };
+    int64_t first = of_batch ? block * warps + warp_id() : warp_id() * d.batch + block;
+    int64_t step = of_batch ? a.blocks * warps : warps * d.batch;
+    for (int64_t sequence = first; sequence < d.samples * d.batch; sequence += step) {
+        int64_t sample = sequence / d.batch;
+        draw_sample(d, sample, sequence - sample * d.batch, choices_in_set);
+    }
 }
 
 struct EditSetArguments {
@@ -266,11 +181,26 @@ __global__ void __launch_bounds__(kEditThreads, 1) draw_edit_kernel(EditSetArgum
     }
 }
 
-int build_sets(const SetArguments& a, void* stream) {
+// Whether a block has so much shared memory; beyond what every block may have, the kernel is allowed to.
+template <class Kernel>
+bool fits_into_block(Kernel kernel, int64_t bytes, int device) {
+    constexpr int64_t reserved = 2048;  // by the system, and for what the kernel has beside the set
+    if (bytes + reserved <= 48 * 1024) return true;
+    int most = 0;
+    if (cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) != cudaSuccess) return false;
+    if (bytes + reserved > most) return false;
+    return cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                static_cast<int>(bytes)) == cudaSuccess;
+}
+
+int draw_from_own_sets(const SetArguments& a, int64_t bytes, void* stream) {
     const DrawArguments& d = a.draw;
-    if (!has_sets(d) || d.samples * d.batch == 0) return cudaSuccess;
-    int64_t most = d.pool == PoolKind::batch ? a.elements : std::max(a.elements, d.width);
-    return launch(token_sets_kernel, a, {a.sets, most <= 256 ? 256u : 1024u, 0, 0}, stream);
+    unsigned threads = threads_for(a.elements, kOwnSetThreads);
+    int64_t warps = threads / 32, blocks = d.batch;
+    if (d.pool == PoolKind::batch) blocks = std::min((d.samples * d.batch + warps - 1) / warps, kOwnSetBlocks);
+    if (d.samples == 0) blocks = 0;
+    return launch(draw_from_own_set_kernel, OwnSetArguments{a, blocks},
+                  {blocks, threads, static_cast<size_t>(bytes), 0}, stream);
 }
 
 }  // namespace
@@ -291,6 +221,10 @@ int draw_hamming(const DrawArguments& a, int64_t* scratch, int device, void* str
     int error = cudaSetDevice(device);
     if (error != cudaSuccess) return error;
     SetArguments sets = set_arguments(a, scratch);
+    int64_t bytes = sets.elements * 12 + sets.capacity * 4;
+    if (has_sets(a) && fits_into_block(draw_from_own_set_kernel, bytes, device)) {
+        return draw_from_own_sets(sets, bytes, stream);
+    }
     error = build_sets(sets, stream);
     if (error != cudaSuccess) return error;
     int64_t blocks = (a.samples * a.batch + kDrawWarps - 1) / kDrawWarps;

@@ -25,7 +25,8 @@ __device__ __forceinline__ double get_if_given(const void* values, int64_t n) {
 
 template <class T>
 __device__ __forceinline__ GradientTerms<T> rounded(const GradientTerms<double>& terms) {
-    return {T(terms.center), T(terms.p_scale), T(terms.gamma), T(terms.offset), T(terms.shift), T(terms.entry_scale)};
+    return {T(terms.center), T(terms.p_scale),     T(terms.gamma),      T(terms.offset),
+            T(terms.shift),  T(terms.entry_scale), T(terms.prior_scale)};
 }
 
 // The slots of a row, whose weights are what comes back for them: null where nothing does.
@@ -139,7 +140,8 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks<Storage>)
     Out* out = out_of<Out>(a.out, n);
     Entries<T> slots = slots_of<T>(a, n, classes);
     RowLayout layout = layout_of<count>(logits, out, classes);
-    RowContext<T> row{transform_terms<T>(a.options), true, {nullptr, nullptr, nullptr, 0, 0, classes}, 1, 0};
+    RowContext<T> row{
+        transform_terms<T>(a.options), true, {nullptr, nullptr, nullptr, 0, 0, classes}, 1, 0, nullptr, 0};
     if (warp_id() == 0) {
         RowPlan<T> own = row_plan<T>(a, n, slots);
         if (lane_id() == 0) plan = own;

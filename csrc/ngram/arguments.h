@@ -22,7 +22,8 @@ constexpr int kCiderOrder = 4;  // CIDEr has the orders 1 to 4
 struct Candidates {
     const void* tokens;  // (count, width)
     bool are_int64;
-    const int64_t* lengths;  // (count,), 0 .. width
+    const int64_t* lengths;  // (count,), or (inputs,) where all candidates of an input are as long; 0 .. width
+    bool are_of_inputs;      // the lengths
     int64_t count;
     int64_t width;  // at most kMaxLength
 };

@@ -29,9 +29,13 @@ SMOOTHLOSS_NGRAM_HD int larger(int a, int b) {
     return a > b ? a : b;
 }
 
+SMOOTHLOSS_NGRAM_HD int64_t given_length(const Candidates& c, int64_t number, int64_t input) {
+    return c.lengths[c.are_of_inputs ? input : number];
+}
+
 template <class Token>
-SMOOTHLOSS_NGRAM_HD Sentence<Token> candidate_sentence(const Candidates& c, int64_t number) {
-    int64_t length = c.lengths[number];
+SMOOTHLOSS_NGRAM_HD Sentence<Token> candidate_sentence(const Candidates& c, int64_t number, int64_t input) {
+    int64_t length = given_length(c, number, input);
     length = length < 0 ? 0 : length > c.width ? c.width : length;
     return {static_cast<const Token*>(c.tokens) + number * c.width, static_cast<int>(length)};
 }

@@ -8,23 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-
-class RowOptions(NamedTuple):
-    """What the loss of one row depends on besides its logits and its target.
-
-    Attributes:
-        label_smoothing: share eps of the target's mass that is spread evenly over all ``V`` classes.
-        entropy: gamma, the weight of the entropy bonus ``- gamma H(p)``.
-        z_loss: weight of ``lse ** 2``.
-        logit_scale: the logits are multiplied by it first (the inverse of a temperature).
-        softcap: ``z <- softcap * tanh(z / softcap)`` after the scaling; 0 means none.
-    """
-
-    label_smoothing: float = 0.0
-    entropy: float = 0.0
-    z_loss: float = 0.0
-    logit_scale: float = 1.0
-    softcap: float = 0.0
+from smoothloss.row_options import RowOptions as RowOptions
 
 
 class TableRows(NamedTuple):
@@ -48,7 +32,7 @@ class Candidates(NamedTuple):
         target: ``(B, T)`` int32 or int64, contiguous.
         samples: ``(L, B, T)`` of the same dtype, contiguous, or None.
         target_weights: ``(B,)`` float32, or None: 1.
-        sample_weights: ``(L, B)`` float32, contiguous, or None: 1 / L.
+        sample_weights: ``(L, B)`` float32 or float64, contiguous, or None: 1 / L.
         alpha: factor of the samples' weights, ``1 - alpha`` that of the ground truth's.
         ignore_index: marks positions, and candidates of a position, without a target.
     """
@@ -90,6 +74,8 @@ class RowTarget(NamedTuple):
         uniform: ``(N,)`` accumulator dtype, contiguous, mass that lies evenly on all classes; or None.
         dense: distributions on top, or None.
         ignore_index: given for class numbers: the one that marks a row to ignore, any other negative is an error.
+        prior: ``(V,)`` accumulator dtype, contiguous: what the uniform mass, that of smoothed labels included, is
+            spread by; None: evenly.
     """
 
     indices: Tensor
@@ -97,6 +83,7 @@ class RowTarget(NamedTuple):
     uniform: Tensor | None = None
     dense: DenseRows | None = None
     ignore_index: int | None = None
+    prior: Tensor | None = None
 
 
 class Forward(NamedTuple):
@@ -234,9 +221,9 @@ def merge_equal(indices: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     position = torch.arange(slots, device=indices.device)
     total, first = [], []
     for block in position.split(_MERGE_BLOCK):
-        equal = indices[..., block, None] == indices[..., None, :]
-        total.append(torch.where(equal, weights[..., None, :], 0.0).sum(-1))
-        first.append(~(equal & (position < block[:, None])).any(-1))
+        equal = indices[..., block].unsqueeze(-1) == indices.unsqueeze(-2)
+        total.append(torch.where(equal, weights.unsqueeze(-2), 0.0).sum(-1))
+        first.append(~(equal & (position < block.unsqueeze(-1))).any(-1))
     if not total:
         return indices, weights
     keep = torch.cat(first, -1) & (indices >= 0)

@@ -36,7 +36,7 @@ def transform_logits(logits: Tensor, options: RowOptions) -> Tensor:
     z = logits.to(accumulator_dtype(logits.dtype))
     if options.logit_scale != 1.0:
         z = z * options.logit_scale
-    if options.softcap:
+    if options.softcap != 0.0:
         z = options.softcap * torch.tanh(z / options.softcap)
     return z
 
@@ -60,9 +60,10 @@ def forward(logits: Tensor, target: RowTarget, options: RowOptions, reduction: s
 
         loss = sum_s w_s (lse - z_{i_s}) + u (lse - mean_v z_v) + z_loss lse^2 - gamma H(softmax(z))
 
-    Dense rows add ``sum_v q_v (lse - z_v)``, q their mixture.
+    Dense rows add ``sum_v q_v (lse - z_v)``, q their mixture. With a prior ``sum_v prior_v z_v`` takes the place of the
+    mean.
     """
-    mass = mass_of(target, logits.shape[-1])
+    mass = mass_of(target, logits.shape[-1]).to(accumulator_dtype(logits.dtype))
     losses = _losses(logits, target, options, mass)
     if reduction == "none":
         return Forward(losses, None, mass, None)
@@ -74,20 +75,20 @@ def _losses(logits: Tensor, target: RowTarget, options: RowOptions, mass: Tensor
     indices, weights = slots_of(target)
     valid = mass != 0
     # A row without mass must not let its NaNs through, neither forward nor backward.
-    z = transform_logits(logits.where(valid[:, None], 0.0), options)
+    z = transform_logits(logits.where(valid.unsqueeze(-1), 0.0), options)
     # -log p rather than lse - z: the rounding of lse would be a relative error of every gradient in the row.
     nll = -z.log_softmax(-1)
     selected, filled = _selected(nll, indices)
     eps = options.label_smoothing
-    loss = _times(weights.where(filled, 0.0) * (1 - eps), selected).sum(-1)
-    if target.uniform is not None or eps:
+    loss = _times(weights.to(z.dtype).where(filled, 0.0) * (1 - eps), selected).sum(-1)
+    if target.uniform is not None or eps != 0.0:
         spread = eps * mass if target.uniform is None else (1 - eps) * target.uniform + eps * mass
-        loss = loss + _times(spread, nll.mean(-1))
+        loss = loss + _times(spread, nll.mean(-1) if target.prior is None else _times(target.prior, nll).sum(-1))
     if target.dense is not None:
         loss = loss + _times((1 - eps) * mixture(target.dense), nll).sum(-1)
-    if options.z_loss:
+    if options.z_loss != 0.0:
         loss = loss + options.z_loss * z.logsumexp(-1).square()
-    if options.entropy:
+    if options.entropy != 0.0:
         # 0 log 0 = 0
         loss = loss - options.entropy * _times((-nll).exp(), nll).sum(-1)
     return loss.where(valid, 0.0)
@@ -119,7 +120,7 @@ def smoothed_target(
     """
     tokens, shares = _tokens_and_shares(candidates)
     ignore_index = candidates.ignore_index
-    ignored = (tokens[:, :1] == ignore_index) | (tokens == ignore_index) | (tokens < 0)
+    ignored = (tokens[..., :1] == ignore_index) | (tokens == ignore_index) | (tokens < 0)
     tokens, shares = merge_equal(tokens.masked_fill(ignored, -1), shares)
     if table is None:
         return _as_int32(tokens).contiguous(), shares.contiguous(), None
@@ -149,7 +150,7 @@ def _tokens_and_shares(candidates: Candidates) -> tuple[Tensor, Tensor]:
             omega = torch.full(
                 samples.shape[:2], 1 / max(samples.shape[0], 1), dtype=torch.float32, device=target.device
             )
-        tokens, shares = torch.cat((tokens, samples)), torch.cat((shares, alpha * omega))
+        tokens, shares = torch.cat((tokens, samples)), torch.cat((shares, alpha * omega.float()))
     shares = shares.unsqueeze(-1).expand(tokens.shape)
     return tokens.flatten(1).t(), shares.flatten(1).t()
 

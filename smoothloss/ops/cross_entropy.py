@@ -25,7 +25,7 @@ def cross_entropy(
     if impl == "reference":
         return reference_loss(logits, target, options, reduction)
     if not is_eager(logits, target.indices, target.weights):
-        loss: Tensor = forward_op(logits, *target.pack(), *options, reduction, impl)[0]
+        loss: Tensor = forward_op(logits, *target.pack(), [*options], reduction, impl)[0]
         return loss
     if not (torch.is_grad_enabled() and logits.requires_grad):
         return forward(logits, target, options, reduction, impl).loss
@@ -109,8 +109,8 @@ class _CrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, call: _Call) -> Tensor:
         target, ctx.options, reduction, ctx.inplace, ctx.impl = call
         loss, statistics, _, scale = forward(logits, target, ctx.options, reduction, ctx.impl)
-        indices, weights, uniform, source, settings, ignore_index = target.pack()
-        ctx.save_for_backward(logits, statistics, scale, indices, weights, uniform, *source)
+        indices, weights, uniform, prior, source, settings, ignore_index = target.pack()
+        ctx.save_for_backward(logits, statistics, scale, indices, weights, uniform, prior, *source)
         ctx.settings, ctx.is_consumed = (settings, ignore_index), False
         return loss
 
@@ -118,8 +118,8 @@ class _CrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.is_consumed:
             raise RuntimeError("backward a second time: the logits were overwritten by their gradient (inplace=True)")
-        logits, statistics, scale, indices, weights, uniform, *source = ctx.saved_tensors
-        target = FlatTarget.unpack(indices, weights, uniform, source, *ctx.settings)
+        logits, statistics, scale, indices, weights, uniform, prior, *source = ctx.saved_tensors
+        target = FlatTarget.unpack(indices, weights, uniform, prior, source, *ctx.settings)
         values, incoming = logits, grad
         if torch.is_grad_enabled():  # what is done here is no part of the graph that is being built
             values, incoming = logits.detach(), grad.detach()
@@ -140,14 +140,12 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 def _forward(
-    logits: Tensor, indices: Tensor, weights: Tensor | None, uniform: Tensor | None, source: list[Tensor],
-    settings: list[float], ignore_index: int | None,
-    label_smoothing: float, entropy: float, z_loss: float, logit_scale: float, softcap: float,
+    logits: Tensor, indices: Tensor, weights: Tensor | None, uniform: Tensor | None, prior: Tensor | None,
+    source: list[Tensor], settings: list[float], ignore_index: int | None, options: list[float],
     reduction: str, impl: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    options = RowOptions(label_smoothing, entropy, z_loss, logit_scale, softcap)
-    target = FlatTarget.unpack(indices, weights, uniform, source, settings, ignore_index)
-    loss, statistics, _, scale = forward(logits, target, options, reduction, impl)
+    target = FlatTarget.unpack(indices, weights, uniform, prior, source, settings, ignore_index)
+    loss, statistics, _, scale = forward(logits, target, RowOptions(*options), reduction, impl)
     assert statistics is not None
     return loss, statistics, loss.new_empty(0) if scale is None else scale
 
@@ -159,10 +157,10 @@ def _forward_fake(logits: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    logits, indices, weights, uniform, source, settings, ignore_index, *options, reduction, impl = inputs
+    logits, indices, weights, uniform, prior, source, settings, ignore_index, options, reduction, impl = inputs
     _, statistics, scale = output
     ctx.save_for_backward(
-        logits, statistics, scale if reduction != "none" else None, indices, weights, uniform, *source
+        logits, statistics, scale if reduction != "none" else None, indices, weights, uniform, prior, *source
     )
     ctx.settings, ctx.options, ctx.impl, ctx.sources = (settings, ignore_index), options, impl, len(source)
     ctx.set_materialize_grads(False)
@@ -170,24 +168,23 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 def _backward_of_op(ctx: Any, grad: Tensor | None, *unused: Any) -> tuple[Any, ...]:
     del unused
-    rest = no_gradients((ctx.sources, len(ctx.settings[0])), 7)
+    rest = no_gradients((ctx.sources, len(ctx.settings[0])), 3)
     if grad is None:
         return None, *rest
-    logits, statistics, scale, indices, weights, uniform, *source = ctx.saved_tensors
-    target = (indices, weights, uniform, source, *ctx.settings)
-    return backward_op(grad, scale, logits, statistics, *target, None, *ctx.options, ctx.impl), *rest
+    logits, statistics, scale, indices, weights, uniform, prior, *source = ctx.saved_tensors
+    target = (indices, weights, uniform, prior, source, *ctx.settings)
+    return backward_op(grad, scale, logits, statistics, *target, None, ctx.options, ctx.impl), *rest
 
 
 def _backward(
     grad: Tensor, scale: Tensor | None, logits: Tensor, statistics: Tensor,
-    indices: Tensor, weights: Tensor | None, uniform: Tensor | None, source: list[Tensor],
-    settings: list[float], ignore_index: int | None, mass: Tensor | None,
-    label_smoothing: float, entropy: float, z_loss: float, logit_scale: float, softcap: float, impl: str,
+    indices: Tensor, weights: Tensor | None, uniform: Tensor | None, prior: Tensor | None,
+    source: list[Tensor], settings: list[float], ignore_index: int | None, mass: Tensor | None,
+    options: list[float], impl: str,
 ) -> Tensor:  # fmt: skip
-    options = RowOptions(label_smoothing, entropy, z_loss, logit_scale, softcap)
-    target = FlatTarget.unpack(indices, weights, uniform, source, settings, ignore_index)
+    target = FlatTarget.unpack(indices, weights, uniform, prior, source, settings, ignore_index)
     out = new_gradient(logits)
-    backward(grad, scale, logits, statistics, target, options, out, impl, mass)
+    backward(grad, scale, logits, statistics, target, RowOptions(*options), out, impl, mass)
     return out
 
 

@@ -31,12 +31,14 @@ class Linear(NamedTuple):
     Attributes:
         chunk_bytes: size of the scratch, or None for the default of the device.
         memory: "fast" or "low".
+        group: the processes over which the classes are split, or None.
     """
 
     weight: Tensor
     bias: Tensor | None
     chunk_bytes: int | None = None
     memory: str = "fast"
+    group: Any = None
 
     def budget(self) -> int:
         """Return the size of the scratch."""
@@ -60,7 +62,7 @@ def linear_cross_entropy(
         function = _LinearCrossEntropyRecompute if recompute else _LinearCrossEntropy
         return apply(function, inputs, weight, bias, (target, options, reduction, *how))
     operator = recompute_op if recompute else fused_op
-    loss: Tensor = operator(inputs, weight, bias, *target.pack(), *options, reduction, *how)[0]
+    loss: Tensor = operator(inputs, weight, bias, *target.pack(), [*options], reduction, *how)[0]
     return loss
 
 
@@ -70,7 +72,7 @@ def reference_logits(inputs: Tensor, linear: Linear, target: FlatTarget | None =
     bias = None if linear.bias is None else linear.bias.to(dtype)
     inputs = inputs.to(dtype)
     if target is not None:
-        inputs = inputs.where(target.mass(linear.weight.shape[0], dtype)[:, None] != 0, 0.0)
+        inputs = inputs.where(target.mass(linear.weight.shape[0], dtype).unsqueeze(-1) != 0, 0.0)
     with without_autocast(inputs.device.type):
         return torch.nn.functional.linear(inputs, linear.weight.to(dtype), bias)
 
@@ -129,16 +131,16 @@ class _LinearCrossEntropyRecompute(torch.autograd.Function):
     def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None, call: _Call) -> Tensor:
         target, options, reduction, chunk_bytes, wanted, impl = call
         loss, statistics, _, scale = losses(inputs, weight, bias, target, options, reduction, chunk_bytes, impl)
-        indices, weights, uniform, source, settings, ignore_index = target.pack()
-        ctx.save_for_backward(inputs, weight, bias, statistics, scale, indices, weights, uniform, *source)
+        indices, weights, uniform, prior, source, settings, ignore_index = target.pack()
+        ctx.save_for_backward(inputs, weight, bias, statistics, scale, indices, weights, uniform, prior, *source)
         ctx.settings, ctx.options = (settings, ignore_index), options
         ctx.chunk_bytes, ctx.wanted, ctx.impl = chunk_bytes, wanted, impl
         return loss
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        inputs, weight, bias, statistics, scale, indices, weights, uniform, *source = ctx.saved_tensors
-        target = FlatTarget.unpack(indices, weights, uniform, source, *ctx.settings)
+        inputs, weight, bias, statistics, scale, indices, weights, uniform, prior, *source = ctx.saved_tensors
+        target = FlatTarget.unpack(indices, weights, uniform, prior, source, *ctx.settings)
         how = (None, ctx.options, ctx.chunk_bytes, ctx.wanted, ctx.impl)
         with torch.no_grad():
             if is_batched(grad):
@@ -154,7 +156,7 @@ def _batched(
 ) -> list[Tensor | None]:  # fmt: skip
     """Return the gradients for several incoming ones, with all logits at once: torch knows the rules of the rest."""
     dtype = accumulator_dtype(inputs.dtype)
-    inputs = inputs.where(target.mass(weight.shape[0], dtype)[:, None] != 0, 0.0)
+    inputs = inputs.where(target.mass(weight.shape[0], dtype).unsqueeze(-1) != 0, 0.0)
     logits = torch.nn.functional.linear(inputs.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
     backward_of_logits(logits.new_ones(()), scale, logits, statistics, target, options, logits, impl)
     d_logits = logits * (grad if grad.dim() == 0 else grad.unsqueeze(-1))
@@ -174,13 +176,12 @@ def _cast(grads: tuple[Tensor, ...], wanted: list[bool]) -> list[Tensor | None]:
 
 def _fused_impl(
     inputs: Tensor, weight: Tensor, bias: Tensor | None, indices: Tensor, weights: Tensor | None,
-    uniform: Tensor | None, source: list[Tensor], settings: list[float], ignore_index: int | None,
-    label_smoothing: float, entropy: float, z_loss: float, logit_scale: float, softcap: float,
-    reduction: str, chunk_bytes: int, wanted: list[bool], impl: str,
+    uniform: Tensor | None,
+    prior: Tensor | None, source: list[Tensor], settings: list[float], ignore_index: int | None,
+    options: list[float], reduction: str, chunk_bytes: int, wanted: list[bool], impl: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    options = RowOptions(label_smoothing, entropy, z_loss, logit_scale, softcap)
-    target = FlatTarget.unpack(indices, weights, uniform, source, settings, ignore_index)
-    return fused(inputs, weight, bias, target, options, reduction, chunk_bytes, wanted, impl)
+    target = FlatTarget.unpack(indices, weights, uniform, prior, source, settings, ignore_index)
+    return fused(inputs, weight, bias, target, RowOptions(*options), reduction, chunk_bytes, wanted, impl)
 
 
 def _fused_fake(
@@ -205,7 +206,7 @@ def _fused_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     hidden, weight, bias, *_, wanted, impl = inputs
     _, scale, *grads = output
     ctx.save_for_backward(scale, hidden, weight, bias, *grads)
-    ctx.wanted, ctx.impl, ctx.sources = wanted, impl, (len(inputs[6]), len(inputs[7]))
+    ctx.wanted, ctx.impl, ctx.sources = wanted, impl, (len(inputs[7]), len(inputs[8]))
 
 
 def _fused_backward(ctx: Any, grad: Tensor, *unused: Any) -> tuple[Any, ...]:
@@ -214,19 +215,19 @@ def _fused_backward(ctx: Any, grad: Tensor, *unused: Any) -> tuple[Any, ...]:
     factor = grad * scale
     scaled = _scaled(factor, grads, (inputs, weight, bias), ctx.wanted, ctx.impl)
     scaled = list(differentiable_once(scaled, inputs, weight, bias, grad)) if is_eager(factor) else scaled
-    return *scaled, *no_gradients(ctx.sources, 9)
+    return *scaled, *no_gradients(ctx.sources, 5)
 
 
 def _recompute_impl(
     inputs: Tensor, weight: Tensor, bias: Tensor | None, indices: Tensor, weights: Tensor | None,
-    uniform: Tensor | None, source: list[Tensor], settings: list[float], ignore_index: int | None,
-    label_smoothing: float, entropy: float, z_loss: float, logit_scale: float, softcap: float,
-    reduction: str, chunk_bytes: int, wanted: list[bool], impl: str,
+    uniform: Tensor | None,
+    prior: Tensor | None, source: list[Tensor], settings: list[float], ignore_index: int | None,
+    options: list[float], reduction: str, chunk_bytes: int, wanted: list[bool], impl: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     del wanted
-    options = RowOptions(label_smoothing, entropy, z_loss, logit_scale, softcap)
-    target = FlatTarget.unpack(indices, weights, uniform, source, settings, ignore_index)
-    loss, statistics, _, scale = losses(inputs, weight, bias, target, options, reduction, chunk_bytes, impl)
+    target = FlatTarget.unpack(indices, weights, uniform, prior, source, settings, ignore_index)
+    row = RowOptions(*options)
+    loss, statistics, _, scale = losses(inputs, weight, bias, target, row, reduction, chunk_bytes, impl)
     assert statistics is not None
     return loss, statistics, loss.new_empty(0) if scale is None else scale
 
@@ -238,35 +239,35 @@ def _recompute_fake(inputs: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]
 
 
 def _recompute_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    hidden, weight, bias, indices, weights, uniform, source, settings, ignore_index, *rest = inputs
-    *options, reduction, chunk_bytes, wanted, impl = rest
+    hidden, weight, bias, indices, weights, uniform, prior, source, settings, ignore_index, *rest = inputs
+    options, reduction, chunk_bytes, wanted, impl = rest
     _, statistics, scale = output
     saved = (statistics, scale if reduction != "none" else None)
-    ctx.save_for_backward(hidden, weight, bias, *saved, indices, weights, uniform, *source)
+    ctx.save_for_backward(hidden, weight, bias, *saved, indices, weights, uniform, prior, *source)
     ctx.settings, ctx.options, ctx.sources = (settings, ignore_index), options, (len(source), len(settings))
     ctx.chunk_bytes, ctx.wanted, ctx.impl = chunk_bytes, wanted, impl
 
 
 def _recompute_backward(ctx: Any, grad: Tensor, *unused: Any) -> tuple[Any, ...]:
     del unused
-    inputs, weight, bias, statistics, scale, indices, weights, uniform, *source = ctx.saved_tensors
+    inputs, weight, bias, statistics, scale, indices, weights, uniform, prior, *source = ctx.saved_tensors
     grads = backward_op(
-        grad, scale, inputs, weight, bias, statistics, indices, weights, uniform, source, *ctx.settings,
-        None, *ctx.options, ctx.chunk_bytes, ctx.wanted, ctx.impl,
+        grad, scale, inputs, weight, bias, statistics, indices, weights, uniform, prior, source, *ctx.settings,
+        None, ctx.options, ctx.chunk_bytes, ctx.wanted, ctx.impl,
     )  # fmt: skip
-    return *_cast(grads, ctx.wanted), *no_gradients(ctx.sources, 9)
+    return *_cast(grads, ctx.wanted), *no_gradients(ctx.sources, 5)
 
 
 def _backward(
     grad: Tensor, scale: Tensor | None, inputs: Tensor, weight: Tensor, bias: Tensor | None, statistics: Tensor,
-    indices: Tensor, weights: Tensor | None, uniform: Tensor | None, source: list[Tensor], settings: list[float],
-    ignore_index: int | None, mass: Tensor | None,
-    label_smoothing: float, entropy: float, z_loss: float, logit_scale: float, softcap: float,
+    indices: Tensor, weights: Tensor | None, uniform: Tensor | None,
+    prior: Tensor | None, source: list[Tensor], settings: list[float],
+    ignore_index: int | None, mass: Tensor | None, options: list[float],
     chunk_bytes: int, wanted: list[bool], impl: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    options = RowOptions(label_smoothing, entropy, z_loss, logit_scale, softcap)
-    target = FlatTarget.unpack(indices, weights, uniform, source, settings, ignore_index)
-    return recomputed(grad, scale, inputs, weight, bias, statistics, target, mass, options, chunk_bytes, wanted, impl)
+    target = FlatTarget.unpack(indices, weights, uniform, prior, source, settings, ignore_index)
+    how = (RowOptions(*options), chunk_bytes, wanted, impl)
+    return recomputed(grad, scale, inputs, weight, bias, statistics, target, mass, *how)
 
 
 def _backward_fake(

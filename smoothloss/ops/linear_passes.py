@@ -107,24 +107,24 @@ def recomputed(
         layer.ignore(total)
         if grad.numel() > 1:  # what comes down to an ignored row may be anything, too
             upstream = upstream.masked_fill(total == 0, 0.0)
-    saved = _Saved(upstream, statistics)
+    saved = Saved(upstream, statistics)
     if target.source is not None:
         grads = _backward_by_rows(layer, target, saved, options, chunk_bytes, wanted, impl)
     else:
         total = total if mass is None else mass.to(layer.accumulator)
-        grads = _backward_by_classes(layer, target, saved, total.contiguous(), options, chunk_bytes, wanted, impl)
+        grads = backward_by_classes(layer, target, saved, total.contiguous(), options, chunk_bytes, wanted, impl)
     return grads[0].to(inputs.dtype), grads[1].to(inputs.dtype), grads[2].to(inputs.dtype)
 
 
-class _Saved(NamedTuple):
+class Saved(NamedTuple):
     """What the backward knows of every row: incoming gradient ``(N,)`` and statistics ``(N, 3)``."""
 
     grad: Tensor
     statistics: Tensor
 
 
-def _backward_by_classes(
-    layer: LinearLayer, target: FlatTarget, saved: _Saved, mass: Tensor, options: RowOptions,
+def backward_by_classes(
+    layer: LinearLayer, target: FlatTarget, saved: Saved, mass: Tensor, options: RowOptions,
     chunk_bytes: int, wanted: list[bool], impl: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Slice the vocabulary: each slice of the weight's gradient is written once, in its own dtype.
@@ -133,7 +133,7 @@ def _backward_by_classes(
     folded into weights and uniform mass first.
     """
     eps, num_classes = options.label_smoothing, layer.num_classes
-    rows = _entries(target, layer.accumulator)
+    rows = as_entries(target, layer.accumulator)
     assert rows.weights is not None
     uniform = eps * mass if rows.uniform is None else (1 - eps) * rows.uniform + eps * mass
     weights = rows.weights * (1 - eps) if eps else rows.weights
@@ -152,15 +152,17 @@ def _backward_by_classes(
         part = slice(start, min(start + size, num_classes))
         logits = layer.logits(None, scratch, part)
         d_logits = logits if grad_scratch is None else grad_scratch[: logits.numel()].view_as(logits)
-        share = (part.stop - part.start) / num_classes
-        entries = RowTarget(_in_slice(rows.indices, part), weights, uniform * share if has_uniform else None)
+        prior = None if rows.prior is None else rows.prior[part]
+        share = 1.0 if prior is not None else (part.stop - part.start) / num_classes
+        spread = uniform * share if has_uniform else None
+        entries = RowTarget(_in_slice(rows.indices, part), weights, spread, prior=prior)
         unsmoothed = replaced(RowOptions, options, label_smoothing=0.0)
         backends.kernels(impl).backward(grad, None, logits, saved.statistics, entries, unsmoothed, d_logits, mass)
         sums.add(part, d_logits)
     return sums.results()
 
 
-def _entries(target: FlatTarget, dtype: torch.dtype) -> RowTarget:
+def as_entries(target: FlatTarget, dtype: torch.dtype) -> RowTarget:
     """Return the target as entries with weights, int32 indices, -1 in empty slots; class numbers too."""
     rows = target.rows(dtype)
     indices = rows.indices if rows.indices.dim() == 2 else rows.indices.unsqueeze(-1)
@@ -169,7 +171,7 @@ def _entries(target: FlatTarget, dtype: torch.dtype) -> RowTarget:
     if indices.dtype == torch.int64:
         indices = indices.clamp(min=-1, max=torch.iinfo(torch.int32).max).int()
     weights = torch.ones(indices.shape, dtype=dtype, device=indices.device) if rows.weights is None else rows.weights
-    return RowTarget(indices, weights, rows.uniform)
+    return RowTarget(indices, weights, rows.uniform, prior=rows.prior)
 
 
 def _in_slice(indices: Tensor, classes: slice) -> Tensor:
@@ -184,7 +186,7 @@ def _slice_size(layer: LinearLayer, chunk_bytes: int) -> int:
 
 
 def _backward_by_rows(
-    layer: LinearLayer, target: FlatTarget, saved: _Saved, options: RowOptions,
+    layer: LinearLayer, target: FlatTarget, saved: Saved, options: RowOptions,
     chunk_bytes: int, wanted: list[bool], impl: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Cut the batch into chunks of rows, since dense rows are computed whole."""

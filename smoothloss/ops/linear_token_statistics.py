@@ -43,7 +43,7 @@ def linear_token_statistics(
         return reference_statistics(reference_logits(inputs, linear), indices, options)
     weight, bias = linear.weight, linear.bias
     wanted = wanted_gradients(inputs, weight, bias)
-    how = _How(options, linear.budget(), wanted, impl)
+    how = How(options, linear.budget(), wanted, impl)
     if not is_eager(inputs, weight, bias, indices):
         return TokenStatistics(*forward_op(inputs, weight, bias, indices, *how.pack())[:-1])
     if not any(wanted):
@@ -51,7 +51,7 @@ def linear_token_statistics(
     return TokenStatistics(*apply(_LinearTokenStatistics, inputs, weight, bias, indices, how))
 
 
-class _How(NamedTuple):
+class How(NamedTuple):
     """Everything about a call but its tensors."""
 
     options: RowOptions
@@ -64,13 +64,13 @@ class _How(NamedTuple):
         return *transform_of(self.options), self.chunk_bytes, self.wanted, self.impl
 
     @classmethod
-    def unpack(cls, logit_scale: float, softcap: float, chunk_bytes: int, wanted: list[bool], impl: str) -> _How:
+    def unpack(cls, logit_scale: float, softcap: float, chunk_bytes: int, wanted: list[bool], impl: str) -> How:
         """Return what `pack` packed."""
         return cls(RowOptions(logit_scale=logit_scale, softcap=softcap), chunk_bytes, wanted, impl)
 
 
 def _forward(
-    inputs: Tensor, weight: Tensor, bias: Tensor | None, indices: Tensor, how: _How
+    inputs: Tensor, weight: Tensor, bias: Tensor | None, indices: Tensor, how: How
 ) -> tuple[TokenStatistics, Tensor]:
     layer, slots = LinearLayer(inputs, weight, bias), indices.contiguous()
     layout = layer.layout(how.chunk_bytes, with_gradient=False)
@@ -87,11 +87,19 @@ def _forward(
 
 def _backward(
     grads: StatisticsGradients, inputs: Tensor, weight: Tensor, bias: Tensor | None, indices: Tensor, saved: Tensor,
-    how: _How,
+    how: How,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    layer, slots = LinearLayer(inputs, weight, bias), indices.contiguous()
+    d_inputs, d_weight, d_bias = wide_gradients(grads, LinearLayer(inputs, weight, bias), indices, saved, how)
+    return d_inputs.to(inputs.dtype), d_weight.to(inputs.dtype), d_bias.to(inputs.dtype)
+
+
+def wide_gradients(
+    grads: StatisticsGradients, layer: LinearLayer, indices: Tensor, saved: Tensor, how: How
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of hidden states, weight and bias before they are rounded to the dtype of the layer."""
+    slots = indices.contiguous()
     grads = accumulated(grads, layer.accumulator)
-    live = _live(grads, slots, layer.num_classes)
+    live = live_rows(grads, slots, layer.num_classes)
     if live.device.type != "cpu" or not live.all():
         layer.ignore(live)
     factor = _largest(grads) if layer.compute == torch.float16 and layer.num_rows else None
@@ -112,10 +120,10 @@ def _backward(
     d_inputs, d_weight, d_bias = (
         result if factor is None else result * factor.to(result.dtype) for result in sums.results()
     )
-    return d_inputs.to(inputs.dtype), d_weight.to(inputs.dtype), d_bias.to(inputs.dtype)
+    return d_inputs, d_weight, d_bias
 
 
-def _live(grads: StatisticsGradients, indices: Tensor, num_classes: int) -> Tensor:
+def live_rows(grads: StatisticsGradients, indices: Tensor, num_classes: int) -> Tensor:
     """Return which rows anything comes back for: the others' hidden states must not matter, NaN times 0 would."""
     live = torch.zeros(indices.shape[0], dtype=torch.bool, device=indices.device)
     if grads.log_prob is not None:
@@ -141,7 +149,7 @@ class _LinearTokenStatistics(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None, indices: Tensor, how: _How
+        ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None, indices: Tensor, how: How
     ) -> TokenStatistics:
         statistics, saved = _forward(inputs, weight, bias, indices, how)
         ctx.save_for_backward(inputs, weight, bias, indices, saved)
@@ -166,7 +174,7 @@ class _LinearTokenStatistics(torch.autograd.Function):
 
 
 def _batched(
-    grads: StatisticsGradients, inputs: Tensor, weight: Tensor, bias: Tensor | None, indices: Tensor, how: _How
+    grads: StatisticsGradients, inputs: Tensor, weight: Tensor, bias: Tensor | None, indices: Tensor, how: How
 ) -> list[Tensor | None]:
     def statistics(*leaves: Tensor) -> TokenStatistics:
         linear = Linear(leaves[1], leaves[2] if bias is not None else None)
@@ -183,7 +191,7 @@ def _batched(
 def _forward_impl(
     inputs: Tensor, weight: Tensor, bias: Tensor | None, indices: Tensor, *packed: Any
 ) -> tuple[Tensor, ...]:
-    statistics, saved = _forward(inputs, weight, bias, indices, _How.unpack(*packed))
+    statistics, saved = _forward(inputs, weight, bias, indices, How.unpack(*packed))
     return *statistics, saved
 
 
@@ -217,7 +225,7 @@ def _backward_impl(
     saved: Tensor, *packed: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     grads = StatisticsGradients(grad_log_prob, grad_log_rest, grad_entropy, grad_logsumexp)
-    return _backward(grads, inputs, weight, bias, indices, saved, _How.unpack(*packed))
+    return _backward(grads, inputs, weight, bias, indices, saved, How.unpack(*packed))
 
 
 def _backward_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:

@@ -13,8 +13,12 @@ from smoothloss.ops.transforms import DOUBLE_BACKWARD, apply, is_transformed
 
 LIBRARY = torch.library.Library("smoothloss", "DEF")
 # What `FlatTarget.pack` returns.
-TARGET_SCHEMA = "Tensor indices, Tensor? weights, Tensor? uniform, Tensor[] source, float[] settings, int? ignore_index"
-OPTIONS_SCHEMA = "float label_smoothing, float entropy, float z_loss, float logit_scale, float softcap"
+TARGET_SCHEMA = (
+    "Tensor indices, Tensor? weights, Tensor? uniform, Tensor? prior, Tensor[] source, float[] settings,"
+    " int? ignore_index"
+)
+# All of `RowOptions`, in their order.
+OPTIONS_SCHEMA = "float[] options"
 
 
 class Operator:
@@ -94,7 +98,7 @@ def _without_lists(backward: Callable[..., Any]) -> Callable[..., Any]:
 def no_gradients(lengths: tuple[int, int], others: int) -> tuple[Any, ...]:
     """Return what a backward says of a target, with lists of these lengths, and of so many arguments after it."""
     sources, settings = lengths
-    return None, None, None, [None] * sources, None if settings else [], None, *(None,) * others
+    return None, None, None, None, [None] * sources, None if settings else [], None, *(None,) * others
 
 
 def _refuse(ctx: Any, *grads: Any) -> Any:

@@ -68,7 +68,9 @@ class SimilarityScorer:
             self.counts = factors.counts.clamp(min=_SMALLEST_COUNT).to(dtype)
 
     def blocks(self, num_rows: int, block_bytes: int | None = None) -> Iterator[tuple[int, int]]:
-        """Return the (start, stop) of consecutive blocks whose scores fit the memory budget."""
+        """Return the (start, stop) of consecutive blocks whose scores fit the memory budget; one of all in a trace."""
+        if not is_eager(self.vectors):  # the number of blocks would make a constant of the number of rows
+            return iter([(0, num_rows)])
         size = max(1, (block_bytes or BLOCK_BYTES) // max(1, self.vectors.shape[0] * self.vectors.element_size()))
         return ((start, min(start + size, num_rows)) for start in range(0, num_rows, size))
 
@@ -77,10 +79,10 @@ class SimilarityScorer:
         with torch.no_grad(), without_autocast(tokens.device.type):
             scores = torch.addmm(self.column_bias, self.vectors[tokens], self.vectors.T, alpha=1 / self.tau, out=out)
             # The cosine of a token with itself is 1, not what rounding makes of it.
-            scores.scatter_(1, tokens[:, None], (1 / self.tau + self.column_bias[tokens])[:, None])
+            scores.scatter_(1, tokens.unsqueeze(1), (1 / self.tau + self.column_bias[tokens]).unsqueeze(1))
             if self.counts is not None:
                 for start, stop in self.blocks(tokens.shape[0], _CACHE_BYTES):
-                    ratio = self.counts[tokens[start:stop], None] / self.counts
+                    ratio = self.counts[tokens[start:stop]].unsqueeze(1) / self.counts
                     ratio = torch.minimum(ratio, ratio.reciprocal(), out=ratio)
                     scores[start:stop].sub_(ratio, alpha=self.beta / self.tau)
             return scores
@@ -102,10 +104,10 @@ class SimilarityScorer:
             block, part = tokens[start:stop], result[start:stop]
             self(block, out=part)
             for first, last in self.blocks(stop - start, _CACHE_BYTES):
-                part[first:last].sub_(self.log_normalizer[block[first:last], None]).exp_()
+                part[first:last].sub_(self.log_normalizer[block[first:last]].unsqueeze(1)).exp_()
             # The normaliser of a token without neighbours is inf: zeros everywhere, but 1 at itself.
-            own = part.gather(1, block[:, None])[:, 0].where(self.has_neighbours[block], 1.0)
-            part.scatter_(1, block[:, None], own[:, None])
+            own = part.gather(1, block.unsqueeze(1)).squeeze(1).where(self.has_neighbours[block], 1.0)
+            part.scatter_(1, block.unsqueeze(1), own.unsqueeze(1))
         return result
 
 
@@ -168,6 +170,8 @@ def distinct(tokens: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:
     present = tokens.new_zeros(num_tokens).index_fill_(0, tokens.flatten(), 1)
     rank = present.cumsum(0) - 1
     place = rank[tokens]
-    used = tokens.new_zeros(min(tokens.numel(), num_tokens))
+    count = tokens.numel()
+    # A size that an exported graph leaves open has no smaller of two: that would bound it.
+    used = tokens.new_zeros(min(count, num_tokens) if type(count) is int else count)
     # Equal places get equal tokens, whichever is written last.
     return used.scatter_(0, place.flatten(), tokens.flatten()), place

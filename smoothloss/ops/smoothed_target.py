@@ -62,15 +62,15 @@ def _compiled(
     if samples is not None:
         if omega is None:
             omega = torch.ones(samples.shape[:2], dtype=torch.float32, device=target.device) / samples.shape[0]
-        omega = omega * (2 * alpha)
+        omega = omega * alpha * 2
     halved = replaced(Candidates, candidates, target_weights=own * (2 - 2 * alpha), sample_weights=omega, alpha=0.5)
     indices, weights, uniform = _operator(halved, table, 0.5, kind)
     if table is None:
         return indices, weights, uniform
     is_own = torch.arange(weights.shape[-1], device=weights.device) % (table.indices.shape[1] + 1) == 0
     ones = torch.ones_like(weights[:1])
-    weights = weights * torch.where(is_own, ones * (2 - 2 * token_alpha), ones * (2 * token_alpha))
-    return indices, weights, None if uniform is None else uniform * (2 * token_alpha)
+    weights = weights * torch.where(is_own, ones * (2 - 2 * token_alpha), ones * token_alpha * 2)
+    return indices, weights, None if uniform is None else uniform * token_alpha * 2
 
 
 def _build(

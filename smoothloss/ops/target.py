@@ -32,6 +32,7 @@ class FlatTarget(NamedTuple):
         uniform: ``(N,)`` mass that lies evenly on all classes, or None.
         ignore_index: given for class numbers: the one that marks a row to ignore.
         source: what dense rows come from, or None.
+        prior: ``(V,)`` what the uniform mass, that of smoothed labels included, is spread by; None: evenly.
     """
 
     indices: Tensor
@@ -39,12 +40,14 @@ class FlatTarget(NamedTuple):
     uniform: Tensor | None = None
     ignore_index: int | None = None
     source: Source | None = None
+    prior: Tensor | None = None
 
     def rows(self, dtype: torch.dtype, part: slice | None = None) -> RowTarget:
         """Return all rows, or a part of them, in the accumulator dtype, with their dense rows computed."""
         source = self.source
+        prior = None if self.prior is None else self.prior.to(dtype).contiguous()
         if source is None and part is None and self.weights is None and self.uniform is None:  # class numbers
-            return RowTarget(self.indices.contiguous(), None, None, None, self.ignore_index)
+            return RowTarget(self.indices.contiguous(), None, None, None, self.ignore_index, prior)
         if source is not None:
             source = (
                 source.dense_rows(part or slice(None), dtype)
@@ -60,6 +63,7 @@ class FlatTarget(NamedTuple):
             None if uniform is None else _part(uniform, part).to(dtype).contiguous(),
             source,
             self.ignore_index,
+            prior,
         )
 
     @property
@@ -85,12 +89,12 @@ class FlatTarget(NamedTuple):
             if self.source is None
             else (self.source.pack() if isinstance(self.source, SimilarityMixture) else (list(self.source), []))
         )
-        return self.indices, self.weights, self.uniform, source, settings, self.ignore_index
+        return self.indices, self.weights, self.uniform, self.prior, source, settings, self.ignore_index
 
     @classmethod
     def unpack(
-        cls, indices: Tensor, weights: Tensor | None, uniform: Tensor | None, source: list[Tensor],
-        settings: list[float], ignore_index: int | None,
+        cls, indices: Tensor, weights: Tensor | None, uniform: Tensor | None, prior: Tensor | None,
+        source: list[Tensor], settings: list[float], ignore_index: int | None,
     ) -> FlatTarget:  # fmt: skip
         """Return what `pack` packed."""
         unpacked: SimilarityMixture | DenseRows | None = None
@@ -98,7 +102,7 @@ class FlatTarget(NamedTuple):
             unpacked = SimilarityMixture.unpack(source, settings)
         elif source:
             unpacked = DenseRows(*source)
-        return cls(indices, weights, uniform, ignore_index, unpacked)
+        return cls(indices, weights, uniform, ignore_index, unpacked, prior)
 
 
 def _part(tensor: Tensor, part: slice | None) -> Tensor:

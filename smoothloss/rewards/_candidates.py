@@ -21,7 +21,7 @@ class Problem(NamedTuple):
 
     Attributes:
         tokens: ``(C, T)`` int32 or int64, contiguous.
-        lengths: ``(C,)`` int64.
+        lengths: ``(C,)`` int64, or ``(B,)`` where all candidates of an input are as long.
         references: of the B inputs; candidate c is one of input c % B.
         shape: of the result.
         device: of the result.
@@ -33,11 +33,11 @@ class Problem(NamedTuple):
     shape: torch.Size
     device: torch.device
 
-    def candidates(self) -> tuple[int, bool, int, int, int]:
+    def candidates(self) -> tuple[int, bool, int, bool, int, int]:
         """What a kernel takes."""
-        return (
-            self.tokens.data_ptr(), self.tokens.dtype == torch.int64, self.lengths.data_ptr(), *self.tokens.shape
-        )  # fmt: skip
+        tokens, lengths = self.tokens, self.lengths
+        are_of_inputs = lengths.shape[0] == len(self.references)
+        return tokens.data_ptr(), tokens.dtype == torch.int64, lengths.data_ptr(), are_of_inputs, *tokens.shape
 
     def empty(self, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
         """Room for results, one row a candidate."""
@@ -75,11 +75,13 @@ def problem(candidates: Candidates, lengths: Tensor | None, references: Referenc
             " the inputs of references"
         )
     if lengths is None:
-        lengths = candidates.new_full(shape, candidates.shape[-1], dtype=torch.int64)
+        lengths = candidates.new_full(shape[-1:], candidates.shape[-1], dtype=torch.int64).expand(shape)
     check_tensor(lengths, "lengths", floating=False)
     check_shape(lengths, "lengths", shape, "one for each candidate")
     check_device(lengths, "lengths", candidates, "candidates")
     device, place = candidates.device, scoring_device(candidates.device)
+    if lengths.dim() == 2 and lengths.shape[0] and lengths.stride(0) == 0:  # as samplers give them
+        lengths = lengths[0]
     return Problem(
         candidates.flatten(0, -2).to(place).contiguous(),
         lengths.flatten().to(place, torch.int64).contiguous(),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from torch import Tensor
 
 from smoothloss import _compiled as compiled
-from smoothloss._numbers import as_real
 from smoothloss._validation import check_number
 from smoothloss.rewards._candidates import Candidates, problem
 from smoothloss.rewards.references import References
@@ -30,7 +29,7 @@ def rouge_l(candidates: Candidates, lengths: Tensor | None, references: Referenc
 
     Source: Lin 2004; beta = 1.2 of coco-caption.
     """
-    beta = check_number(as_real(beta, "beta"), "beta", 0.0, open_low=True)
+    beta = check_number(beta, "beta", 0.0, open_low=True)
     return _align(candidates, lengths, references, _ROUGE_L, beta)
 
 

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from smoothloss import _compiled as compiled
-from smoothloss._numbers import as_integer, as_real
-from smoothloss._validation import check_number, check_tensor
+from smoothloss._validation import check_integer, check_number, check_tensor
 from smoothloss.rewards._candidates import Candidates, Problem, problem
 from smoothloss.rewards.references import References
 
@@ -63,7 +62,7 @@ def sentence_bleu(
     n = _check(n, smoothing)
     if k is not None and smoothing not in _DEFAULT_K:
         raise ValueError(f"k: got {k} for smoothing={smoothing!r}, which has no constant; expected None")
-    constant = _DEFAULT_K.get(smoothing, 0.0) if k is None else check_number(as_real(k, "k"), "k", 0.0)
+    constant = _DEFAULT_K.get(smoothing, 0.0) if k is None else check_number(k, "k", 0.0)
     scored = problem(candidates, lengths, references)
     scores = scored.empty()
     _run(scored, n, smoothing, constant, effective_order, scores, None)
@@ -133,7 +132,7 @@ def _check(n: int, smoothing: str) -> int:
     """Return n as an int; raise where it, or the smoothing, is out of its range."""
     if smoothing not in get_args(Smoothing):
         raise ValueError(f"smoothing: got {smoothing!r}, expected one of {', '.join(map(repr, get_args(Smoothing)))}")
-    return as_integer(n, "n", 1, _MAX_ORDER)
+    return check_integer(n, "n", 1, _MAX_ORDER)
 
 
 def _run(

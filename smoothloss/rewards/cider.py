@@ -13,7 +13,6 @@ from torch import Tensor
 
 from smoothloss import _compiled as compiled
 from smoothloss import _tensor_file
-from smoothloss._numbers import as_real
 from smoothloss._validation import check_number
 from smoothloss.rewards._candidates import Candidates, problem, scoring_device
 from smoothloss.rewards.references import References, Sentences
@@ -62,7 +61,7 @@ class Cider:
     def _set_options(self, variant: str, sigma: float) -> None:
         if variant not in get_args(Variant):
             raise ValueError(f"variant: got {variant!r}, expected one of {', '.join(map(repr, get_args(Variant)))}")
-        self.variant, self.sigma = variant, check_number(as_real(sigma, "sigma"), "sigma", 0.0, open_low=True)
+        self.variant, self.sigma = variant, check_number(sigma, "sigma", 0.0, open_low=True)
 
     def _set_counts(self, counter: Any, num_documents: int) -> None:
         self._counter, self.num_documents = counter, num_documents

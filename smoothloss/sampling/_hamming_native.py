@@ -16,17 +16,13 @@ if TYPE_CHECKING:
 
 def unavailable(sentences: Sentences) -> str | None:
     """Return why the kernels cannot draw for these sentences, or None when they can."""
-    device = sentences.target.device.type
-    if device not in ("cpu", "cuda"):
-        return f"there are native kernels for cpu and cuda, not for {device}"
-    if device == "cuda" and torch.version.hip is not None:
-        return "the CUDA kernels do not run on ROCm"
+    device = sentences.target.device
+    reason = compiled.why_not(device)
+    if reason is not None:
+        return reason
     if not sentences.has_values():
         return "the kernels need memory to read, which fake tensors and compiled code do not show"
-    module, reason = compiled.load("_C" if device == "cpu" else "_C_cuda")
-    if module is None:
-        return reason
-    if sentences.pool.kernel_pool(sentences.target.device, sentences.references) is None:
+    if sentences.pool.kernel_pool(device, sentences.references) is None:
         return f"the kernels do not know how to draw from {sentences.pool}"
     return None
 

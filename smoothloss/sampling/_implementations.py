@@ -1,4 +1,4 @@
-"""Which implementation of a sampler draws."""
+"""Which implementation of a sampler draws, or weighs what was drawn."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import functools
 import importlib
 from types import ModuleType
 
-from smoothloss.sampling.samples import Sentences
+import torch
 
 
 class Implementations:
-    """The implementations of a sampler: modules with ``unavailable(sentences)`` and ``draw``, imported when asked for.
+    """The implementations of one thing: modules, imported when asked for, whose ``unavailable`` says why not.
 
     Args:
         modules: The module of each name.
-        preference: For each type of device the names in the order in which ``"auto"`` tries them. On other devices the
-            reference draws.
+        preference: For each type of device the names in the order in which ``"auto"`` tries them. On other devices it
+            is the reference.
     """
 
     def __init__(self, modules: dict[str, str], preference: dict[str, tuple[str, ...]]) -> None:
@@ -27,24 +27,29 @@ class Implementations:
         if impl not in names:
             raise ValueError(f"impl: got {impl!r}, expected one of {', '.join(map(repr, names))}")
 
-    def module(self, impl: str, sentences: Sentences) -> ModuleType:
-        """Return the module that draws.
+    def module(self, impl: str, device: torch.device, given: object) -> ModuleType:
+        """Return the module that does it.
+
+        Args:
+            impl: A name, or ``"auto"``.
+            device: Where.
+            given: What ``unavailable`` looks at: the sentences of a draw, or the samples that are weighed.
 
         Raises:
             RuntimeError: `impl` is the name of one that cannot, with the reason.
         """
         if impl != "auto":
-            reason = self._unavailable(impl, sentences)
+            reason = self._unavailable(impl, given)
             if reason is not None:
                 raise RuntimeError(f"impl={impl!r} cannot run here: {reason}")
             return _import(self._modules[impl])
-        candidates = self._preference.get(sentences.target.device.type, ("reference",))
-        name = next(name for name in candidates if self._unavailable(name, sentences) is None)
+        candidates = self._preference.get(device.type, ("reference",))
+        name = next(name for name in candidates if self._unavailable(name, given) is None)
         return _import(self._modules[name])
 
-    def _unavailable(self, name: str, sentences: Sentences) -> str | None:
+    def _unavailable(self, name: str, given: object) -> str | None:
         try:
-            reason: str | None = _import(self._modules[name]).unavailable(sentences)
+            reason: str | None = _import(self._modules[name]).unavailable(given)
         except ImportError as error:
             return f"{self._modules[name]} cannot be imported: {error}"
         return reason

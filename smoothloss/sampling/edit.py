@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from smoothloss._numbers import as_integer
+from smoothloss._validation import check_integer
 from smoothloss.sampling._implementations import Implementations
 from smoothloss.sampling.hamming import Temperature
 from smoothloss.sampling.pools import UniformPool, wide_enough
@@ -90,14 +90,16 @@ class EditSampler(Sampler):
         if not isinstance(pool, UniformPool):
             raise TypeError(f"pool: got {type(pool).__name__}, expected a VocabularyPool, BatchPool or ReferencePool")
         self.pool = pool
-        self.max_insertions = as_integer(max_insertions, "max_insertions", 1)
-        self.pad = as_integer(pad, "pad", -(2**63), 2**63 - 1)
+        self.max_insertions = check_integer(max_insertions, "max_insertions", 1)
+        self.pad = check_integer(pad, "pad", -(2**63), 2**63 - 1)
         _IMPLEMENTATIONS.check(impl)
         self.impl = impl
         self._settings = EditSettings(Temperature.of(self.tau), self.max_insertions, self.pad)
 
     def _draw(self, sentences: Sentences, num_samples: int, seed: Tensor) -> Samples:
-        return _IMPLEMENTATIONS.module(self.impl, sentences).draw(sentences, num_samples, seed, self._settings)
+        implementation = _IMPLEMENTATIONS.module(self.impl, sentences.target.device, sentences)
+        drawn: Samples = implementation.draw(sentences, num_samples, seed, self._settings)
+        return drawn
 
     def __repr__(self) -> str:
         return f"EditSampler(tau={self.tau:g}, pool={self.pool}, max_insertions={self.max_insertions}, pad={self.pad})"

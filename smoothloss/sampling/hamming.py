@@ -76,7 +76,9 @@ class HammingSampler(Sampler):
         self.pool, self.impl, self._temperature = pool, impl, Temperature.of(self.tau)
 
     def _draw(self, sentences: Sentences, num_samples: int, seed: Tensor) -> Samples:
-        return _IMPLEMENTATIONS.module(self.impl, sentences).draw(sentences, num_samples, seed, self._temperature)
+        implementation = _IMPLEMENTATIONS.module(self.impl, sentences.target.device, sentences)
+        drawn: Samples = implementation.draw(sentences, num_samples, seed, self._temperature)
+        return drawn
 
     def __repr__(self) -> str:
         return f"HammingSampler(tau={self.tau:g}, pool={self.pool})"

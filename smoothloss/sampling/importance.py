@@ -3,11 +3,45 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 
-from smoothloss._numbers import as_positive, as_real
+from smoothloss._validation import check_number
+from smoothloss.sampling import _weights_reference
+from smoothloss.sampling._implementations import Implementations
+
+Implementation = Literal["auto", "reference", "native"]
+_IMPLEMENTATIONS = Implementations(
+    {"reference": "smoothloss.sampling._weights_reference", "native": "smoothloss.sampling._weights_native"},
+    preference={"cpu": ("native", "reference"), "cuda": ("native", "reference")},
+)
+
+
+class Weighing(NamedTuple):
+    """What an implementation is given, checked.
+
+    Attributes:
+        scores: ``(L, B)``, of any floating dtype and layout.
+        log_prob: ``(L, B)``, of any floating dtype and layout.
+        tau: temperature, within 1e-37 and 1e37: beyond, a temperature is as good as that.
+        clip: upper bound of the scores; inf: none.
+        of_batch: whether the whole batch is normalised together.
+        dtype: of the arithmetic and of the weights.
+    """
+
+    scores: torch.Tensor
+    log_prob: torch.Tensor
+    tau: float
+    clip: float
+    of_batch: bool
+    dtype: torch.dtype
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """L and B."""
+        samples, inputs = self.scores.shape
+        return samples, inputs
 
 
 def importance_weights(
@@ -17,6 +51,7 @@ def importance_weights(
     tau: float,
     normalize: Literal["samples", "batch"] = "samples",
     clip: float | None = None,
+    impl: Implementation = "auto",
 ) -> torch.Tensor:
     """``softmax(scores / tau - log_prob, dim=0)``: weights of samples of q for ``r(y) ∝ exp(score(y) / tau)``.
 
@@ -31,6 +66,8 @@ def importance_weights(
             are divided by the mini-batch's mean instead, so that their sums over L average to one over the batch.
             That is what gives L = 1 a meaning, and what the authors ran.
         clip: Upper bound of the scores, applied first. The authors clip CIDEr at 1.
+        impl: ``"auto"``, or the implementation that must weigh: ``"reference"``, which is differentiable, or
+            ``"native"``, one kernel.
 
     Returns:
         ``(L, B)`` float32, or float64 when an input is. Computed in log space.
@@ -38,6 +75,7 @@ def importance_weights(
     Raises:
         TypeError: An input is no floating-point tensor, or ``tau`` or ``clip`` no number.
         ValueError: Shapes differ or are not ``(L, B)``, devices differ, or an option is out of its range.
+        RuntimeError: ``impl`` names an implementation that cannot run there, with the reason.
     """
     for name, tensor in (("scores", scores), ("log_prob", log_prob)):
         _check_floating(tensor, name)
@@ -47,35 +85,23 @@ def importance_weights(
         )
     if scores.device != log_prob.device:
         raise ValueError(f"log_prob: got a tensor on {log_prob.device}, expected {scores.device}, where scores is")
-    tau = as_positive(tau, "tau")
+    tau = check_number(tau, "tau", 0.0, open_low=True)
     if normalize not in ("samples", "batch"):
         raise ValueError(f"normalize: got {normalize!r}, expected 'samples' or 'batch'")
-    bound = math.inf if clip is None else as_real(clip, "clip")
-    if math.isnan(bound):
-        raise ValueError("clip: got nan, expected a number or None")
-    dtype = torch.promote_types(torch.promote_types(scores.dtype, log_prob.dtype), torch.float32)
-    scores, log_prob = scores.to(dtype), log_prob.to(dtype)
-    if clip is not None:
-        scores = scores.clamp(max=bound)
-    if normalize == "samples":
-        return _weights(scores, log_prob, tau)
-    return _weights(scores.reshape(-1, 1), log_prob.reshape(-1, 1), tau).view_as(scores) * scores.shape[1]
+    bound = math.inf if clip is None else check_number(clip, "clip", finite=False)
+    _IMPLEMENTATIONS.check(impl)
+    dtype = torch.float64 if torch.float64 in (scores.dtype, log_prob.dtype) else torch.float32
+    tau, bound = min(max(tau, 1e-37), 1e37), _within(bound, dtype)
+    weighing = Weighing(scores, log_prob, tau, bound, normalize == "batch", dtype)
+    if impl != "native" and torch.compiler.is_compiling():  # which does not follow the choice
+        return _weights_reference.weigh(weighing)
+    weights: torch.Tensor = _IMPLEMENTATIONS.module(impl, scores.device, weighing).weigh(weighing)
+    return weights
 
 
-def _weights(scores: torch.Tensor, log_prob: torch.Tensor, tau: float) -> torch.Tensor:
-    """``softmax(scores / tau - log_prob, dim=0)``."""
-    # Differences are divided by tau, not the scores themselves, which could round or overflow.
-    log_weights = _below_largest(scores) / min(max(tau, 1e-37), 1e37)
-    # What no sample of q is, and has no reward either, has no weight.
-    return _below_largest(torch.where(log_weights == -math.inf, log_weights, log_weights - log_prob)).softmax(dim=0)
-
-
-def _below_largest(values: torch.Tensor) -> torch.Tensor:
-    """``values - values.amax(0)``, where an infinite value is 0 below itself."""
-    if values.numel() == 0:
-        return values
-    largest = values.amax(dim=0, keepdim=True)
-    return torch.where(values == largest, torch.zeros_like(values), values - largest)
+def _within(bound: float, dtype: torch.dtype) -> float:
+    """Return the bound, or the infinity beyond it where the dtype does not reach it."""
+    return bound if abs(bound) <= torch.finfo(dtype).max else math.copysign(math.inf, bound)
 
 
 def effective_sample_size(weights: torch.Tensor) -> torch.Tensor:

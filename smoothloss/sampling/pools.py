@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from smoothloss._numbers import as_integer, as_token_ids
+from smoothloss._validation import check_integer, check_token_ids
 from smoothloss.sampling.philox import LARGEST_COUNT, Numbers
 from smoothloss.sampling.sets import TokenSets, select
 
@@ -84,7 +84,7 @@ class Pool(ABC):
     """
 
     def __init__(self, exclude: Iterable[int] = ()) -> None:
-        self.exclude = tuple(sorted(set(as_token_ids(exclude, "exclude"))))
+        self.exclude = tuple(sorted(set(check_token_ids(exclude, "exclude"))))
         if self.exclude and self.exclude[-1] >= LARGEST_COUNT:
             raise ValueError(f"exclude: got token {self.exclude[-1]}, expected token ids below {LARGEST_COUNT}")
         self._excluded: dict[torch.device, Tensor] = {}
@@ -147,7 +147,7 @@ class VocabularyPool(UniformPool):
 
     def __init__(self, size: int, exclude: Iterable[int] = ()) -> None:
         super().__init__(exclude)
-        self.size = as_integer(size, "size", 1, LARGEST_COUNT)
+        self.size = check_integer(size, "size", 1, LARGEST_COUNT)
         check_vocabulary(self.exclude, self.size)
         self._sets: dict[torch.device, TokenSets] = {}
         self._ranks: dict[torch.device, Tensor] = {}

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from smoothloss._numbers import as_integer, as_positive
+from smoothloss._validation import check_integer, check_number
 from smoothloss.ops import checks
 from smoothloss.ops.transforms import is_eager
 from smoothloss.sampling.philox import LARGEST_COUNT, draw_seed
@@ -148,7 +148,7 @@ class Sampler(ABC):
 
 def check_tau(tau: float) -> float:
     """Return the temperature, or raise where it is not a finite number > 0."""
-    return as_positive(tau, "tau")
+    return check_number(tau, "tau", 0.0, open_low=True)
 
 
 def _check_call(
@@ -174,4 +174,4 @@ def _check_call(
         raise ValueError(f"references: got shape {tuple(references.shape)}, expected ({batch}, R)")
     if generator is not None and not isinstance(generator, torch.Generator):
         raise TypeError(f"generator: got {type(generator).__name__}, expected a torch.Generator or None")
-    return as_integer(num_samples, "num_samples", 1, LARGEST_COUNT)
+    return check_integer(num_samples, "num_samples", 1, LARGEST_COUNT)

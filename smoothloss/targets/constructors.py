@@ -7,11 +7,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from smoothloss._numbers import as_integer
 from smoothloss._validation import (
     check_choice,
     check_constant,
     check_device,
+    check_integer,
     check_local,
     check_number,
     check_shape,
@@ -40,7 +40,7 @@ def labels(y: Tensor, *, ignore_index: int = -100) -> Target:
     Source: Eq. 4-7.
     """
     check_tensor(y, "target", floating=False)
-    ignore_index = as_integer(ignore_index, "ignore_index")
+    ignore_index = check_integer(ignore_index, "ignore_index")
     flat = FlatTarget(y if y.dim() == 1 else y.reshape(-1), ignore_index=ignore_index)
     return Target(y.shape, flat, (Given("target", y, ignore_index),))
 
@@ -67,12 +67,12 @@ def token(
         ValueError: `alpha` out of its range, or above 0 without a table.
     """
     alpha = check_number(alpha, "alpha", 0.0, 1.0)
-    if table is None or not alpha:
+    if table is None or alpha == 0.0:
         _check_table(table, alpha, "alpha", y)
         return _of_table(labels(y, ignore_index=ignore_index), table)
     check_tensor(y, "target", floating=False)
     _check_table(table, alpha, "alpha", y)
-    ignore_index = as_integer(ignore_index, "ignore_index")
+    ignore_index = check_integer(ignore_index, "ignore_index")
     candidates = Candidates(y.reshape(1, -1).contiguous(), ignore_index=ignore_index)
     given = (Given("target", y, ignore_index),)
     return Target(y.shape, _smoothed(candidates, table, alpha, given, impl), given, table.num_tokens)
@@ -111,7 +111,7 @@ def lazy_sequence(
     samples = _check_samples(y, samples, sample_weights)
     if samples.shape[0] == 0:
         return token(y, table, token_alpha, ignore_index=ignore_index, impl=impl) * (1 - alpha)
-    omega = None if sample_weights is None else sample_weights.detach().float().contiguous()
+    omega = None if sample_weights is None else _at_least_float32(sample_weights.detach()).contiguous()
     candidates = Candidates(y.contiguous(), samples.contiguous(), None, omega, alpha, ignore_index)
     given = (Given("target", y, ignore_index), Given("samples", samples, ignore_index))
     flat = _smoothed(candidates, table, token_alpha, given, impl)
@@ -133,7 +133,8 @@ def sequence(
 
     The first is ``(1 - alpha) delta(y*_t)``, the others ``alpha omega_l delta(y^l_t)``; with a table every delta is
     smoothed as in `lazy_sequence`. Positions where a sequence itself is `ignore_index` have no mass. "mean" averages
-    over the ground truth's positions, so that it compares with MLE and the lazy loss.
+    over the ground truth's positions, so that it compares with MLE and the lazy loss; a sentence whose ground truth is
+    ignored throughout has those at which one of its samples has mass. What has no weight counts for nothing.
 
     Args: as `lazy_sequence`; samples may be longer or shorter than the ground truth when padded with `ignore_index` to
     the same width T.
@@ -145,14 +146,15 @@ def sequence(
     if omega is None:
         omega = torch.full((count, batch), 1 / max(count, 1), dtype=torch.float32, device=y.device)
     omega = omega.detach().float()
-    weights = torch.cat((omega.new_full((1, batch), 1 - alpha), omega * alpha))
+    weights = torch.cat((omega.new_ones(1, batch) * (1 - alpha), omega * alpha))
     sequences = torch.cat((y.unsqueeze(0), samples))
     candidates = Candidates(
         sequences.reshape(-1, length), target_weights=weights.reshape(-1), ignore_index=ignore_index
     )
     given = (Given("target", y, ignore_index), Given("samples", samples, ignore_index))
     flat = _smoothed(candidates, table, token_alpha, given, impl)
-    return _of_table(Target(sequences.shape, flat, given, counted=y != ignore_index), table)
+    counted = _counted_positions(sequences != ignore_index, weights != 0)
+    return _of_table(Target(sequences.shape, flat, given, counted=counted), table)
 
 
 def entries(indices: Tensor, weights: Tensor, uniform: Tensor | None = None) -> Target:
@@ -215,13 +217,13 @@ def _check_smoothing(
     alpha = check_number(alpha, "alpha", 0.0, 1.0)
     token_alpha = check_number(token_alpha, "token_alpha", 0.0, 1.0)
     _check_table(table, token_alpha, "token_alpha", y)
-    return alpha, token_alpha, as_integer(ignore_index, "ignore_index")
+    return alpha, token_alpha, check_integer(ignore_index, "ignore_index")
 
 
 def check_table(table: object, alpha: float, name: str) -> None:
     """Raise TypeError for what is no table, ValueError for none where `alpha` asks for one."""
     if table is None:
-        if alpha:
+        if alpha != 0.0:
             raise ValueError(f"{name}: got {alpha} without a table, expected 0, or table= to smooth over")
     elif not isinstance(table, SimilarityTable):
         raise TypeError(f"table: got {type(table).__name__}, expected a smoothloss.SimilarityTable")
@@ -258,6 +260,19 @@ def _check_mass(value: Tensor, name: str, like: Tensor, shape: tuple[int, ...], 
 # ---- building
 
 
+def _counted_positions(present: Tensor, weighs: Tensor) -> Tensor:
+    """Return the positions ``(B, T)`` that "mean" averages over.
+
+    Args:
+        present: ``(L + 1, B, T)``, where the ground truth and its samples are not ignored.
+        weighs: ``(L + 1, B)``, which of them have weight.
+    """
+    # Not on how long the samples of a ground truth are: a divisor that is drawn would bias the mean.
+    own = present[0] & weighs.any(0).unsqueeze(-1)
+    others = (present[1:] & weighs[1:].unsqueeze(-1)).any(0)
+    return torch.where(own.any(-1, keepdim=True), own, others)
+
+
 def _of_table(target: Target, table: SimilarityTable | None) -> Target:
     """Return the target, knowing the number of classes of the table."""
     if table is not None:
@@ -270,10 +285,10 @@ def _smoothed(
 ) -> FlatTarget:
     """Return the target of candidates, one row a position."""
     rows = None
-    if table is not None and table.tail_mode != "exact" and token_alpha:
+    if table is not None and table.tail_mode != "exact" and token_alpha != 0.0:
         rows = TableRows(table.indices, table.weights, table.tail if table.tail_mode == "uniform" else None)
     indices, weights, uniform = build(candidates, rows, token_alpha, given, impl)
-    if table is None or table.tail_mode != "exact" or not token_alpha:
+    if table is None or table.tail_mode != "exact" or token_alpha == 0.0:
         return FlatTarget(indices, weights, uniform)
     factors = (table.unit_vectors, table.log_normalizer, table.has_neighbours, table.counts, table.tau, table.beta)
     source = SimilarityMixture(indices, weights * token_alpha, *factors)

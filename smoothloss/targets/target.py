@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from smoothloss._numbers import as_integer
-from smoothloss._validation import check_number
+from smoothloss._validation import check_integer, check_number
 from smoothloss.backends.common import (
     Candidates,
     DenseRows,
@@ -44,7 +43,8 @@ class Target:
         shape: that of the positions, ``(...)``.
         flat: the same target with one row for each position, as the operators take it.
         num_classes: V where the target knows it (from a table), else None.
-        counted: ``(...)`` positions over which "mean" averages; None: those whose mass is not 0.
+        counted: ``(...)`` positions over which "mean" averages, without the dimension of the sequences where each
+            position is that of several; None: those whose mass is not 0.
     """
 
     def __init__(
@@ -91,20 +91,21 @@ class Target:
         """
         return self._dense(self._entries(), self._checked(num_classes)).reshape(*self.shape, num_classes)
 
-    def entropy(self, num_classes: int, *, label_smoothing: float = 0.0) -> Tensor:
+    def entropy(self, num_classes: int, *, label_smoothing: float = 0.0, prior: Tensor | None = None) -> Tensor:
         """Return ``-sum_v q_v log q_v`` of each position's target q, ``(...)``.
 
         Args:
             num_classes: V.
             label_smoothing: eps, applied to the target first.
+            prior: ``(V,)`` what the mass that lies on all classes is spread by; None: evenly.
         """
         flat, eps = self._entries(), check_number(label_smoothing, "label_smoothing", 0.0, 1.0)
-        negative = _negative_entropy(flat, self._checked(num_classes), eps)
+        negative = _negative_entropy(flat, self._checked(num_classes), eps, prior)
         return -negative.reshape(self.shape)
 
     def to(self, device: torch.device | str) -> Target:
         """Return the same target on another device."""
-        indices, weights, uniform, ignore_index, source = self.flat
+        indices, weights, uniform, ignore_index, source, prior = self.flat
 
         def moved(tensor: Tensor | None) -> Any:
             return None if tensor is None else tensor.to(device)
@@ -114,7 +115,7 @@ class Target:
                 name: value.to(device) for name, value in source._asdict().items() if isinstance(value, Tensor)
             }
             source = source._replace(**parts)
-        flat = FlatTarget(moved(indices), moved(weights), moved(uniform), ignore_index, source)
+        flat = FlatTarget(moved(indices), moved(weights), moved(uniform), ignore_index, source, moved(prior))
         return Target(self.shape, flat, (), self.num_classes, moved(self.counted))
 
     def __mul__(self, factor: float) -> Target:
@@ -125,7 +126,8 @@ class Target:
         source = scaled(flat.source, factor)
         uniform = None if flat.uniform is None else flat.uniform * factor
         flat = replaced(FlatTarget, flat, weights=flat.weights * factor, uniform=uniform, source=source)
-        return Target(self.shape, flat, self._given, self.num_classes, self.counted)
+        counted = None if self.counted is None else self.counted & (factor != 0)
+        return Target(self.shape, flat, self._given, self.num_classes, counted)
 
     __rmul__ = __mul__
 
@@ -146,9 +148,15 @@ class Target:
                 f"target: got targets over {self.num_classes} and {other.num_classes} classes, expected the same"
             )
         num_classes = self.num_classes if other.num_classes is None else other.num_classes
-        counted = self.counted if other.counted is None else other.counted
+        counted = None
+        if self.counted is not None or other.counted is not None:
+            counted = self._counted_together() | other._counted_together()
         flat = _joined(self._entries(), other._entries())
         return Target(self.shape, flat, self._given + other._given, num_classes, counted)
+
+    def _counted_together(self) -> Tensor:
+        """Return the positions that count where each is that of several sequences, ``(B, T)`` of ``(L + 1, B, T)``."""
+        return (self.mass() != 0).any(0) if self.counted is None else self.counted
 
     def __repr__(self) -> str:
         slots = 1 if self.flat.weights is None else self.flat.weights.shape[-1]
@@ -171,7 +179,7 @@ class Target:
         return FlatTarget(indices, weights)
 
     def _checked(self, num_classes: int) -> int:
-        num_classes = as_integer(num_classes, "num_classes", 1)
+        num_classes = check_integer(num_classes, "num_classes", 1)
         if self.num_classes not in (None, num_classes):
             raise ValueError(f"num_classes: got {num_classes}, expected {self.num_classes}, those of the target")
         return num_classes
@@ -243,21 +251,33 @@ def _mixture(dense: DenseRows) -> Tensor:
         return shares @ dense.values
 
 
-def _negative_entropy(flat: FlatTarget, num_classes: int, label_smoothing: float) -> Tensor:
+def _negative_entropy(flat: FlatTarget, num_classes: int, label_smoothing: float, prior: Tensor | None) -> Tensor:
     """Return ``sum_v q_v log q_v`` of every row's target q: what turns cross-entropy into KL."""
     assert flat.weights is not None
     mass = flat.mass(num_classes, _float_dtype(flat))
     if flat.source is not None:
-        dense = (1 - label_smoothing) * Target._dense(flat, num_classes) + label_smoothing * mass.unsqueeze(
-            -1
-        ) / num_classes
+        share = 1 / num_classes if prior is None else prior.to(mass.dtype)
+        dense = (1 - label_smoothing) * Target._dense(flat, num_classes) + label_smoothing * mass.unsqueeze(-1) * share
         return torch.xlogy(dense, dense).sum(-1)
     indices = flat.indices.where(flat.indices < num_classes, -1)
     indices, weights = merge_equal(indices, flat.weights)
     uniform = torch.zeros_like(mass) if flat.uniform is None else flat.uniform
-    floor = ((1 - label_smoothing) * uniform + label_smoothing * mass).unsqueeze(-1) / num_classes
+    spread = ((1 - label_smoothing) * uniform + label_smoothing * mass).unsqueeze(-1)
+    if prior is not None:
+        return _negative_entropy_over(prior.to(mass.dtype), spread, indices, (1 - label_smoothing) * weights)
+    floor = spread / num_classes
     own = (1 - label_smoothing) * weights + floor
     filled = indices >= 0
     inside = torch.xlogy(own, own).where(filled, 0.0).sum(-1)
     rest = num_classes - filled.sum(-1)
     return inside + rest * torch.xlogy(floor, floor).squeeze(-1)
+
+
+def _negative_entropy_over(prior: Tensor, spread: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
+    """Return ``sum_v q_v log q_v``, q made of distinct entries ``(N, S)`` and mass ``(N, 1)`` spread by a prior."""
+    filled = indices >= 0
+    floor = spread * prior[indices.where(filled, 0).long()]
+    own = floor + weights
+    inside = (torch.xlogy(own, own) - torch.xlogy(floor, floor)).where(filled, 0.0).sum(-1)
+    total = prior.sum()
+    return inside + (torch.xlogy(spread, spread) * total + spread * torch.xlogy(prior, prior).sum()).squeeze(-1)

@@ -342,7 +342,8 @@ def test_smoothed_target(kernels: Any, dtype: torch.dtype, candidates: int, neig
             indices, torch.rand(indices.shape, generator=generator), torch.rand(tokens, generator=generator)
         )
     samples = tokens_drawn[1:] if candidates > 1 else None
-    for own, omega in ((weights[0], weights[1:] if candidates > 1 else None), (None, None)):
+    omegas = [weights[1:], weights[1:].double()] if candidates > 1 else [None]
+    for own, omega in (*((weights[0], omega) for omega in omegas), (None, None)):
         drawn = Candidates(tokens_drawn[0], samples, own, omega, 0.6, -100)
         made, expected = native.smoothed_target(drawn, table, 0.3), reference.smoothed_target(drawn, table, 0.3)
         assert torch.equal(made[0], expected[0])

@@ -67,13 +67,16 @@ CALLS = {
     "forward": SAME,
     "forward_labels": SAME,
     "forward_dense": SAME,
+    "forward_prior": SAME,
     "backward": SAME,
     "backward_labels": SAME,
     "backward_dense": SAME,
+    "backward_prior": SAME,
     "backward_with_mass": SAME,
     "backward_with_scale": SAME,
     "forward_backward": (*SAME, (F32, BF16), (F32, F16)),
     "forward_backward_dense": (*SAME, (F32, BF16), (F32, F16)),
+    "forward_backward_prior": (*SAME, (F32, BF16), (F32, F16)),
     "forward_backward_row_loop": (*SAME, (F32, BF16), (F32, F16)),
     "forward_backward_dense_row_loop": (*SAME, (F32, BF16), (F32, F16)),
     "statistics_forward": WIDE,
@@ -82,6 +85,9 @@ CALLS = {
 }
 # The options that each is compiled with, where these are not both: loops over rows where they need the most registers.
 ALL_OPTIONS = {
+    "forward_prior": (ALL,),
+    "backward_prior": (ALL,),
+    "forward_backward_prior": (ALL,),
     "backward_with_mass": (PLAIN,),
     "backward_with_scale": (PLAIN,),
     "forward_backward_row_loop": (SPREAD, ALL),  # in blocks of different sizes
@@ -139,7 +145,8 @@ def call(
         return
     uniform = None if options == PLAIN else per_row
     dense = DenseRows(weights.new_zeros(1, v), indices[:, :1], weights[:, :1]) if "dense" in name else None
-    target = RowTarget(indices, weights, uniform, dense)
+    prior = weights.new_zeros(v) if "prior" in name else None
+    target = RowTarget(indices, weights, uniform, dense, prior=prior)
     if name.endswith("labels"):
         target = RowTarget(torch.zeros(rows, dtype=torch.int64), None, uniform, None, -100)
     if name.startswith("forward_backward"):

@@ -259,6 +259,9 @@ def test_smoothed_target(j: int, k: int, tail: str | None, dtype: torch.dtype, i
         actual = triton_kernels.smoothed_target(halves, table, 0.3)
         assert torch.equal(actual[0], expected[0])
         torch.testing.assert_close(actual[1], expected[1])
+        if halves.sample_weights is not None:  # wide ones are rounded as they are read
+            wide = halves._replace(sample_weights=halves.sample_weights.double())
+            assert torch.equal(triton_kernels.smoothed_target(wide, table, 0.3)[1], actual[1])
         assert (actual[2] is None) == (expected[2] is None) == (tail != "uniform")
         if tail == "uniform":
             torch.testing.assert_close(actual[2], expected[2])

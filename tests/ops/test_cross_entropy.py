@@ -279,16 +279,17 @@ def test_opcheck(impl: str, reduction: str) -> None:
     assert isinstance(mixture, SimilarityMixture)
     logits = inputs.logits.requires_grad_()
     for entries in (
-        (inputs.indices, inputs.weights, inputs.uniform, [], [], None),
-        (torch.tensor([3, -100, 0, 19]), None, None, [], [], -100),
-        (inputs.indices, inputs.weights, None, list(make_dense_rows(inputs, 3, 2)), [], None),
-        (inputs.indices, inputs.weights, None, *mixture.pack(), None),
+        (inputs.indices, inputs.weights, inputs.uniform, None, [], [], None),
+        (inputs.indices, inputs.weights, inputs.uniform, torch.rand(20).softmax(-1), [], [], None),
+        (torch.tensor([3, -100, 0, 19]), None, None, None, [], [], -100),
+        (inputs.indices, inputs.weights, None, None, list(make_dense_rows(inputs, 3, 2)), [], None),
+        (inputs.indices, inputs.weights, None, None, *mixture.pack(), None),
     ):
-        torch.library.opcheck(ops.cross_entropy, (logits, *entries, *options, reduction, impl))
-        _, statistics, _ = ops.cross_entropy(inputs.logits, *entries, *options, reduction, impl)
+        torch.library.opcheck(ops.cross_entropy, (logits, *entries, [*options], reduction, impl))
+        _, statistics, _ = ops.cross_entropy(inputs.logits, *entries, [*options], reduction, impl)
         grad = torch.randn(4 if reduction == "none" else 1)
         saved = (torch.tensor(0.5), logits.detach(), statistics.detach())
-        torch.library.opcheck(ops.cross_entropy_backward, (grad, *saved, *entries, None, *options, impl))
+        torch.library.opcheck(ops.cross_entropy_backward, (grad, *saved, *entries, None, [*options], impl))
 
 
 def test_kl_subtracts_the_targets_entropy(impl: str) -> None:

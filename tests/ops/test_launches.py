@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import pytest
 import torch
@@ -13,7 +13,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import smoothloss.functional as F
 from smoothloss import _compiled as compiled
 from smoothloss.rewards import Cider, References
-from smoothloss.sampling import BatchPool, HammingSampler, Pool, VocabularyPool, _hamming_native, importance_weights
+from smoothloss.sampling import (
+    BatchPool,
+    HammingSampler,
+    Pool,
+    ReferencePool,
+    Samples,
+    SimilarPool,
+    VocabularyPool,
+    _hamming_native,
+    importance_weights,
+)
 from smoothloss.testing import make_sequences, make_table
 
 B, T, V, L, D = 2, 3, 20, 4, 6
@@ -87,14 +97,13 @@ def test_a_linear_step(native_on_emulated_cuda: Any) -> None:
 
 # ---- draws and rewards before the loss
 
-# What a crossing launches, see csrc/cuda: a forward its reduction too, a draw the sets of its pool first.
-LAUNCHES = {"sparse_cross_entropy_forward": 2, "draw from a set": 2}
 SENTENCES, LENGTHS = make_sequences(B, T, V, L)[0].clamp(min=0), torch.full((B,), T)
+POOLS = [VocabularyPool(V), BatchPool(), ReferencePool(), SimilarPool(make_table(V))]
 
 
 @pytest.fixture
 def everything_on_emulated_cuda(native_on_emulated_cuda: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Let draws and rewards take CPU tensors for CUDA tensors as well."""
+    """Let draws, rewards and their weights take CPU tensors for CUDA tensors as well."""
     emulated = native_on_emulated_cuda
 
     def draw(name: str, like: Tensor, *arguments: Any) -> None:
@@ -102,64 +111,87 @@ def everything_on_emulated_cuda(native_on_emulated_cuda: Any, monkeypatch: pytes
         words = _hamming_native.scratch_words(kind, batch, width, references_width)
         scratch = torch.empty(words, dtype=torch.int64)
         emulated.launch(name, like, *arguments, scratch.data_ptr(), words)
-        if words:
-            emulated.launched[-1] = "draw from a set"
 
     def score(name: str, like: Tensor, *arguments: Any) -> None:
-        if name == "cider":  # the last but one is scratch, of which the CPU kernels need none
-            scratch = torch.empty(L * B * T * 8, dtype=torch.int64)
-            arguments = (*arguments[:-2], scratch.data_ptr(), arguments[-1])
-        emulated.launch(name, like, *arguments)
+        # The last but one is scratch, of which the CPU kernels need none.
+        scratch = torch.empty(L * B * T * 8, dtype=torch.int64)
+        emulated.launch(name, like, *arguments[:-2], scratch.data_ptr(), arguments[-1])
 
-    calls = {"draw_hamming": draw, "cider": score, "cider_norms": score}
-    monkeypatch.setattr(compiled, "call", lambda name, *arguments: calls[name](name, *arguments))
+    calls = {"draw_hamming": draw, "cider": score}
+    monkeypatch.setattr(compiled, "call", lambda name, *arguments: calls.get(name, emulated.launch)(name, *arguments))
     return emulated
 
 
-def operators(step: Callable[[], None]) -> list[str]:
-    """Return the operators of torch that a step launches where the tensors are on a GPU, whose values nobody reads."""
+class Launches(NamedTuple):
+    """What a step launches: operators of torch, crossings into ``_C_cuda``, and how many kernels that makes."""
+
+    operators: list[str]
+    crossings: list[str]
+    total: int
+
+
+def launches(emulated: Any, step: Callable[[], None]) -> Launches:
+    """Return what a step launches where the tensors are on a GPU, whose values nobody reads."""
+    step()  # what a pool or a reward makes once for each device
+    emulated.launched.clear()
+    before = emulated.num_launches
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("cross_entropy", "smoothed_target"):
-            patch.setattr(f"smoothloss.ops.{module}.is_eager", lambda *tensors: True)
-        patch.setattr("smoothloss.sampling.samples.is_eager", lambda *tensors: True)
+        for module in (
+            "ops.cross_entropy", "ops.smoothed_target", "sampling.samples", "sampling._weights_native"
+        ):  # fmt: skip
+            patch.setattr(f"smoothloss.{module}.is_eager", lambda *tensors: True)
         patch.setattr("smoothloss.ops.checks.is_eager", lambda *tensors: False)
         with Counting() as counting:
             step()
-    return counting.launched
+    return Launches(counting.launched, emulated.launched, len(counting.launched) + emulated.num_launches - before)
 
 
-def count(names: list[str]) -> int:
-    return sum(LAUNCHES.get(name, 1) for name in names)
-
-
-@pytest.mark.parametrize(("pool", "launches"), [(VocabularyPool(V), 6), (BatchPool(), 7)])
-def test_a_lazy_step_with_its_draw(everything_on_emulated_cuda: Any, pool: Pool, launches: int) -> None:
-    """The seed, the draw (its pool's sets before it), the target, the rows, their reduction, the gradient."""
-    emulated, table = everything_on_emulated_cuda, make_table(V)
-    logits, one, sampler = torch.randn(B, T, V, requires_grad=True), torch.ones(()), HammingSampler(0.5, pool)
+def test_a_step_of_maximum_likelihood(everything_on_emulated_cuda: Any) -> None:
+    logits, target, one = torch.randn(B * T, V, requires_grad=True), torch.arange(B * T), torch.ones(())
 
     def step() -> None:
-        samples = sampler(SENTENCES, LENGTHS, L)
-        loss = F.lazy_sequence_cross_entropy(logits, SENTENCES, samples.tokens, alpha=0.4, table=table, token_alpha=0.3)
+        torch.autograd.grad(F.cross_entropy(logits, target), logits, one)
+
+    assert launches(everything_on_emulated_cuda, step) == ([], ROWS, 3)
+
+
+def lazy_step(sampler: HammingSampler, weigh: Callable[[Samples], Tensor] | None = None) -> Callable[[], None]:
+    """Return a step of lazy Tok-Seq: the draw, the weights of its samples, the loss and its gradient."""
+    logits, one, table = torch.randn(B, T, V, requires_grad=True), torch.ones(()), make_table(V)
+
+    def step() -> None:
+        samples = sampler(SENTENCES, LENGTHS, L, references=SENTENCES)
+        weights = None if weigh is None else weigh(samples)
+        loss = F.lazy_sequence_cross_entropy(
+            logits, SENTENCES, samples.tokens, weights, alpha=0.4, table=table, token_alpha=0.3
+        )
         torch.autograd.grad(loss, logits, one)
 
-    operators(step)  # what a pool makes once for each device
-    emulated.launched.clear()
-    assert operators(step) == ["aten.random_.default"]
-    drawn = "draw_hamming" if isinstance(pool, VocabularyPool) else "draw from a set"
-    assert emulated.launched == [drawn, "smoothed_target", *ROWS]
-    assert 1 + count(emulated.launched) == launches
+    return step
 
 
-def test_importance_weights_by_cider(everything_on_emulated_cuda: Any) -> None:
-    emulated = everything_on_emulated_cuda
+@pytest.mark.parametrize("pool", POOLS, ids=lambda pool: type(pool).__name__)
+def test_a_lazy_step_with_its_draw(everything_on_emulated_cuda: Any, pool: Pool) -> None:
+    """The seed, the draw, the target, the rows, their reduction, the gradient."""
+    found = launches(everything_on_emulated_cuda, lazy_step(HammingSampler(0.5, pool)))
+    assert found == (["aten.random_.default"], ["draw_hamming", "smoothed_target", *ROWS], 6)
+
+
+@pytest.mark.parametrize("normalize", ["samples", "batch"])
+@pytest.mark.parametrize("pool", POOLS, ids=lambda pool: type(pool).__name__)
+def test_importance_weights_by_cider_are_three_launches_more(
+    everything_on_emulated_cuda: Any, pool: Pool, normalize: Literal["samples", "batch"]
+) -> None:
+    """The references of the batch's inputs, the scores, the weights."""
     references = References([[row.tolist()] for row in SENTENCES])
-    corpus = Cider(references)
+    corpus, inputs = Cider(references), torch.arange(B)
     corpus.prepare(references)
-    samples = HammingSampler(0.5, VocabularyPool(V))(SENTENCES, LENGTHS, L)
-    emulated.launched.clear()
-    launched = operators(
-        lambda: importance_weights(corpus(samples.tokens, samples.lengths, references), samples.log_prob, tau=0.5)
-    )
-    assert emulated.launched == ["cider"]
-    assert len(launched) <= 21  # operators of torch: the lengths in a row, and the softmax with its infinities
+
+    def weigh(samples: Samples) -> Tensor:
+        scores = corpus(samples.tokens, samples.lengths, references.select(inputs))
+        return importance_weights(scores, samples.log_prob, tau=0.5, clip=1.0, normalize=normalize)
+
+    found = launches(everything_on_emulated_cuda, lazy_step(HammingSampler(0.5, pool), weigh))
+    assert found.crossings == ["draw_hamming", "cider", "importance_weights", "smoothed_target", *ROWS]
+    assert found.operators == ["aten.random_.default", "aten.index_select.default"]
+    assert found.total == 6 + 3

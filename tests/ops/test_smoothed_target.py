@@ -127,6 +127,22 @@ def test_without_weights_samples_share_alpha_alike(implementation: ModuleType) -
         torch.testing.assert_close(one, other)
 
 
+@pytest.mark.parametrize("implementation", [native, reference])
+def test_wide_weights_of_samples_are_rounded(implementation: ModuleType) -> None:
+    candidates, weights = make_candidates(5, 3, 4, 30, seed=2)
+    given = split(candidates, weights)
+    wide = weights[1:].double() * 2 + 1e-12
+    rounded = given._replace(sample_weights=wide.float())
+    for table in (None, rows_of("uniform", 30)):
+        one, other = (
+            implementation.smoothed_target(drawn, table, 0.3)
+            for drawn in (given._replace(sample_weights=wide), rounded)
+        )
+        assert one[1].dtype == torch.float32
+        assert torch.equal(one[0], other[0])
+        assert torch.equal(one[1], other[1])
+
+
 @pytest.mark.parametrize("impl", ["native", "reference"])
 @pytest.mark.parametrize("where", ["target", "samples"])
 def test_a_negative_candidate_is_an_error(impl: str, where: str) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from smoothloss.rewards import Cider, References, bleu_statistics, corpus_bleu, hamming, rouge_l, sentence_bleu
+from smoothloss.rewards._candidates import problem
 
 REFERENCES = References([[[1, 2, 3]], [[2, 3]]])
 TOKENS = torch.ones(2, 3, dtype=torch.int64)
@@ -56,3 +57,19 @@ def test_numpys_numbers_are_numbers() -> None:
     actual = rouge_l([np.array(row) for row in lists], None, arrays, beta=np.array(1.5))  # type: ignore[arg-type, misc]
     assert torch.equal(actual, rouge_l(lists, None, REFERENCES, beta=1.5))
     assert Cider(arrays, sigma=np.float32(2.0)).sigma == 2.0
+
+
+def test_samples_share_the_lengths_of_their_inputs() -> None:
+    """As a sampler gives them, without a copy; what is wrong with them is said all the same."""
+    tokens, lengths = torch.tensor([[[1, 2, 3], [2, 3, 1]], [[3, 2, 1], [2, 2, 2]]]), torch.tensor([3, 1])
+    corpus = Cider(REFERENCES)
+    for reward in (sentence_bleu, rouge_l, hamming, corpus):
+        expected = reward(tokens, lengths.repeat(2, 1), REFERENCES)
+        assert torch.equal(reward(tokens, lengths.expand(2, 2), REFERENCES), expected)
+    assert not torch.equal(hamming(tokens, None, REFERENCES), hamming(tokens, lengths.expand(2, 2), REFERENCES))
+    for shared in (lengths.expand(2, 2), lengths.expand(1, 2), lengths):
+        some = tokens[: len(shared)] if shared.dim() == 2 else tokens[0]
+        assert problem(some, shared, REFERENCES).lengths.data_ptr() == lengths.data_ptr()
+    assert hamming(tokens[:0], lengths.expand(0, 2), REFERENCES).shape == (0, 2)
+    with pytest.raises(ValueError, match="lengths: got 4 for candidate 1, expected 0 to 3"):
+        hamming(tokens, torch.tensor([3, 4]).expand(2, 2), REFERENCES)

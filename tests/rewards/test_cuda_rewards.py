@@ -28,15 +28,19 @@ class Case:
         lengths: of candidates and references, drawn from these.
         references: numbers of references of an input, drawn from these.
         vocabulary: how many different tokens.
+        are_of_inputs: whether the candidates of an input are as long, so that one length does for them.
     """
 
     def __init__(
         self, samples: int, inputs: int, *, dtype: torch.dtype = torch.int64, lengths: tuple[int, ...] = SHORT,
-        references: tuple[int, ...] = (0, 1, 2, 5), vocabulary: int = 4, seed: int = 0,
+        references: tuple[int, ...] = (0, 1, 2, 5), vocabulary: int = 4, seed: int = 0, are_of_inputs: bool = False,
     ) -> None:  # fmt: skip
         self.generator = torch.Generator().manual_seed(seed)
         self.vocabulary = vocabulary
         self.lengths = torch.tensor([self.choose(lengths) for _ in range(samples * inputs)])
+        self.are_of_inputs = are_of_inputs
+        if are_of_inputs:
+            self.lengths = self.lengths[:inputs].repeat(samples)
         self.tokens = torch.full((samples * inputs, max(lengths)), 2**31 - 1, dtype=dtype)
         for row, length in zip(self.tokens, self.lengths.tolist(), strict=True):
             row[:length] = torch.tensor(self.sentence(length))
@@ -54,9 +58,10 @@ class Case:
         return ids[torch.randint(len(ids), (length,), generator=self.generator)].tolist()
 
     @property
-    def candidates(self) -> tuple[int, bool, int, int, int]:
-        tokens = self.tokens
-        return tokens.data_ptr(), tokens.dtype == torch.int64, self.lengths.data_ptr(), *tokens.shape
+    def candidates(self) -> tuple[int, bool, int, bool, int, int]:
+        """As a kernel takes them, with a length for each or, where those of an input are as long, for each input."""
+        tokens, lengths = self.tokens, self.lengths
+        return tokens.data_ptr(), tokens.dtype == torch.int64, lengths.data_ptr(), self.are_of_inputs, *tokens.shape
 
 
 class OnCpu:
@@ -153,6 +158,7 @@ def assert_all_equal(emulated: Emulated, case: Case) -> None:
 @pytest.mark.usefixtures("order")
 def test_equal_to_the_cpu(emulated: Emulated, dtype: torch.dtype) -> None:
     assert_all_equal(emulated, Case(3, 7, dtype=dtype))
+    assert_all_equal(emulated, Case(3, 7, dtype=dtype, seed=1, are_of_inputs=True))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -311,11 +317,11 @@ def test_scratch_is_required(emulated: Emulated) -> None:
 def test_sizes_are_checked(emulated: Emulated) -> None:
     """What both modules refuse, since they share what checks it."""
     case = Case(2, 3)
-    tokens, are_int64, lengths, count, width = case.candidates
+    *first, count, width = case.candidates
     references, rest = case.references.arguments(), (1, 1.2, 1, 1, 0, 0)
     with pytest.raises(ValueError, match="candidates: got 5, expected a multiple of the 3 inputs"):
-        emulated.module.alignment((tokens, are_int64, lengths, 5, width), references, *rest)
+        emulated.module.alignment((*first, 5, width), references, *rest)
     with pytest.raises(ValueError, match="candidates: got 1073741825 positions"):
-        emulated.module.alignment((tokens, are_int64, lengths, count, 2**30 + 1), references, *rest)
+        emulated.module.alignment((*first, count, 2**30 + 1), references, *rest)
     with pytest.raises(RuntimeError, match="alignment: invalid argument"):
-        emulated.module.alignment((tokens, are_int64, lengths, 3 * 2**31, width), references, *rest)
+        emulated.module.alignment((*first, 3 * 2**31, width), references, *rest)

@@ -29,7 +29,8 @@ class Case:
         self.count = self.inputs * int(rng.integers(0, 4))
         dtype = rng.choice([np.int32, np.int64])
         self.tokens = self.ids(self.count * self.width).astype(dtype)
-        self.lengths = self.spoil(rng.integers(0, self.width + 1, self.count))
+        self.are_of_inputs = bool(rng.integers(0, 2))
+        self.lengths = self.spoil(rng.integers(0, self.width + 1, self.inputs if self.are_of_inputs else self.count))
         sentence_lengths = rng.integers(0, rng.choice([2, 8, 40, 130]), int(rng.integers(0, 12)))
         self.offsets = np.concatenate([[0], np.cumsum(sentence_lengths)]).astype(np.int64)
         self.reference_tokens = self.ids(int(self.offsets[-1])).astype(np.int32)
@@ -49,7 +50,8 @@ class Case:
 
     def candidates(self):
         return (
-            pointer(self.tokens), self.tokens.dtype == np.int64, pointer(self.lengths), self.count, self.width
+            pointer(self.tokens), self.tokens.dtype == np.int64, pointer(self.lengths), self.are_of_inputs, self.count,
+            self.width,
         )  # fmt: skip
 
     def references(self):
@@ -125,7 +127,7 @@ def test_offsets_that_do_not_fit_are_refused(offsets, spans, message):
     out = np.zeros(1)
     references = (pointer(packed), pointer(offsets), pointer(spans), 4, 2, 1)
     with pytest.raises(ValueError, match=f"references: got the {message}"):
-        call("alignment", (pointer(tokens), False, pointer(lengths), 1, 3), references, 1, 1.2, 0, pointer(out))
+        call("alignment", (pointer(tokens), False, pointer(lengths), False, 1, 3), references, 1, 1.2, 0, pointer(out))
     with pytest.raises(ValueError, match=f"references: got the {message}"):
         compiled.require("_C").DocumentCounter().add(references)
 
@@ -135,6 +137,7 @@ def test_what_cannot_be_counted_in_32_bits_is_refused():
     lengths, offsets, spans, out = np.array([0]), np.array([0, 2**30 + 1]), np.array([[0, 1]]), np.zeros(1)
     references = (pointer(out), pointer(offsets), pointer(spans), 2**30 + 1, 1, 1)
     with pytest.raises(ValueError, match=r"tokens 0 \.\. 1073741825 for sentence 0, expected .* 0 \.\. 1073741824"):
-        call("alignment", (pointer(out), False, pointer(lengths), 1, 3), references, 1, 1.2, 0, pointer(out))
+        call("alignment", (pointer(out), False, pointer(lengths), False, 1, 3), references, 1, 1.2, 0, pointer(out))
+    wide = (pointer(out), False, pointer(lengths), False, 1, 2**30 + 1)
     with pytest.raises(ValueError, match="candidates: got 1073741825 positions, expected at most"):
-        call("alignment", (pointer(out), False, pointer(lengths), 1, 2**30 + 1), references, 1, 1.2, 0, pointer(out))
+        call("alignment", wide, references, 1, 1.2, 0, pointer(out))

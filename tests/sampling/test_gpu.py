@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import pytest
 import torch
+from torch import Tensor
 
+import smoothloss.functional as F
 from smoothloss import SimilarityTable
+from smoothloss import _compiled as compiled
+from smoothloss.rewards import Cider, References
 from smoothloss.sampling import (
     BatchPool,
     EditSampler,
@@ -17,8 +22,9 @@ from smoothloss.sampling import (
     SimilarPool,
     UniformPool,
     VocabularyPool,
+    importance_weights,
 )
-from smoothloss.testing import chi_square
+from smoothloss.testing import chi_square, make_table
 
 pytestmark = [
     pytest.mark.gpu,
@@ -86,3 +92,88 @@ def test_the_sequences_of_one_word_are_drawn_as_their_log_prob_says(name: str) -
             observed = torch.cat([counts[often], counts[~often].sum()[None]])
             expected = torch.cat([expected[often], 100_000 - expected[often].sum()[None]])
             assert chi_square(observed.cpu(), expected.clamp(min=0).cpu()) < 1
+
+
+@pytest.mark.parametrize("normalize", ["samples", "batch"])
+@pytest.mark.parametrize("shape", [(5, 80), (1, 3), (3000, 2), (0, 4)])
+def test_weights_are_those_of_the_cpu(shape: tuple[int, int], normalize: Literal["samples", "batch"]) -> None:
+    random = torch.Generator().manual_seed(0)
+    scores, log_prob = torch.rand(shape, generator=random).double(), -30 * torch.rand(shape, generator=random)
+
+    def weigh(scores: Tensor, log_prob: Tensor, impl: Literal["auto", "reference"]) -> Tensor:
+        return importance_weights(scores, log_prob, tau=0.2, clip=0.9, normalize=normalize, impl=impl)
+
+    for one, other in ((scores, log_prob), (scores.float(), log_prob), (scores.float(), log_prob.half())):
+        for impl in ("auto", "reference"):
+            actual, again = (weigh(one.cuda(), other.cuda(), impl) for _ in range(2))  # type: ignore[arg-type]
+            assert torch.equal(actual, again)
+            torch.testing.assert_close(actual.cpu(), weigh(one, other, "reference"))
+
+
+class Captions:
+    """A batch, and the loss of lazy Tok-Seq on samples drawn from a pool; with `normalize` CIDEr weighs them."""
+
+    def __init__(self, pool: Pool, normalize: Literal["samples", "batch"] | None) -> None:
+        self.sampler, self.normalize = HammingSampler(0.4, pool), normalize
+        self.table = make_table(SIZE).to("cuda")
+        self.target = torch.randint(3, SIZE, (8, 10), device="cuda")
+        self.lengths, self.inputs = torch.full((8,), 10, device="cuda"), torch.arange(8, device="cuda")
+        self.references = References([[row, row[2:]] for row in self.target.tolist()], device="cuda")
+        self.cider = Cider(self.references)
+        self.cider.prepare(self.references)
+
+    def loss(self, logits: Tensor) -> Tensor:
+        samples, weights = self.sampler(self.target, self.lengths, 5, references=self.target), None
+        if self.normalize is not None:
+            scores = self.cider(samples.tokens, samples.lengths, self.references.select(self.inputs))
+            weights = importance_weights(scores, samples.log_prob, tau=0.5, clip=1.0, normalize=self.normalize)
+        return F.lazy_sequence_cross_entropy(
+            logits, self.target, samples.tokens, weights, alpha=0.4, table=self.table, token_alpha=0.3
+        )
+
+
+STEPS = [("vocabulary", None), ("batch", None), ("references", "batch"), ("batch", "samples"), ("uniform", "batch")]
+
+
+@pytest.mark.parametrize(("name", "normalize"), STEPS)
+def test_a_whole_step_in_one_graph(name: str, normalize: Literal["samples", "batch"] | None) -> None:
+    captions, stream = Captions(make_pool(name), normalize), torch.cuda.Stream()
+    model = torch.nn.Sequential(torch.nn.Embedding(SIZE, 16), torch.nn.Linear(16, SIZE)).cuda()
+    optimizer = torch.optim.Adam(model.parameters(), capturable=True)
+
+    def step() -> Tensor:
+        optimizer.zero_grad(set_to_none=False)
+        loss = captions.loss(model(captions.target))
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):  # which raises where something waits
+        loss = step()
+    losses = []
+    for _ in range(400):
+        graph.replay()
+        losses.append(loss.clone())
+    values = torch.stack(losses).tolist()
+    assert len(set(values)) > 390, "each replay draws samples of its own, and trains"
+    assert sum(values[-50:]) < 0.9 * sum(values[:50])
+
+
+@pytest.mark.filterwarnings("ignore")  # of the profiler
+@pytest.mark.parametrize(("name", "normalize"), STEPS)
+def test_the_launches_of_a_step(
+    name: str, normalize: Literal["samples", "batch"] | None, launched: Callable[[Callable[[], object]], list[str]]
+) -> None:
+    """What `ops/test_launches.py` counts in the emulation: 6 with the draw, by CIDEr 3 more."""
+    if compiled.load("_C_cuda")[0] is None:
+        pytest.skip("_C_cuda was not built")
+    captions, one = Captions(make_pool(name), normalize), torch.ones((), device="cuda")
+    logits = torch.randn(8, 10, SIZE, device="cuda", requires_grad=True)
+    names = launched(lambda: torch.autograd.grad(captions.loss(logits), logits, one))
+    assert len(names) <= (6 if normalize is None else 9), names

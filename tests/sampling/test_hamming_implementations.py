@@ -117,18 +117,18 @@ def impl(request: pytest.FixtureRequest) -> Iterator[str]:
         yield "triton" if name == "triton" else "native"
 
 
-def emulate(patch: pytest.MonkeyPatch, module: ModuleType) -> None:
+def emulate(patch: pytest.MonkeyPatch, module: ModuleType, device: int = 0) -> None:
     """Let the CUDA kernels draw for CPU tensors, with scratch memory that holds anything but zeros."""
 
     def call(name: str, like: Tensor, *arguments: Any) -> None:
         (_, _, batch, width, _), kernel_pool = arguments[0], arguments[2]
         words = _hamming_native.scratch_words(kernel_pool[0], batch, width, kernel_pool[3])
         scratch = torch.full((words + GUARD,), -7)
-        getattr(module, name)(*arguments, scratch.data_ptr(), words, 0, 0)
+        getattr(module, name)(*arguments, scratch.data_ptr(), words, device, 0)
         assert (scratch[words:] == -7).all()
         if words:
             with pytest.raises(ValueError, match="scratch: got"):
-                getattr(module, name)(*arguments, scratch.data_ptr(), words - 1, 0, 0)
+                getattr(module, name)(*arguments, scratch.data_ptr(), words - 1, device, 0)
 
     patch.setattr(compiled, "call", call)
 
@@ -173,6 +173,35 @@ def test_many_different_tokens(impl: str) -> None:
     references = torch.randint(0, 4000, (target.shape[0], 300), generator=random)
     for pool in (BatchPool((3, 4)), ReferencePool((3, 4))):
         case = Case(0.15, pool, target, None, 2, 99, references)
+        assert_equal(case.draw(impl), case.draw("reference"))
+
+
+@pytest.mark.skipif(IN_INTERPRETER, reason="of the CUDA kernels")
+@pytest.mark.parametrize(("sentences", "device", "launches"), [(7, 0, 1), (64, 0, 1), (64, 2, 2), (130, 0, 2)])
+def test_a_set_is_built_in_shared_memory_where_there_is_room(
+    native_on_emulated_cuda: Any, monkeypatch: pytest.MonkeyPatch, sentences: int, device: int, launches: int
+) -> None:
+    """Device 0 has 96 KiB for a block that asks for them, device 2 just what every block may have."""
+    random = torch.Generator().manual_seed(0)
+    target = torch.randint(0, 3000, (sentences, 33), generator=random)
+    references = torch.randint(0, 9000, (2, 33 * sentences), generator=random)
+    emulate(monkeypatch, native_on_emulated_cuda.module, device)
+    for case in (
+        Case(0.15, BatchPool((3, 4)), target, None, 2, 99, target),
+        Case(0.15, ReferencePool((3, 4)), target[:2], None, 2, 99, references),
+    ):
+        before = native_on_emulated_cuda.num_launches
+        drawn = case.draw("native")
+        assert native_on_emulated_cuda.num_launches - before == launches
+        assert_equal(drawn, case.draw("reference"))
+
+
+@pytest.mark.skipif(IN_INTERPRETER, reason="minutes in the interpreter, whose programs take a sample each")
+def test_more_samples_than_warps(impl: str) -> None:
+    """Blocks that go on to other samples with the set that they have built."""
+    target = torch.randint(0, 9, (5, 3), generator=torch.Generator().manual_seed(0))
+    for pool in (BatchPool(), ReferencePool()):
+        case = Case(1.0, pool, target, None, 300, 99, target)
         assert_equal(case.draw(impl), case.draw("reference"))
 
 

@@ -296,13 +296,14 @@ def _logits(logits: Tensor) -> tuple[int, int, int, int, int]:
 
 
 def _target(target: RowTarget) -> tuple[Any, ...]:
-    indices, given_weights, given_uniform, _, ignore_index = target
+    indices, given_weights, given_uniform, _, ignore_index, given_prior = target
     slots = indices.shape[1] if indices.dim() == 2 else 1
     weights = _NONE if given_weights is None else _array(given_weights)
     uniform = _NONE if given_uniform is None else _array(given_uniform)
+    prior = _NONE if given_prior is None else _array(given_prior)
     if ignore_index is None:
-        return _array(indices), slots, weights, uniform, False, -1
-    return _array(indices), slots, weights, uniform, True, ignore_index
+        return _array(indices), slots, weights, uniform, prior, False, -1
+    return _array(indices), slots, weights, uniform, prior, True, ignore_index
 
 
 def _dense(dense: DenseRows | None) -> tuple[Any, ...] | None:

@@ -55,6 +55,7 @@ from smoothloss.backends.triton.results import _reduce_kernel, _scaled_copy_kern
 from smoothloss.backends.triton.rows import (
     _sparse_cross_entropy_backward_kernel,
     _sparse_cross_entropy_forward_kernel,
+    option_flags,
 )
 from smoothloss.backends.triton.statistics import (
     _token_statistics_backward_kernel,
@@ -126,7 +127,8 @@ def backward(
     with _on_device(logits):
         _sparse_cross_entropy_backward_kernel[(rows,)](
             grad, grad if scale is None else scale, logits, statistics, indices, weights,
-            weights if target.uniform is None else target.uniform, *mix, _selected(weights, constants),
+            weights if target.uniform is None else target.uniform, *mix,
+            weights if target.prior is None else target.prior, _selected(weights, constants),
             weights if mass is None else mass, out, *_widths(constants["UNIT"], logits, out),
             0 if grad.numel() == 1 else 1, num_entries, *mix_sizes, ignored, *_scalars(options, statistics.dtype),
             **constants, HAS_UNIFORM=target.uniform is not None, HAS_MASS=mass is not None,
@@ -270,9 +272,9 @@ def _launch_forward(
     with _on_device(logits):
         _sparse_cross_entropy_forward_kernel[(programs,)](
             logits, indices, weights, target.uniform if has_uniform else weights, *mix,
-            _selected(weights, constants), losses, mass, statistics, logits if out is None else out,
-            *_widths(constants["UNIT"], logits, logits if out is None else out), rows, num_entries, *mix_sizes,
-            ignored, *_scalars(options, losses.dtype), **constants, HAS_UNIFORM=has_uniform,
+            weights if target.prior is None else target.prior, _selected(weights, constants), losses, mass, statistics,
+            logits if out is None else out, *_widths(constants["UNIT"], logits, logits if out is None else out), rows,
+            num_entries, *mix_sizes, ignored, *_scalars(options, losses.dtype), **constants, HAS_UNIFORM=has_uniform,
             HAS_SHARES=dense is not None or has_uniform or options.label_smoothing != 0,
             HAS_GRADIENT=out is not None, HAS_ROW_LOOP=programs < rows,
             num_warps=config.num_warps, maxnreg=config.max_registers,
@@ -302,16 +304,17 @@ def _entries(target: RowTarget, like: Tensor) -> tuple[Tensor, Tensor, int]:
 
 def _constants(logits: Tensor, target: RowTarget, options: RowOptions, out: Tensor) -> tuple[RowConfig, dict[str, Any]]:
     """Return the configuration, and the compile-time arguments that forward and backward share."""
-    config, num_entries = row_config(logits, target.dense is not None), _num_entries(target)
+    has_dense, num_entries = target.dense is not None or target.prior is not None, _num_entries(target)
+    config = row_config(logits, has_dense)
     return config, {
         "UNIT": unit(logits, out),
         "ACCUMULATOR": tl.float64 if logits.dtype == torch.float64 else tl.float32,
         "BLOCK": config.block,
         "BLOCK_S": entry_block(num_entries),
         "HAS_WEIGHTS": target.weights is not None,
-        "HAS_DENSE": target.dense is not None,
-        "HAS_ENTROPY": options.entropy != 0,
-        "HAS_SOFTCAP": options.softcap != 0,
+        "HAS_DENSE": has_dense,
+        "HAS_PRIOR": target.prior is not None,
+        **option_flags(options),
         "HAS_MANY_ENTRIES": num_entries > ENTRY_BLOCKS[-1],
     }
 
@@ -336,10 +339,11 @@ def _selected(weights: Tensor, constants: dict[str, Any]) -> Tensor:
 
 
 def _scalars(options: RowOptions, dtype: torch.dtype) -> list[float]:
-    """Return the options as the kernels take them: five floats, then what float32 cuts off them."""
+    """Return the options as the kernels take them: all of them, then what float32 cuts off them."""
     if dtype != torch.float64:
-        return [*options, 0.0, 0.0, 0.0, 0.0, 0.0]
-    rounded = struct.unpack("5f", struct.pack("5f", *options))
+        return [*options, *[0.0] * len(options)]
+    layout = f"{len(options)}f"
+    rounded = struct.unpack(layout, struct.pack(layout, *options))
     return [*rounded, *(value - high for value, high in zip(options, rounded, strict=True))]
 
 

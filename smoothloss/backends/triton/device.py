@@ -7,7 +7,8 @@ logarithm where all logits of a row share a large offset.
 `readable` is the number of classes of the row that may be read: all, or none in a row without mass, whose logits may
 be NaN. A mixture of dense rows (`HAS_DENSE`) and the mass that lies evenly on all classes are one thing to the kernels,
 the part of the target that every class has a share of (`HAS_SHARES`): `mixture`. Without dense rows that share is a
-scalar. Without weights (`HAS_WEIGHTS`) there is one entry a row, a label, which weighs 1; `ignored` marks an empty one.
+scalar; a prior, which spreads mass unevenly, goes with them (`HAS_PRIOR`, and `HAS_DENSE` too). Without weights
+(`HAS_WEIGHTS`) there is one entry a row, a label, which weighs 1; `ignored` marks an empty one.
 """
 # mypy: ignore-errors
 
@@ -113,6 +114,7 @@ def mixture(
     dense_values,  # (U, V)
     dense_rows,  # (J,)
     dense_weights,  # (J,)
+    prior,  # (V,), read where HAS_PRIOR
     num_values,
     num_mixed,
     num_classes,
@@ -122,8 +124,9 @@ def mixture(
     even,
     ACCUMULATOR: tl.constexpr,
     WIDTH: tl.constexpr,
+    HAS_PRIOR: tl.constexpr,
 ):
-    """Return ``kept sum_j weights[j] values[rows[j], column] + even``, ``(WIDTH,)``."""
+    """Return ``kept sum_j weights[j] values[rows[j], column] + even``, ``(WIDTH,)``; `even` times the prior, if any."""
     total = tl.zeros((WIDTH,), ACCUMULATOR)
     for slot in range(0, num_mixed):
         row = tl.load(dense_rows + slot)
@@ -131,6 +134,8 @@ def mixture(
         weight = tl.broadcast_to(weight, (WIDTH,))
         values = dense_values + row.to(tl.int64) * num_classes
         total += weight * tl.load(values + column, mask=inside & (weight != 0), other=0.0)
+    if HAS_PRIOR:
+        even = even * tl.load(prior + column, mask=inside, other=0.0)
     return kept * total + even
 
 
@@ -140,6 +145,7 @@ def statistics(
     dense_values,  # (U, V)
     dense_rows,  # (J,)
     dense_weights,  # (J,)
+    prior,  # (V,), read where HAS_PRIOR
     num_values,
     num_mixed,
     num_classes,
@@ -154,6 +160,7 @@ def statistics(
     HAS_SHARES: tl.constexpr,
     HAS_ENTROPY: tl.constexpr,
     HAS_DENSE: tl.constexpr,
+    HAS_PRIOR: tl.constexpr,
 ):
     """Return maximum, ``norm = sum_v e^(z_v - max)``, and what is asked for of the row: entropy, gap, reach.
 
@@ -183,8 +190,8 @@ def statistics(
             q = even
             if HAS_DENSE:
                 q = mixture(
-                    dense_values, dense_rows, dense_weights, num_values, num_mixed, num_classes, column, inside,
-                    kept, even, ACCUMULATOR, BLOCK,
+                    dense_values, dense_rows, dense_weights, prior, num_values, num_mixed, num_classes, column, inside,
+                    kept, even, ACCUMULATOR, BLOCK, HAS_PRIOR,
                 )  # fmt: skip
             q = tl.where(inside, q, 0.0)
             gap += tl.where(q != 0, q * (top - z), 0.0)

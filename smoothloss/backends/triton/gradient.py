@@ -57,6 +57,7 @@ def _write_gradient(
     dense_values,  # (U, V)
     dense_rows,  # (J,)
     dense_weights,  # (J,)
+    prior,  # (V,), read where HAS_PRIOR
     num_values,
     num_mixed,
     num_classes,
@@ -76,6 +77,7 @@ def _write_gradient(
     HAS_SOFTCAP: tl.constexpr,
     HAS_ENTROPY: tl.constexpr,
     HAS_DENSE: tl.constexpr,
+    HAS_PRIOR: tl.constexpr,
 ):
     lane = tl.arange(0, BLOCK)
     for start in range(0, num_classes, BLOCK):
@@ -85,8 +87,8 @@ def _write_gradient(
         removed = even
         if HAS_DENSE:
             removed = mixture(
-                dense_values, dense_rows, dense_weights, num_values, num_mixed, num_classes, column, inside,
-                kept, even, ACCUMULATOR, BLOCK,
+                dense_values, dense_rows, dense_weights, prior, num_values, num_mixed, num_classes, column, inside,
+                kept, even, ACCUMULATOR, BLOCK, HAS_PRIOR,
             )  # fmt: skip
         gradient = _gradient(
             z, removed, peak, inverse, entropy, coefficient, outer, gamma, softcap, HAS_SOFTCAP, HAS_ENTROPY
@@ -161,6 +163,7 @@ def _overwrite_entries(
     dense_values,  # (U, V)
     dense_rows,  # (J,)
     dense_weights,  # (J,)
+    prior,  # (V,), read where HAS_PRIOR
     num_values,
     num_mixed,
     num_entries,
@@ -180,6 +183,7 @@ def _overwrite_entries(
     HAS_SOFTCAP: tl.constexpr,
     HAS_ENTROPY: tl.constexpr,
     HAS_DENSE: tl.constexpr,
+    HAS_PRIOR: tl.constexpr,
     HAS_MANY_ENTRIES: tl.constexpr,
     HAS_WEIGHTS: tl.constexpr,
 ):
@@ -207,8 +211,8 @@ def _overwrite_entries(
             removed = even
             if HAS_DENSE:
                 removed = mixture(
-                    dense_values, dense_rows, dense_weights, num_values, num_mixed, num_classes, index, filled,
-                    kept, even, ACCUMULATOR, BLOCK_S,
+                    dense_values, dense_rows, dense_weights, prior, num_values, num_mixed, num_classes, index, filled,
+                    kept, even, ACCUMULATOR, BLOCK_S, HAS_PRIOR,
                 )  # fmt: skip
             gradient = _gradient(
                 own, removed + kept * shared, peak, inverse, entropy, coefficient, outer, gamma, softcap,
@@ -227,6 +231,7 @@ def backward_row(
     dense_values,  # (U, V)
     dense_rows,  # (J,)
     dense_weights,  # (J,)
+    prior,  # (V,), read where HAS_PRIOR
     num_values,
     num_mixed,
     num_entries,
@@ -249,12 +254,14 @@ def backward_row(
     HAS_SOFTCAP: tl.constexpr,
     HAS_ENTROPY: tl.constexpr,
     HAS_DENSE: tl.constexpr,
+    HAS_PRIOR: tl.constexpr,
     HAS_MANY_ENTRIES: tl.constexpr,
     HAS_WEIGHTS: tl.constexpr,
 ):
     """Write the gradient of the row to `out`, which may be `logits`; weights, not `even`, are scaled by `kept`.
 
-    `even` is the part of the target that each class gets of the mass that lies evenly on all.
+    `even` is the part of the target that each class gets of the mass that lies evenly on all; with a prior, all of that
+    mass.
     """
     if HAS_MANY_ENTRIES:
         z = peak
@@ -269,13 +276,13 @@ def backward_row(
         z = load_logits(logits + index, filled & (index < readable), scale, softcap, ACCUMULATOR, HAS_SOFTCAP)
     tl.debug_barrier()  # in place, no thread may write before all have loaded what they will need
     _write_gradient(
-        logits, out, dense_values, dense_rows, dense_weights, num_values, num_mixed, num_classes, readable,
+        logits, out, dense_values, dense_rows, dense_weights, prior, num_values, num_mixed, num_classes, readable,
         kept, even, peak, inverse, entropy, coefficient, outer, gamma, scale, softcap,
-        ACCUMULATOR, BLOCK, HAS_SOFTCAP, HAS_ENTROPY, HAS_DENSE,
+        ACCUMULATOR, BLOCK, HAS_SOFTCAP, HAS_ENTROPY, HAS_DENSE, HAS_PRIOR,
     )  # fmt: skip
     tl.debug_barrier()  # the entries' classes were just written, by other threads than write them now
     _overwrite_entries(
-        z, selected, out, indices, weights, dense_values, dense_rows, dense_weights, num_values, num_mixed,
+        z, selected, out, indices, weights, dense_values, dense_rows, dense_weights, prior, num_values, num_mixed,
         num_entries, num_classes, ignored, kept, even, peak, inverse, entropy, coefficient, outer, gamma, softcap,
-        ACCUMULATOR, BLOCK_S, HAS_SOFTCAP, HAS_ENTROPY, HAS_DENSE, HAS_MANY_ENTRIES, HAS_WEIGHTS,
+        ACCUMULATOR, BLOCK_S, HAS_SOFTCAP, HAS_ENTROPY, HAS_DENSE, HAS_PRIOR, HAS_MANY_ENTRIES, HAS_WEIGHTS,
     )  # fmt: skip

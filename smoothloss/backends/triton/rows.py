@@ -20,11 +20,17 @@ from smoothloss.backends.triton.gradient import backward_row
 
 # Slots of dense rows whose weights are added up at a time.
 _BLOCK_J: tl.constexpr = tl.constexpr(32)
-# Whatever is listed here changes from call to call and must not lead to another compilation.
+# Whatever is listed here changes from call to call and must not lead to another compilation. The options are in the
+# order of RowOptions, as in the arguments of the kernels.
 _OPTIONS = ["smoothing", "gamma", "z_loss", "scale", "softcap"]
 _STRIDES = ["units", "logits_stride", "out_stride", "grad_stride"]
 _SIZES = ["num_rows", "num_entries", "num_values", "num_mixed", "ignored"]
 _RUN_TIME = [*_STRIDES, *_SIZES, *_OPTIONS, *(f"{name}_low" for name in _OPTIONS)]
+
+
+def option_flags(options):
+    """Return what the kernels are compiled for of the options."""
+    return {"HAS_ENTROPY": options.entropy != 0, "HAS_SOFTCAP": options.softcap != 0}
 
 
 @triton.jit(do_not_specialize=_RUN_TIME)
@@ -36,6 +42,7 @@ def _sparse_cross_entropy_forward_kernel(
     dense_values,  # (U, V), this and the next two read where HAS_DENSE
     dense_rows,  # (N, J)
     dense_weights,  # (N, J)
+    prior,  # (V,), read where HAS_PRIOR
     selected,  # (N, S), scratch where HAS_MANY_ENTRIES
     loss_out,  # (N,)
     mass_out,  # (N,)
@@ -67,6 +74,7 @@ def _sparse_cross_entropy_forward_kernel(
     HAS_UNIFORM: tl.constexpr,
     HAS_SHARES: tl.constexpr,
     HAS_DENSE: tl.constexpr,
+    HAS_PRIOR: tl.constexpr,
     HAS_ENTROPY: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
     HAS_GRADIENT: tl.constexpr,
@@ -96,13 +104,15 @@ def _sparse_cross_entropy_forward_kernel(
         if HAS_DENSE:
             mass += target_mass(mix_rows, mix_weights, num_mixed, num_values, -1, ACCUMULATOR, _BLOCK_J, True)
         mass, even = spread(mass, uniform, row, smoothing, HAS_UNIFORM)
-        share = even / num_classes.to(ACCUMULATOR)
+        share = even
+        if not HAS_PRIOR:
+            share = even / num_classes.to(ACCUMULATOR)
         live = mass != 0
         readable = tl.where(live, num_classes, 0)  # a row without mass is not read at all: it may hold NaN
         peak, norm, entropy, gap, reach = statistics(
-            row_logits, dense_values, mix_rows, mix_weights, num_values, num_mixed, num_classes, readable,
+            row_logits, dense_values, mix_rows, mix_weights, prior, num_values, num_mixed, num_classes, readable,
             1.0 - smoothing, share, scale, softcap,
-            ACCUMULATOR, BLOCK, HAS_SOFTCAP, HAS_SHARES, HAS_ENTROPY, HAS_DENSE,
+            ACCUMULATOR, BLOCK, HAS_SOFTCAP, HAS_SHARES, HAS_ENTROPY, HAS_DENSE, HAS_PRIOR,
         )  # fmt: skip
         peak = tl.where(live, peak, 0.0)
         norm = tl.where(live, norm, 1.0)
@@ -121,10 +131,12 @@ def _sparse_cross_entropy_forward_kernel(
         if HAS_GRADIENT:
             backward_row(
                 row_logits, selected + row * num_entries, grad_out + row * out_stride * UNIT, row_indices, row_weights,
-                dense_values, mix_rows, mix_weights, num_values, num_mixed, num_entries, num_classes, ignored, readable,
+                dense_values, mix_rows, mix_weights, prior, num_values, num_mixed, num_entries, num_classes, ignored,
+                readable,
                 1.0 - smoothing, share, peak, 1.0 / norm, entropy,
                 mass + 2.0 * z_loss * lse, tl.where(live, scale, 0.0), gamma, scale, softcap,
-                ACCUMULATOR, BLOCK, BLOCK_S, HAS_SOFTCAP, HAS_ENTROPY, HAS_DENSE, HAS_MANY_ENTRIES, HAS_WEIGHTS,
+                ACCUMULATOR, BLOCK, BLOCK_S, HAS_SOFTCAP, HAS_ENTROPY, HAS_DENSE, HAS_PRIOR, HAS_MANY_ENTRIES,
+                HAS_WEIGHTS,
             )  # fmt: skip
         else:
             if HAS_ENTROPY:
@@ -145,6 +157,7 @@ def _sparse_cross_entropy_backward_kernel(
     dense_values,  # (U, V), this and the next two read where HAS_DENSE
     dense_rows,  # (N, J)
     dense_weights,  # (N, J)
+    prior,  # (V,), read where HAS_PRIOR
     selected,  # (N, S), scratch where HAS_MANY_ENTRIES
     mass_in,  # (N,), read where HAS_MASS
     grad_out,  # (N, V)
@@ -173,6 +186,7 @@ def _sparse_cross_entropy_backward_kernel(
     HAS_WEIGHTS: tl.constexpr,
     HAS_UNIFORM: tl.constexpr,
     HAS_DENSE: tl.constexpr,
+    HAS_PRIOR: tl.constexpr,
     HAS_ENTROPY: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
     HAS_MASS: tl.constexpr,
@@ -211,10 +225,14 @@ def _sparse_cross_entropy_backward_kernel(
     if HAS_ENTROPY:
         entropy = tl.where(live, tl.load(statistics_in + 3 * row + 2), 0.0)
     logits += row * logits_stride * UNIT
+    share = even
+    if not HAS_PRIOR:
+        share = even / num_classes.to(ACCUMULATOR)
     backward_row(
         logits, selected + row * num_entries, grad_out + row * out_stride * UNIT, indices, weights,
-        dense_values, dense_rows, dense_weights, num_values, num_mixed, num_entries, num_classes, ignored, readable,
-        1.0 - smoothing, even / num_classes.to(ACCUMULATOR), peak, 1.0 / norm, entropy,
+        dense_values, dense_rows, dense_weights, prior, num_values, num_mixed, num_entries, num_classes, ignored,
+        readable, 1.0 - smoothing, share, peak, 1.0 / norm, entropy,
         mass + 2.0 * z_loss * (peak + tl.log(norm)), outer, gamma, scale, softcap,
-        ACCUMULATOR, BLOCK, BLOCK_S, HAS_SOFTCAP, HAS_ENTROPY, HAS_DENSE, HAS_MANY_ENTRIES, HAS_WEIGHTS,
+        ACCUMULATOR, BLOCK, BLOCK_S, HAS_SOFTCAP, HAS_ENTROPY, HAS_DENSE, HAS_PRIOR, HAS_MANY_ENTRIES,
+                HAS_WEIGHTS,
     )  # fmt: skip

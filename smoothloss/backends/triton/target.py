@@ -49,7 +49,7 @@ def _merge(
             token_other = tl.load(samples + (other - 1) * stride)
             weight = even
             if HAS_WEIGHTS:
-                weight = alpha * tl.load(sample_weights + (other - 1) * weights_stride)
+                weight = alpha * tl.load(sample_weights + (other - 1) * weights_stride).to(tl.float32)
             same = (token == token_other) & (token_other >= 0) & (token_other != ignore_index)
             total += tl.where(same, weight, 0.0)
             first = first & ~(same & (number > other))

@@ -31,6 +31,7 @@ namespace emulation {
 namespace {
 
 constexpr unsigned kMaxThreads = 1024;
+std::atomic<int64_t> num_launches{0};
 
 struct Barrier {
     unsigned arrived = 0;
@@ -177,6 +178,7 @@ cudaError_t run(const cudaLaunchConfig_t& config, const std::function<void()>& t
     unsigned blocks = config.numAttrs ? config.attrs->val.clusterDim.x : 1;
     if (config.dynamicSmemBytes > kSharedBytes || config.blockDim.x > kMaxThreads || config.gridDim.x % blocks != 0)
         return cudaErrorInvalidValue;
+    ++num_launches;
     for (unsigned first = 0; first < config.gridDim.x; first += blocks) {
         Cluster cluster(blocks);
         std::atomic<unsigned> ready{0}, finished{0};
@@ -273,6 +275,11 @@ int attribute_of(cudaDeviceAttr attribute, int device) {
 }
 
 }  // namespace emulation
+
+// How many kernels were launched since the library was loaded.
+extern "C" __attribute__((visibility("default"))) int64_t emulated_launches() {
+    return emulation::num_launches;
+}
 
 cudaError_t cudaSetDevice(int device) {
     return device >= 0 && device < 3 ? cudaSuccess : cudaErrorInvalidDevice;

@@ -1,10 +1,22 @@
-"""Learning rates."""
+"""The optimizer and its learning rates."""
 
 from __future__ import annotations
 
 import math
 
+import torch
+
 from smoothloss_trainer.config import OptimizerConfig
+
+
+def build_optimizer(
+    parameters: list[torch.nn.Parameter], config: OptimizerConfig, device: torch.device
+) -> torch.optim.Adam:
+    """Return Adam, or AdamW where the recipe's ``optimizer:`` section has a weight decay."""
+    kind = torch.optim.AdamW if config.weight_decay else torch.optim.Adam
+    first, second = config.betas
+    fused = device.type in ("cpu", "cuda")
+    return kind(parameters, config.lr, (first, second), config.eps, weight_decay=config.weight_decay, fused=fused)
 
 
 def learning_rate(config: OptimizerConfig, epoch: int, step: int = 0, total_steps: int = 1) -> float:

@@ -3,7 +3,7 @@ import math
 import pytest
 
 from smoothloss_trainer.config import OptimizerConfig
-from smoothloss_trainer.schedules import learning_rate
+from smoothloss_trainer.optimizer import learning_rate
 
 
 def test_step_decays_by_epoch() -> None:
