@@ -257,7 +257,7 @@ WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "beta above 1": ({"beta": 1.1}, ValueError, "beta: got 1.1, expected a number in"),
     "temperature 0": ({"temperature": 0.0}, ValueError, "temperature: got 0.0, expected a number in"),
     "temperature inf": ({"temperature": float("inf")}, ValueError, "temperature: got inf"),
-    "temperature a word": ({"temperature": "warm"}, TypeError, "temperature: got str, expected a number"),
+    "temperature a word": ({"temperature": "warm"}, TypeError, r"temperature: got 'warm' \(str\), expected a number"),
     "reduction": ({"reduction": "batchmean"}, ValueError, "reduction: got 'batchmean', expected one of"),
     "impl": ({"impl": "cuda"}, ValueError, "impl: got 'cuda', expected one of"),
     "softcap": ({"softcap": -1.0}, ValueError, "softcap: got -1.0"),
