@@ -8,6 +8,7 @@ Suites:
     lazy    what smoothing costs            exact   dense similarity rows with the linear layer
     rewards CIDEr, BLEU, ... of candidates  sampling  what drawing samples costs
     statistics  log-probability and entropy, on given logits and with the linear layer
+    distillation, linear_distillation       divergences against a teacher's top-k
 
 Peers that are not installed, or cannot run here, are rows that say why. Every suite writes one JSON file, whole again
 after each shape.
@@ -24,7 +25,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import exact, linear, logits, mle_vs_lazy, rewards, sampling, token_statistics
+from benchmarks import distillation, exact, linear, logits, mle_vs_lazy, rewards, sampling, token_statistics
 from benchmarks.contest import Settings, broken, run_suite
 from benchmarks.measure import Row, markdown, write_json
 from benchmarks.problems import Shape, parse_shape
@@ -37,6 +38,8 @@ SUITES: dict[str, Callable[[list[Shape], list[torch.dtype], Settings], list[Row]
     "rewards": rewards.run,
     "sampling": sampling.run,
     "statistics": token_statistics.run,
+    "distillation": functools.partial(distillation.run, "logits"),
+    "linear_distillation": functools.partial(distillation.run, "linear"),
 }
 SHAPES = {
     "cpu": {
@@ -47,6 +50,8 @@ SHAPES = {
         "rewards": ("captions", "samples"),
         "sampling": ("coco",),
         "statistics": ("coco", "2k"),
+        "distillation": ("2k",),
+        "linear_distillation": ("coco",),
     },
     "cuda": {
         "logits": ("coco", "wmt", "32k", "64k", "llama3", "gemma2"),
@@ -56,6 +61,8 @@ SHAPES = {
         "rewards": ("samples", "captions"),
         "sampling": ("coco",),
         "statistics": ("coco", "wmt", "llama3"),
+        "distillation": ("32k", "llama3"),
+        "linear_distillation": ("32k", "llama3"),
     },
 }
 DTYPES = {
@@ -67,6 +74,8 @@ DTYPES = {
         "rewards": ("int64",),
         "sampling": ("float32",),
         "statistics": ("float32",),
+        "distillation": ("float32",),
+        "linear_distillation": ("float32",),
     },
     "cuda": {
         "logits": ("bfloat16", "float32"),
@@ -76,6 +85,8 @@ DTYPES = {
         "rewards": ("int64",),
         "sampling": ("float32",),
         "statistics": ("bfloat16",),
+        "distillation": ("bfloat16",),
+        "linear_distillation": ("bfloat16",),
     },
 }
 COLUMNS = {
@@ -89,6 +100,7 @@ COLUMNS = {
 }
 MORE_COLUMNS = {
     "relative_to_mle": "relative to MLE",
+    "relative_to_statistics": "to the statistics",
     "speedup": "times faster than the peer",
     "data": "data",
     "peak_mib": "peak MiB",

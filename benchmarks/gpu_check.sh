@@ -5,8 +5,8 @@
 #   bash benchmarks/gpu_check.sh     # the rest: other shapes, rewards, samplers, compute-sanitizer, the demo
 #
 # What matters comes first. A call runs, in the order of `all` below, the steps that no call before has ended, until its
-# time is up; so a third one does what two left over, and after a fault one calls again. Steps that were cut off come
-# after those that never began. What is built and measured stays in $STATE, for these very sources; benchmarks write their
+# time is up; so a third one does what two left over, and after a fault one calls again. Steps that were over their own
+# limit come last. What is built and measured stays in $STATE, for these very sources; benchmarks write their
 # rows shape by shape. $OUT, or build/gpu_check, is left with a report, the demo's page and an
 # archive of all results and logs so far. Works with the packages that the machine has (torch, triton, pytest, a build
 # environment for _C and _C_cuda if it is there) and without a network; peers that are missing are rows that say so.
@@ -47,7 +47,7 @@ fi
 mkdir -p "$out" "$site" "$logs" "$rows"
 touch "$logs/steps"
 
-# ended NAME: whether a step has ended, well or badly. cut NAME: whether it was cut off by the clock.
+# ended NAME: whether a step has ended, well or badly. cut_off NAME: whether it was over its own limit.
 ended() {
     grep -qE "^$1 +(ok|failed)" "$logs/steps"
 }
@@ -82,16 +82,16 @@ note() {
 # step NAME SECONDS COMMAND...: run with a limit, never beyond the total; keep the log, note the result and the log's
 # last line.
 step() {
-    local name=$1 limit=$2 begin=$SECONDS status=0 result=ok left=$((total - last - SECONDS))
+    local name=$1 limit=$2 begin=$SECONDS status=0 result=ok late="over $2 s" left=$((total - last - SECONDS))
     shift 2
-    ((limit > left)) && limit=$left
+    ((limit > left)) && limit=$left late="no time left"
     if ((limit < 5)); then
         note "$name" "no time left"
         return
     fi
     timeout --kill-after=5 "$limit" "$@" >"$logs/$name.log" 2>&1 || status=$?
     if ((status == 124 || status == 137)); then
-        result="over ${limit} s"
+        result=$late
     elif ((status != 0)); then
         result="failed ($status)"
     fi
@@ -124,13 +124,12 @@ describe() {
 
 # From a folder without the sources, so that the installed package is found and not the folder of that name.
 run_tests() {
-    local workers=() cores status=0
+    local workers=() cores
     cores=$(nproc)
     "$python" -c "import xdist" 2>/dev/null && workers=(-n $((cores > 12 ? 12 : cores)))
     # Warnings of versions that nobody pinned here are no errors.
     cd "$root/tests" && "$python" -m pytest backends rewards sampling -m gpu --quiet -p no:cacheprovider -W default \
-        ${workers[@]+"${workers[@]}"} || status=$?
-    return "$status"
+        ${workers[@]+"${workers[@]}"}
 }
 
 # One tool over the CUDA kernels. The allocator of torch is switched off, or it would hide what lies between tensors.
@@ -191,7 +190,11 @@ bench() {
         note "$name" "no time left"
         return
     fi
-    step "$name" $((budget + 40)) bash -c 'run_benchmark "$@"' run_benchmark "$suite" "$budget" "$name" "${@:4}"
+    step "$name" $(($3 + 40)) bash -c 'run_benchmark "$@"' run_benchmark "$suite" "$budget" "$name" "${@:4}"
+    # Shapes for which this call had no time, where another would have.
+    if ((budget < $3)) && grep -qrs "no time was left for it" "$rows/$name"; then
+        note "$name" "no time left"
+    fi
 }
 
 judge() {

@@ -130,17 +130,6 @@ def evaluate(input: Tensor, target: Target, options: Options, linear: Linear | N
     return loss.reshape(target.shape) if reduction == "none" and input.dim() != 2 else loss
 
 
-def _with_prior(input: Tensor, target: Target, options: Options, num_classes: int) -> Target:
-    """Return the target whose uniform mass, that of smoothed labels included, is spread by the prior."""
-    assert options.prior is not None
-    check_prior_fits(options.prior, input, num_classes)
-    if target.flat.uniform is None and not options.row.label_smoothing:
-        return target
-    prior = options.prior.to(accumulator_dtype(input.dtype))
-    flat = replaced(FlatTarget, target.flat, prior=prior)
-    return Target(target.shape, flat, target._given, target.num_classes, target.counted)
-
-
 def classes_of(input: Tensor, options: Options, linear: Linear | None) -> tuple[Tensor, Split | None, int]:
     """Return this process's part of `input`, how the classes are split over processes, and how many there are."""
     if linear is not None:
@@ -154,6 +143,17 @@ def classes_of(input: Tensor, options: Options, linear: Linear | None) -> tuple[
         return input, None, num_classes
     split = vocabulary_parallel.split_over(group, num_classes, input.device)
     return input, split, split.total
+
+
+def _with_prior(input: Tensor, target: Target, options: Options, num_classes: int) -> Target:
+    """Return the target whose uniform mass, that of smoothed labels included, is spread by the prior."""
+    assert options.prior is not None
+    check_prior_fits(options.prior, input, num_classes)
+    if target.flat.uniform is None and not options.row.label_smoothing:
+        return target
+    prior = options.prior.to(accumulator_dtype(input.dtype))
+    flat = replaced(FlatTarget, target.flat, prior=prior)
+    return Target(target.shape, flat, target._given, target.num_classes, target.counted)
 
 
 def evaluate_weighted(

@@ -1,7 +1,8 @@
 """The losses of `smoothloss.functional` as modules: options at construction, which checks them, tensors at the call.
 
 A module with a similarity table takes the table along in ``module.to(device)``. The options that all of them share are
-declared and described in `smoothloss.options`; each signature shows them.
+declared and described in `smoothloss.options`; each signature shows them. The divergences of `smoothloss.distillation`
+are here too.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from smoothloss import functional as F
 from smoothloss import options
 from smoothloss._prior import check_prior_values
 from smoothloss._validation import check_integer, check_number
+from smoothloss.distillation.modules import DistillationLoss, LinearDistillationLoss
 from smoothloss.options import CallOptions, LinearOptions, LogitsOptions
 from smoothloss.similarity import SimilarityTable
 from smoothloss.targets import Target
@@ -26,8 +28,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CrossEntropyLoss",
+    "DistillationLoss",
     "LazySequenceCrossEntropyLoss",
     "LinearCrossEntropyLoss",
+    "LinearDistillationLoss",
     "LinearLazySequenceCrossEntropyLoss",
     "LinearSequenceCrossEntropyLoss",
     "LinearSparseCrossEntropyLoss",

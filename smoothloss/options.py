@@ -112,7 +112,8 @@ def check(given: Mapping[str, Any], names: tuple[str, ...]) -> Options:
     if given.get("prior") is not None:  # what a tensor holds cannot be remembered
         rest = {name: value for name, value in given.items() if name != "prior"}
         return replaced(Options, check(rest, names), prior=check_prior(given["prior"]))
-    if torch.compiler.is_compiling() or "group" in given:  # a group that is remembered would never end
+    # A group that is remembered would never end.
+    if torch.compiler.is_compiling() or given.get("group") is not None:
         return _check(names, **given)
     try:
         return _remembered(names, **given)

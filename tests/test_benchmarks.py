@@ -7,6 +7,7 @@ import importlib.util
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -34,10 +35,22 @@ def _load(name: str) -> ModuleType:
 
 
 main = _load("__main__")
-captions, contest, linear, logits, measure, peers, plots, problems, rewards, sampling, targets = map(
+captions, contest, distillation, linear, logits, measure, peers, plots, problems, rewards, sampling, targets = map(
     _load,
     (
-        *("captions", "contest", "linear", "logits", "measure", "peers", "plots", "problems", "rewards", "sampling"),
+        *(
+            "captions",
+            "contest",
+            "distillation",
+            "linear",
+            "logits",
+            "measure",
+            "peers",
+            "plots",
+            "problems",
+            "rewards",
+            "sampling",
+        ),
         "targets",
     ),
 )
@@ -55,7 +68,10 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {path.stem.removesuffix("_cpu"): json.loads(path.read_text()) for path in folder.glob("*.json")}
 
 
-@pytest.mark.parametrize("suite", ["logits", "linear", "lazy", "exact", "rewards", "sampling", "statistics"])
+@pytest.mark.parametrize(
+    "suite",
+    ["logits", "linear", "lazy", "exact", "rewards", "sampling", "statistics", "distillation", "linear_distillation"],
+)
 def test_every_contender_is_a_row_with_a_time_or_a_reason(results: dict[str, Any], suite: str) -> None:
     rows = results[suite]["rows"]
     assert rows
@@ -119,7 +135,20 @@ def test_plots_draw_every_suite(results: dict[str, Any], tmp_path: Path) -> None
         f"lazy_cpu_{SHAPE}_float32_training_step.png",
         *(f"rewards_cpu_{SHAPE}_int64_{mode.replace(' ', '_')}.png" for mode in rewards.MODES),
         f"sampling_cpu_{SHAPE}_int64_10_samples.png",
+        f"distillation_cpu_{SHAPE}_float32.png",
+        f"linear_distillation_cpu_{SHAPE}_float32.png",
     }
+
+
+@pytest.mark.parametrize("suite", ["distillation", "linear_distillation"])
+def test_divergences_are_held_against_hard_labels_and_statistics(results: dict[str, Any], suite: str) -> None:
+    rows = {row["what"]: row for row in results[suite]["rows"]}
+    for divergence in distillation.DIVERGENCES:
+        for missing in distillation.MISSING:
+            row = rows[distillation.name(divergence, missing)]
+            assert row["relative_to_mle"] == row["ms"] / rows[logits.name(problems.HARD)]["ms"]
+            yardstick = rows[distillation.yardstick(divergence, missing)]
+            assert row["relative_to_statistics"] == row["ms"] / yardstick["ms"]
 
 
 def test_rewards_beside_their_peers() -> None:
@@ -511,3 +540,19 @@ def test_the_check_on_a_gpu_goes_on_where_the_last_call_ended(tmp_path: Path) ->
     status, third, _ = call(300)
     assert status == 1
     assert suites(third) == []
+    steps = next((tmp_path / "state").iterdir()) / "logs" / "steps"
+    text = re.sub("^linear .*$", "linear       over 100 s     100 s   ", steps.read_text(), flags=re.MULTILINE)
+    steps.write_text(re.sub("^exact .*$", "exact        no time left     9 s   ", text, flags=re.MULTILINE))
+    _, fourth, _ = call(300)
+    assert suites(fourth) == ["exact", "linear"], "what was over its own limit comes last"
+
+
+@pytest.mark.filterwarnings("ignore:::transformers", "ignore:::accelerate", "ignore:::torch")
+def test_a_step_of_the_trainer_is_measured() -> None:
+    for name in ("transformers", "accelerate"):
+        pytest.importorskip(name, reason=f"{name} is not installed")
+    memory = _load("transformers_memory")
+    for kind in memory.KINDS:
+        rows = [memory.measure(kind, way, 101, 32, 2, 16) for way in memory.WAYS]
+        assert [row["loss"] for row in rows] == pytest.approx([rows[0]["loss"]] * 3, rel=1e-6)
+        assert all(row["peak_mib"] is None or row["peak_mib"] >= 0 for row in rows)

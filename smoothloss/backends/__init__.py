@@ -65,9 +65,9 @@ class Backend(Protocol):
         they came in. A negative index is an empty slot. The rest is summed over itself, relative to its own largest
         logit, so that no rest is too small.
 
-        The second result is ``(N, SAVED_STATISTICS)``, of the implementation's own use: the largest logit z of a row,
-        ``sum exp(z - largest)``, the entropy, and largest and sum of the rest, for example. None where autograd sees
-        through the forward.
+        The second result is ``(N, SAVED_STATISTICS)``: of the classes that slots name the largest logit z and
+        ``sum exp(z - largest)``, -inf and 0 where there is none; the entropy; largest and sum of the rest. None where
+        autograd sees through the forward.
 
         Raises:
             OutOfRange: an index is out of range, where that can be seen without waiting for a device.

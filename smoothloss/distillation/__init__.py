@@ -1,4 +1,4 @@
-"""Learning from a teacher: what it says of each position, and how that is kept on disk."""
+"""Learning from a teacher: what it says of each position, losses against that, and how it is kept on disk."""
 
 from smoothloss.distillation.cache import (
     TeacherCache,
@@ -9,6 +9,21 @@ from smoothloss.distillation.cache import (
     reshard,
     write_from,
 )
+from smoothloss.distillation.divergences import linear_loss, loss
+from smoothloss.distillation.modules import DistillationLoss, LinearDistillationLoss
 from smoothloss.distillation.teacher import Teacher
 
-__all__ = ["Teacher", "TeacherCache", "TeacherCacheWriter", "describe", "fingerprint", "join", "reshard", "write_from"]
+__all__ = [
+    "DistillationLoss",
+    "LinearDistillationLoss",
+    "Teacher",
+    "TeacherCache",
+    "TeacherCacheWriter",
+    "describe",
+    "fingerprint",
+    "join",
+    "linear_loss",
+    "loss",
+    "reshard",
+    "write_from",
+]

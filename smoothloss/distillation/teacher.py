@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -27,8 +27,9 @@ class Teacher:
         indices: ``(..., K)`` int64 or int32, the classes. A negative one is an empty slot, so K may differ from
             position to position; a position with nothing but empty slots has no teacher.
         log_probs: ``(..., K)``, a floating-point dtype. What stands in an empty slot is not read; what is made here has
-            ``-inf`` there.
+            ``-inf`` there. A class may repeat: its probabilities add up.
         log_rest: ``(...)`` in the dtype of `log_probs`; ``-inf`` where nothing is left. None where it is not known.
+        is_distinct: whether it is known that no class repeats, which saves a loss the look.
 
     Raises:
         TypeError: A value is no tensor, or of another dtype.
@@ -39,6 +40,7 @@ class Teacher:
     indices: Tensor
     log_probs: Tensor
     log_rest: Tensor | None = None
+    is_distinct: bool = field(default=False, init=False, repr=False)
 
     def __post_init__(self) -> None:
         check_tensor(self.indices, "indices", floating=False)
@@ -57,12 +59,14 @@ class Teacher:
             check_device(self.log_rest, "log_rest", self.indices, "indices")
         if _has_values(self.log_probs) and _has_values(self.indices):
             self._check_values()
+            object.__setattr__(self, "is_distinct", _is_distinct(self.indices))
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Teacher:
         """Return the same teacher on a device."""
         rest = None if self.log_rest is None else self.log_rest.to(device, non_blocking=non_blocking)
         indices = self.indices.to(device, non_blocking=non_blocking)
-        return unchecked(indices, self.log_probs.to(device, non_blocking=non_blocking), rest)
+        log_probs = self.log_probs.to(device, non_blocking=non_blocking)
+        return unchecked(indices, log_probs, rest, is_distinct=self.is_distinct)
 
     @classmethod
     def from_logits(cls, logits: Tensor, k: int) -> Teacher:
@@ -128,11 +132,17 @@ class Teacher:
             raise ValueError(f"log_probs: got probabilities that add up to {float(total.max())}, expected at most 1")
 
 
-def unchecked(indices: Tensor, log_probs: Tensor, log_rest: Tensor | None) -> Teacher:
+def unchecked(indices: Tensor, log_probs: Tensor, log_rest: Tensor | None, *, is_distinct: bool = False) -> Teacher:
     """A teacher whose parts are right by construction."""
     teacher = object.__new__(Teacher)
-    teacher.__dict__.update(indices=indices, log_probs=log_probs, log_rest=log_rest)
+    teacher.__dict__.update(indices=indices, log_probs=log_probs, log_rest=log_rest, is_distinct=is_distinct)
     return teacher
+
+
+def _is_distinct(indices: Tensor) -> bool:
+    """Whether no class repeats at any position; on the CPU, where looking waits for nobody."""
+    ordered = indices.sort(-1).values
+    return not ((ordered[..., 1:] == ordered[..., :-1]) & (ordered[..., 1:] >= 0)).any()
 
 
 def _has_values(tensor: Tensor) -> bool:
@@ -159,13 +169,17 @@ def check_integer(value: object, name: str) -> int:
 
 
 def _by_chunks(logits: Tensor, function: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]) -> Teacher:
-    """Apply a function to the rows of logits, few at a time: its float32 copies may be larger than the logits."""
+    """Apply a function to the rows of logits, few at a time: its float32 copies may be larger than the logits.
+
+    No class comes twice in what it returns.
+    """
     classes, positions = logits.shape[-1], logits.shape[:-1]
     rows = logits.detach().reshape(positions.numel(), classes)
     parts = [function(chunk) for chunk in rows.split(max(1, _CHUNK_BYTES // (4 * classes)))]
     indices, log_probs, log_rest = (torch.cat(part) for part in zip(*parts, strict=True))
     width = indices.shape[-1]
-    return Teacher(indices.view(*positions, width), log_probs.view(*positions, width), log_rest.view(positions))
+    teacher = Teacher(indices.view(*positions, width), log_probs.view(*positions, width), log_rest.view(positions))
+    return unchecked(teacher.indices, teacher.log_probs, teacher.log_rest, is_distinct=True)
 
 
 def _centred(rows: Tensor) -> Tensor:

@@ -171,7 +171,7 @@ def distinct(tokens: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:
     rank = present.cumsum(0) - 1
     place = rank[tokens]
     count = tokens.numel()
-    # Not `min` of a size that an exported graph leaves open: that would bound it.
-    used = tokens.new_zeros(min(count, num_tokens) if type(count) is int else torch.sym_min(count, num_tokens))
+    # A size that an exported graph leaves open has no smaller of two: that would bound it.
+    used = tokens.new_zeros(min(count, num_tokens) if type(count) is int else count)
     # Equal places get equal tokens, whichever is written last.
     return used.scatter_(0, place.flatten(), tokens.flatten()), place

@@ -156,13 +156,16 @@ def _call(
 def _own(call: _Call, part: slice | None = None) -> RowTarget:
     """Return what of the target lies in the classes of this process."""
     part, split = part or slice(None), call.split
-    indices, weights, uniform = split.own(call.target.indices[part]), call.target.weights, call.target.uniform
+    indices, weights, uniform, prior = call.target.indices[part], call.target.weights, call.target.uniform, None
     assert weights is not None
-    prior = call.target.prior
-    prior = None if prior is None else prior[split.start : split.start + split.size]
-    share = 1.0 if prior is not None else split.size / max(split.total, 1)
-    uniform = None if uniform is None else uniform[part] * share
-    return RowTarget(indices.contiguous(), weights[part].contiguous(), uniform, prior=prior)
+    if uniform is not None:
+        share: Tensor | float = split.size / max(split.total, 1)
+        if call.target.prior is not None:
+            prior = call.target.prior[split.start : split.start + split.size]
+            share = prior.sum()
+            prior = prior / share.clamp(min=torch.finfo(prior.dtype).tiny)
+        uniform = uniform[part] * share
+    return RowTarget(split.own(indices).contiguous(), weights[part].contiguous(), uniform, prior=prior)
 
 
 # ---- forward: a pass over the slice, and the merge
@@ -185,16 +188,15 @@ def _summary(logits: Tensor, target: RowTarget, call: _Call) -> Tensor:
         summary[:, 0] = z.amax(-1)
         summary[:, 1] = (z - summary[:, :1]).exp().sum(-1)
     else:
-        summary[:, :2] = saved[:, :2]
+        summary[:, 0], summary[:, 1] = whole_of(saved)
     summary[:, 2] = statistics.entropy
     filled = target.indices >= 0
     weights = target.weights.where(filled, 0.0)
     nll = torch.where(weights == 0, 0.0, -weights * statistics.log_prob)
     summary[:, 3], summary[:, 4] = nll.sum(-1, dtype=torch.float64), weights.sum(-1, dtype=torch.float64)
     if target.uniform is not None:
-        nothing = replaced(
-            RowTarget, target, indices=target.indices[:, :0].contiguous(), weights=weights[:, :0].contiguous()
-        )
+        none = target.indices[:, :0].contiguous(), weights[:, :0].contiguous()
+        nothing = RowTarget(*none, target.uniform, prior=target.prior)
         plain = RowOptions(logit_scale=options.logit_scale, softcap=options.softcap)
         summary[:, 3] += backend.forward(logits, nothing, plain, "none").loss
         summary[:, 4] += target.uniform if target.prior is None else target.uniform * target.prior.sum()
@@ -231,6 +233,12 @@ def largest_share(largest: Tensor, total: Tensor) -> tuple[Tensor, Tensor, Tenso
     sum_exp = weighted.sum(0)
     share = weighted / sum_exp
     return centre, sum_exp, share, share.log().where(total != 0, 0.0)
+
+
+def whole_of(saved: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the largest logit of rows, and ``sum exp(z - largest)``, from what the token statistics save of them."""
+    listed, listed_sum, _, rest, rest_sum = saved.double().unbind(-1)
+    return largest_share(torch.stack((listed, rest)), torch.stack((listed_sum, rest_sum)))[:2]
 
 
 def _reduced(losses: Tensor, call: _Call) -> tuple[Tensor, Tensor | None]:
@@ -277,8 +285,7 @@ def _gradient(logits: Tensor, statistics: Tensor, target: RowTarget, call: _Call
     filled = target.indices >= 0
     d_z = d_z.scatter_add(1, target.indices.where(filled, 0).long(), -target.weights.where(filled, 0.0))
     if target.uniform is not None:
-        share = 1 / logits.shape[1] if target.prior is None else target.prior
-        d_z = d_z - target.uniform.unsqueeze(-1) * share
+        d_z = d_z - target.uniform.unsqueeze(-1) * (1 / logits.shape[1] if target.prior is None else target.prior)
     (gradient,) = torch.autograd.grad(z, leaf, d_z)
     return gradient.to(d_z.dtype)
 

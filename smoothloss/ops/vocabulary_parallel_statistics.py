@@ -29,11 +29,11 @@ from smoothloss.ops.linear_token_statistics import How, live_rows, wide_gradient
 from smoothloss.ops.token_statistics import accumulated
 from smoothloss.ops.token_statistics import backward as write_gradient
 from smoothloss.ops.transforms import apply, differentiable_once
-from smoothloss.ops.vocabulary_parallel import Split, check_eager, largest_share
+from smoothloss.ops.vocabulary_parallel import Split, check_eager, largest_share, whole_of
 
-# Of a slice: the five that a kernel keeps of a row, log_rest, the largest input and where that is; then a log_prob for
-# each slot.
-_COLUMNS = 8
+# Of a slice: the largest logit and ``sum exp(z - largest)``, the entropy, the first two of the rest, log_rest, the
+# largest input and where that is, the first two of the classes that slots name; then a log_prob for each slot.
+_COLUMNS = 10
 
 
 class _Call(NamedTuple):
@@ -66,7 +66,7 @@ def _summary(logits: Tensor, indices: Tensor, call: _Call) -> Tensor:
     rows, classes = logits.shape
     summary = torch.zeros(rows, _COLUMNS + indices.shape[1], dtype=torch.float64, device=logits.device)
     if classes == 0:
-        summary[:, [0, 3, 5, 6]] = -torch.inf
+        summary[:, [0, 3, 5, 6, 8]] = -torch.inf
         return summary
     if logits.stride(-1) != 1:
         logits = logits.contiguous()
@@ -75,8 +75,12 @@ def _summary(logits: Tensor, indices: Tensor, call: _Call) -> Tensor:
         z = transform_logits(logits, call.options).double()
         largest = z.amax(-1)
         total = (z - largest.unsqueeze(-1)).exp().sum(-1)
-        saved = torch.stack((largest, total, found.entropy, largest, total * found.log_rest.double().exp()), -1)
-    summary[:, :5] = saved
+        of_rest = total * found.log_rest.double().exp()
+        of_row = torch.stack((largest, total, found.entropy, largest, of_rest), -1)
+    else:
+        of_row = torch.stack((*whole_of(saved), *saved.double().unbind(-1)[2:]), -1)
+        summary[:, 8:10] = saved[:, :2]
+    summary[:, :5] = of_row
     summary[:, 5] = found.log_rest
     summary[:, 6] = logits.gather(-1, found.argmax.unsqueeze(-1)).squeeze(-1)
     summary[:, 7] = found.argmax + call.split.start
@@ -89,7 +93,7 @@ def _merged(summary: Tensor, call: _Call, dtype: torch.dtype) -> tuple[TokenStat
     split = call.split
     parts = summary.new_empty(len(split.sizes), *summary.shape)
     dist.all_gather(list(parts.unbind()), summary, group=split.group)
-    largest, total, entropy, rest_largest, rest_total, rests, inputs, places = parts[..., :_COLUMNS].unbind(-1)
+    largest, total, entropy, rest_largest, rest_total, rests, inputs, places = parts[..., :8].unbind(-1)
     centre, sum_exp, share, log_share = largest_share(largest, total)
     rest_centre, rest_sum, _, _ = largest_share(rest_largest, rest_total)
     log_rest = _log_mean_exp(rests, share, log_share)
@@ -105,7 +109,8 @@ def _merged(summary: Tensor, call: _Call, dtype: torch.dtype) -> tuple[TokenStat
         (centre + sum_exp.log()).to(dtype),
         places.gather(0, first)[0].long(),
     )
-    saved = torch.stack((centre, sum_exp, row_entropy, rest_centre, rest_sum, log_rest), -1)
+    of_row = (centre, sum_exp, row_entropy, rest_centre, rest_sum, log_rest)
+    saved = torch.stack((*of_row, *summary[:, 8:_COLUMNS].unbind(-1)), -1)
     return found, saved
 
 
@@ -118,7 +123,7 @@ def _log_mean_exp(values: Tensor, share: Tensor, log_share: Tensor) -> Tensor:
 
 def _of_slice(saved: Tensor, log_prob: Tensor, call: _Call, own: Tensor) -> Tensor:
     """Return what a kernel is to know of a row whose listed classes are this slice's alone: all others are its rest."""
-    centre, sum_exp, entropy, rest_centre, rest_sum, _ = saved.unbind(-1)
+    centre, sum_exp, entropy, rest_centre, rest_sum, _, listed, listed_sum = saved.unbind(-1)
     elsewhere = _elsewhere(call, own)
     first, _ = merge_equal(call.indices.masked_fill(~elsewhere, -1), torch.ones_like(log_prob))
     others = log_prob.double().where(first >= 0, -torch.inf)
@@ -126,7 +131,7 @@ def _of_slice(saved: Tensor, log_prob: Tensor, call: _Call, own: Tensor) -> Tens
     largest = torch.nn.functional.pad(others, (0, 1), value=-torch.inf).amax(-1)
     total = (others - largest.where(largest.isfinite(), 0.0).unsqueeze(-1)).exp().sum(-1)
     merged = largest_share(torch.stack((rest_centre, largest + centre + sum_exp.log())), torch.stack((rest_sum, total)))
-    return torch.stack((centre, sum_exp, entropy, *merged[:2]), -1).to(log_prob.dtype)
+    return torch.stack((listed, listed_sum, entropy, *merged[:2]), -1).to(log_prob.dtype)
 
 
 def _elsewhere(call: _Call, own: Tensor) -> Tensor:
@@ -146,7 +151,7 @@ def _own_gradients(grads: StatisticsGradients, call: _Call, own: Tensor) -> Stat
 def _gradient(grads: StatisticsGradients, logits: Tensor, own: Tensor, saved: Tensor, call: _Call) -> Tensor:
     """Return the gradient of a slice's logits as its definition says."""
     live = live_rows(grads, own, logits.shape[1]).unsqueeze(-1)
-    centre, sum_exp, entropy, rest_centre, rest_sum, log_rest = saved.unsqueeze(-1).unbind(1)
+    centre, sum_exp, entropy, rest_centre, rest_sum, log_rest = saved[:, :6].unsqueeze(-1).unbind(1)
     with torch.enable_grad():
         leaf = logits.detach().where(live, 0.0).requires_grad_()
         z = transform_logits(leaf, call.options)

@@ -123,8 +123,14 @@ OPTIONS = ("entropy", "z_loss", "logit_scale", "softcap")
 NUMBERS |= {name: lambda z, y, s, w, x, name=name, **o: F.cross_entropy(z, y, **{name: x}, **o) for name in OPTIONS}
 
 
+# Two graphs a case take seconds: all of them together are slow.
+QUICK = ("tok", "lazy tok")
+
+
 @compiles
-@pytest.mark.parametrize("case", NUMBERS)
+@pytest.mark.parametrize(
+    "case", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in NUMBERS]
+)
 def test_another_number_or_batch_size_is_not_compiled_again(impl: str, case: str) -> None:
     if case in OPTIONS and impl != "reference":
         pytest.skip("a constant of the kernels")

@@ -276,7 +276,7 @@ def _token_statistics_forward_kernel(
     logsumexp_out,  # (N,)
     argmax_out,  # (N,)
     words,  # (N, W), scratch where HAS_MANY_ENTRIES
-    saved_out,  # (N, 5): maximum and sum of the listed classes, and of the rest; entropy
+    saved_out,  # (N, 5): maximum and sum of the listed classes; entropy; maximum and sum of the rest
     units,
     logits_stride,
     num_entries,
@@ -326,9 +326,9 @@ def _token_statistics_forward_kernel(
     saved_out += row * 5
     tl.store(saved_out, listed_peak)
     tl.store(saved_out + 1, listed)
-    tl.store(saved_out + 2, rest_peak)
-    tl.store(saved_out + 3, rest)
-    tl.store(saved_out + 4, entropy)
+    tl.store(saved_out + 3, rest_peak)
+    tl.store(saved_out + 4, rest)
+    tl.store(saved_out + 2, entropy)
     for start in range(0, num_entries, BLOCK_S):
         slot = start + tl.arange(0, BLOCK_S)
         index = tl.load(indices + slot, mask=slot < num_entries, other=-1)
@@ -440,9 +440,9 @@ def _token_statistics_backward_kernel(
     readable = tl.where(live, num_classes, 0)  # a row whose gradients are zero is not read at all: it may hold NaN
     listed_peak = tl.where(live, tl.load(saved), 0.0)
     listed = tl.where(live, tl.load(saved + 1), 1.0)
-    rest_peak = tl.where(live, tl.load(saved + 2), 0.0)
-    rest = tl.where(live, tl.load(saved + 3), 1.0)
-    entropy = tl.where(live, tl.load(saved + 4), 0.0).to(tl.float64)
+    rest_peak = tl.where(live, tl.load(saved + 3), 0.0)
+    rest = tl.where(live, tl.load(saved + 4), 1.0)
+    entropy = tl.where(live, tl.load(saved + 2), 0.0).to(tl.float64)
     center, listed_part, rest_part = _whole(listed_peak, listed, rest_peak, rest)
     total = listed_part + rest_part
     log_total = tl.log(total)

@@ -1,0 +1,344 @@
+r"""Divergences between a teacher of which K classes are known and a student, and what each of them is exactly.
+
+At a position let q be the teacher's and p the student's distribution over V classes, I the K classes that are known,
+``Q = sum_I q``, ``P = sum_I p``, r and s what is left of q and of p: ``r = 1 - Q``, ``s = sum over the others of p``.
+With a temperature T, p is ``softmax(z / T)`` and everything is multiplied by ``T^2``, which leaves the gradient of z in
+its order of magnitude.
+
+`missing` says what is compared beyond the K classes:
+
+=============  ======================================  ========================================  ==================
+missing        the teacher's side                      the student's side                        classes
+=============  ======================================  ========================================  ==================
+"bucket"       ``q_i``, and r as one more class        ``p_i``, and s as one more class          I and the rest
+"uniform"      ``q_i + r/V``, and ``r/V`` elsewhere    p                                         all V
+"renormalize"  ``q_i / Q``                             ``p_i / P`` (in forward KL: p, all V)     I
+"drop"         ``q_i``                                 ``p_i``                                   I
+=============  ======================================  ========================================  ==================
+
+`divergence` says how; a and b stand for the two sides, and the sums go over the classes of the last column:
+
+* "forward_kl": ``sum a (log a - log b)``
+* "reverse_kl": ``sum b (log b - log a)``
+* "jensen_shannon": ``sum beta a (log a - log m) + (1 - beta) b (log b - log m)``, ``m = beta a + (1 - beta) b``
+
+So the twelve are ::
+
+    forward_kl      bucket       sum_I q (log q - log p) + r (log r - log s)
+                    uniform      sum_V a (log a - log p),  a = q + r/V on I and r/V elsewhere
+                    renormalize  sum_I q/Q (log q/Q - log p)
+                    drop         sum_I q (log q - log p)
+    reverse_kl      bucket       sum_I p (log p - log q) + s (log s - log r)
+                    uniform      -H(p) - sum_I p log(q + r/V) - s log(r/V)
+                    renormalize  sum_I p/P (log p/P - log q/Q)
+                    drop         sum_I p (log p - log q)
+    jensen_shannon  bucket       sum_I j(q, p) + j(r, s)
+                    uniform      sum_I j(q + r/V, p) + sum over the others of j(r/V, p)
+                    renormalize  sum_I j(q/Q, p/P)
+                    drop         sum_I j(q, p)
+
+                    where j(a, b) = beta a (log a - log m) + (1 - beta) b (log b - log m)
+
+How they are computed:
+
+* Forward KL but for "bucket" is a target, entries and uniform mass, and one call of the primitive, less the target's
+  own entropy: three GEMMs in the linear version.
+* Jensen-Shannon with "uniform" needs every single p, and is computed in plain PyTorch, a chunk of rows at a time.
+* Everything else is a few operations on what `token_statistics` returns: ``log p`` of the K classes, ``log s``, which
+  is summed over the rest itself, and ``H(p)``. ``log(1 - P)`` would lose a small rest, and its gradient with it.
+
+What holds in the limits: a class of no probability on the side that weighs adds 0, and so does a rest without classes
+(K = V), whatever the teacher says of it. Forward KL is ``inf`` where the student rules out what the teacher does not,
+reverse KL where the teacher rules out what the student does not: a teacher whose `log_rest` is -inf (draws, for
+example) beside a student that has a rest, unless the rest is divided out or dropped. Jensen-Shannon is always finite.
+At beta = 0 and 1 it would be 0 throughout, and is taken for forward and reverse KL of the same two sides, which it
+tends to in relation to beta, and to 1 - beta (but in "drop", where P - Q comes to it).
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+from smoothloss._validation import (
+    REDUCTIONS,
+    check_choice,
+    check_constant,
+    check_device,
+    check_integer,
+    check_number,
+    check_shape,
+    check_tensor,
+)
+from smoothloss.backends import IMPLEMENTATIONS, Implementation
+from smoothloss.backends.common import RowOptions
+from smoothloss.distillation import _terms
+from smoothloss.distillation._known import Known, Missing, known
+from smoothloss.distillation._student import OnHidden, OnLogits, Student
+from smoothloss.distillation.teacher import Teacher
+from smoothloss.ops.checks import check_index_values, checked_op
+from smoothloss.options import Memory
+
+Divergence = Literal["forward_kl", "reverse_kl", "jensen_shannon"]
+
+
+def loss(
+    input: Tensor,
+    teacher: Teacher,
+    *,
+    divergence: Divergence = "forward_kl",
+    beta: float = 0.5,
+    temperature: float = 1.0,
+    missing: Missing = "bucket",
+    weight: Tensor | None = None,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+    reduction: str = "mean",
+    impl: Implementation = "auto",
+) -> Tensor:
+    """Return the divergence of ``softmax(input / temperature)`` from what a teacher knows of its distribution.
+
+    With a teacher that knows all V classes, ``log_q`` ::
+
+        log_p = (input / T).log_softmax(-1);  log_q = (log_q / T).log_softmax(-1)
+        forward_kl = (log_q.exp() * (log_q - log_p)).sum(-1) * T**2
+        reverse_kl = (log_p.exp() * (log_p - log_q)).sum(-1) * T**2
+        log_m = logaddexp(log(beta) + log_q, log(1 - beta) + log_p)
+        to_m = beta * log_q.exp() * (log_q - log_m) + (1 - beta) * log_p.exp() * (log_p - log_m)
+        jensen_shannon = to_m.sum(-1) * T**2
+
+    With one that knows K of them, `missing` says what becomes of the others; `smoothloss.distillation.divergences` has
+    the equations of all twelve.
+
+    Args:
+        input: the student's logits ``(..., V)``.
+        teacher: at positions ``(...)``. Where it has nothing but empty slots the loss is 0 and the gradient exactly 0,
+            whatever the logits are. A constant for the gradient.
+        divergence: "forward_kl" KL(q || p), "reverse_kl" KL(p || q), or "jensen_shannon".
+        beta: of Jensen-Shannon, in [0, 1]: ``beta KL(q || m) + (1 - beta) KL(p || m)``, ``m = beta q + (1 - beta) p``.
+            At 0 and 1, where that is 0 whatever p is, it is KL(q || p) and KL(p || q): what its direction tends to.
+        temperature: T divides the logits of both sides, and the loss is multiplied by T^2. The teacher's K
+            probabilities become ``softmax(log_probs / T)`` of the mass that they have, and what is left stays what it
+            is (as in `targets.top_k`); with "bucket" the rest is one more class here too:
+            ``softmax([log_probs, log_rest] / T)``.
+        missing: "bucket" compares the two rests as one more class; "uniform" spreads the teacher's rest evenly over all
+            V classes; "renormalize" divides it out on both sides (in forward KL on the teacher's alone, as a target: p
+            stays a distribution over all V classes); "drop" leaves it out, and what remains of the sum is no
+            divergence: it can be negative, and need not be least where p is q.
+        weight: ``(...)``, a factor of each position's loss, a constant for the gradient. Positions of weight 0 are
+            ignored.
+        logit_scale, softcap: the student's logits are ``softcap * tanh(logit_scale * input / softcap)``.
+        reduction: "mean", over the positions that have a teacher, by weight where there are weights (nan when there are
+            none), "sum" or "none".
+        impl: see `smoothloss.options`. Jensen-Shannon with "uniform" has no kernel, and only "auto" and "reference".
+
+    Returns:
+        The loss, float32 (float64 for float64 logits): a scalar, or ``(...)`` for ``reduction="none"``.
+
+    Raises:
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: shapes that do not fit, an option out of range.
+        IndexError: a class of the teacher >= V (on CUDA only under `smoothloss.debug()`).
+        RuntimeError: `impl` cannot run here.
+
+    Source: Hinton et al. 2015 (temperature); Agarwal et al. 2024, "On-policy distillation" (Jensen-Shannon).
+    """
+    call = check(divergence, beta, temperature, missing, logit_scale, softcap, reduction, impl)
+    return _evaluate(OnLogits(input, call.row, impl), teacher, weight, call)
+
+
+def linear_loss(
+    input: Tensor,
+    linear_weight: Tensor,
+    teacher: Teacher,
+    *,
+    linear_bias: Tensor | None = None,
+    divergence: Divergence = "forward_kl",
+    beta: float = 0.5,
+    temperature: float = 1.0,
+    missing: Missing = "bucket",
+    weight: Tensor | None = None,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+    reduction: str = "mean",
+    chunk_bytes: int | None = None,
+    memory: Memory = "fast",
+    impl: Implementation = "auto",
+) -> Tensor:
+    """``loss(F.linear(input, linear_weight, linear_bias), teacher, ...)`` that never holds the logits.
+
+    Args:
+        input: hidden states ``(..., D)``; under autocast cast as `F.linear` would.
+        linear_weight: ``(V, D)``.
+        linear_bias: ``(V,)``.
+        chunk_bytes: see `smoothloss.options`.
+        memory: see `smoothloss.options`; of forward KL other than "bucket". All others compute the logits again in the
+            backward, whatever it says.
+        teacher, divergence, beta, temperature, missing, weight, logit_scale, softcap, reduction, impl: as in `loss`.
+
+    Returns, raises: as `loss`.
+    """
+    call = check(divergence, beta, temperature, missing, logit_scale, softcap, reduction, impl)
+    chunk_bytes = check_memory(chunk_bytes, memory)
+    student = OnHidden(input, linear_weight, linear_bias, call.row, impl, chunk_bytes, memory)
+    return _evaluate(student, teacher, weight, call)
+
+
+class Call(NamedTuple):
+    """The checked options of a call.
+
+    Attributes:
+        row: what the student's logits go through: ``softcap * tanh(logit_scale * z / softcap) / temperature``.
+    """
+
+    divergence: Divergence
+    beta: float
+    temperature: float
+    missing: Missing
+    row: RowOptions
+    reduction: str
+
+
+def check(
+    divergence: Divergence, beta: float, temperature: float, missing: Missing, logit_scale: float,
+    softcap: float | None, reduction: str, impl: Implementation,
+) -> Call:  # fmt: skip
+    """Return the options that both versions have.
+
+    Raises:
+        TypeError, ValueError: naming the option, what was got and what was expected.
+    """
+    check_choice(divergence, "divergence", get_args(Divergence))
+    check_choice(missing, "missing", get_args(Missing))
+    check_choice(reduction, "reduction", REDUCTIONS)
+    check_choice(impl, "impl", IMPLEMENTATIONS)
+    beta = check_number(beta, "beta", 0.0, 1.0)
+    temperature = check_number(temperature, "temperature", 0.0, open_low=True)
+    scale = check_number(logit_scale, "logit_scale", 0.0, open_low=True)
+    cap = 0.0 if softcap is None else check_number(softcap, "softcap", 0.0, open_low=True)
+    if divergence == "jensen_shannon" and missing == "uniform" and beta in (0.0, 1.0):  # which have kernels
+        divergence = "reverse_kl" if beta else "forward_kl"
+    row = RowOptions(logit_scale=scale / temperature, softcap=cap / temperature)
+    return Call(divergence, beta, temperature, missing, row, reduction)
+
+
+def check_memory(chunk_bytes: int | None, memory: Memory) -> int | None:
+    """Return `chunk_bytes` as an int, or None.
+
+    Raises:
+        TypeError, ValueError: naming the option, what was got and what was expected.
+    """
+    check_choice(memory, "memory", get_args(Memory))
+    return None if chunk_bytes is None else check_integer(chunk_bytes, "chunk_bytes", 1)
+
+
+def _check_teacher(student: Student, teacher: Teacher, weight: Tensor | None) -> None:
+    if not isinstance(teacher, Teacher):
+        raise TypeError(f"teacher: got {type(teacher).__name__}, expected a smoothloss.distillation.Teacher")
+    positions = tuple(student.input.shape[:-1])
+    if tuple(teacher.indices.shape[:-1]) != positions:
+        expected = ", ".join(map(str, (*positions, "K")))
+        got = tuple(teacher.indices.shape)
+        raise ValueError(f"teacher: got indices of shape {got}, expected ({expected}) beside input")
+    check_device(teacher.indices, "teacher", student.input, "input")
+    check_constant(teacher.log_probs, "teacher.log_probs")
+    if teacher.log_rest is not None:
+        check_constant(teacher.log_rest, "teacher.log_rest")
+    if weight is not None:
+        check_tensor(weight, "weight", floating=True)
+        check_shape(weight, "weight", positions, "one number a position")
+        check_device(weight, "weight", student.input, "input")
+        check_constant(weight, "weight")
+
+
+def _evaluate(student: Student, teacher: Teacher, weight: Tensor | None, call: Call) -> Tensor:
+    _check_teacher(student, teacher, weight)
+    said = known(teacher, student.num_classes, call.temperature, call.missing, student.dtype)
+    if weight is not None:
+        said = said.only(weight != 0)
+        weight = weight.to(student.dtype).where(said.present, 0.0)
+    try:
+        total = _total(student, said, weight, call) * call.temperature**2
+    except IndexError:
+        check_index_values(
+            teacher.indices, student.num_classes, "teacher.indices"
+        )  # names the offender as it was given
+        raise
+    if call.reduction != "mean":
+        return total
+    count = said.present.sum() if weight is None else weight.sum()
+    # Nothing to average gives nan, as torch does; its gradient is zero and must not become 0 / 0.
+    return (total / count.where(count != 0, 1)).masked_fill(count == 0, torch.nan)
+
+
+def _total(student: Student, said: Known, weight: Tensor | None, call: Call) -> Tensor:
+    """Return the loss of each position, or their sum."""
+    if call.divergence == "forward_kl" and call.missing != "bucket":
+        return _by_target(student, said, weight, call)
+    if call.divergence == "jensen_shannon" and call.missing == "uniform":
+        losses = _over_all_classes(student, said, call.beta)
+    else:
+        losses = _by_statistics(student, said, call)
+    losses = losses.where(said.present, 0.0)
+    losses = losses if weight is None else losses * weight
+    return losses if call.reduction == "none" else losses.sum()
+
+
+def _by_target(student: Student, said: Known, weight: Tensor | None, call: Call) -> Tensor:
+    """Return ``sum q (log q - log p)`` of a target: its cross-entropy, less its entropy."""
+    q, uniform, share = said.log_q.exp(), None, None
+    negative_entropy = (q * said.log_q).where(q > 0, 0.0).sum(-1)
+    if call.missing == "uniform":
+        uniform = said.log_rest.exp()
+        share = uniform / student.num_classes
+        own = q + share.unsqueeze(-1)
+        others = student.num_classes - said.filled.sum(-1)
+        negative_entropy = torch.xlogy(own, own).where(said.filled, 0.0).sum(-1) + others * torch.xlogy(share, share)
+    if weight is not None:
+        q, negative_entropy = q * weight.unsqueeze(-1), negative_entropy * weight
+        uniform = None if uniform is None else uniform * weight
+    if call.reduction == "none":
+        return student.cross_entropy(said.indices, q, uniform, "none") + negative_entropy
+    return student.cross_entropy(said.indices, q, uniform, "sum") + negative_entropy.sum()
+
+
+def _by_statistics(student: Student, said: Known, call: Call) -> Tensor:
+    """Return the loss of each position from log-probabilities of the known classes, of the rest, and the entropy."""
+    statistics = student.statistics(said.indices, said.present)
+    log_q, log_p = said.log_q, statistics.log_prob.where(said.filled, -torch.inf)
+    log_rest = statistics.log_rest.where(said.present, -torch.inf).unsqueeze(-1)
+    if call.missing == "uniform":
+        log_share = said.log_share(student.num_classes)
+        log_q = torch.cat((torch.logaddexp(log_q, log_share), log_share), -1)
+        cross = _terms.cross_entropy(log_q, torch.cat((log_p, log_rest), -1))
+        return cross - statistics.entropy.where(said.present, 0.0)
+    if call.missing == "bucket":
+        log_q = torch.cat((log_q, said.log_rest.unsqueeze(-1)), -1)
+        log_p = torch.cat((log_p, log_rest), -1)
+    elif call.missing == "renormalize":
+        log_p = _terms.shares(log_p, said.filled)
+    if call.divergence == "forward_kl":
+        return _terms.forward_kl(log_q, log_p)
+    if call.divergence == "reverse_kl":
+        return _terms.reverse_kl(log_q, log_p)
+    return _terms.jensen_shannon(log_q, log_p, call.beta)
+
+
+def _over_all_classes(student: Student, said: Known, beta: float) -> Tensor:
+    """Return the Jensen-Shannon divergence of each position from a teacher whose rest is spread evenly."""
+    num_classes, indices = student.num_classes, said.indices
+    if torch.compiler.is_compiling():  # nobody else could say that an index is out of range
+        indices = checked_op(indices, num_classes, None)
+    check_index_values(indices, num_classes)
+
+    def terms(log_p: Tensor, indices: Tensor, log_q: Tensor, log_share: Tensor) -> Tensor:
+        place = indices.masked_fill((indices < 0) | (indices >= num_classes), num_classes).long()
+        spread = log_share.expand(-1, num_classes + 1)
+        dense = spread.scatter(-1, place, torch.logaddexp(log_q, log_share))[:, :num_classes]
+        return _terms.jensen_shannon(dense, log_p, beta)
+
+    shape = said.present.numel(), indices.shape[-1]
+    rows = indices.reshape(shape), said.log_q.reshape(shape), said.log_share(num_classes).reshape(-1, 1)
+    return student.over_all_classes(terms, said.present.reshape(-1), *rows).reshape(said.present.shape)
