@@ -31,7 +31,7 @@ wheel=${WHEEL:+$(realpath -m "$WHEEL")}
 total=${TOTAL:-535}
 device=${DEVICE:-cuda}
 last=25   # of the total, for the table of targets and the report, which come last
-all="build describe tests lazy logits linear sampling rewards sanitizer demo exact logits32 logits_wide linear_more"
+all="build describe tests lazy logits linear sampling rewards sanitizer demo exact logits32 logits_wide linear_more statistics"
 
 # Of everything that is built or run: other sources begin anew.
 key=$(cd "$root" && find csrc cmake smoothloss smoothloss_trainer benchmarks tests pyproject.toml CMakeLists.txt -type f \
@@ -214,6 +214,7 @@ run() {
     rewards) bench rewards rewards 20 ;;
     sanitizer) step sanitizer 110 bash -c sanitize_all ;;
     demo) step demo 90 bash -c demo ;;
+    statistics) bench statistics statistics 25 --shapes coco llama3 ;;
     exact) bench exact exact 20 ;;
     logits32) bench logits32 logits 25 --dtype float32 --shapes coco wmt 32k llama3 ;;
     logits_wide) bench logits_wide logits 40 --dtype bfloat16 --shapes wmt 64k gemma2 ;;

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from smoothloss._evaluate import check_linear, check_logits, classes_of, implementation, rows_of
-from smoothloss._validation import check_choice, check_device, check_group, check_integer, check_number, check_tensor
+from smoothloss._validation import check_choice, check_device, check_group, check_integer, check_tensor
 from smoothloss.backends import IMPLEMENTATIONS, Implementation
 from smoothloss.backends.common import OutOfRange, RowOptions, TokenStatistics
 from smoothloss.ops import linear_token_statistics as linear_ops
@@ -18,6 +18,7 @@ from smoothloss.ops import vocabulary_parallel_statistics as parallel
 from smoothloss.ops.checks import check_index_values, is_debugging
 from smoothloss.ops.linear_cross_entropy import Linear
 from smoothloss.options import Options
+from smoothloss.row_options import check_row_options
 
 
 def token_statistics(
@@ -112,10 +113,7 @@ def _check_options(logit_scale: Any, softcap: Any, impl: Any, chunk_bytes: Any) 
 
 def _check(logit_scale: Any, softcap: Any, impl: Any, chunk_bytes: Any) -> _Checked:
     check_choice(impl, "impl", IMPLEMENTATIONS)
-    row = RowOptions(
-        logit_scale=check_number(logit_scale, "logit_scale", 0.0, open_low=True),
-        softcap=0.0 if softcap is None else check_number(softcap, "softcap", 0.0, open_low=True),
-    )
+    row = check_row_options(logit_scale=logit_scale, softcap=softcap)
     return row, impl, None if chunk_bytes is None else check_integer(chunk_bytes, "chunk_bytes", 1)
 
 

@@ -150,12 +150,12 @@ def fast_bits_in_the_interpreter() -> None:
         return
     from triton.runtime.interpreter import ReduceOps
 
-    from smoothloss.backends.triton import statistics
+    from smoothloss.backends.triton.rest import either
 
     slow = ReduceOps.apply_impl
 
     def apply_impl(self: Any, operands: Any) -> Any:
-        if self.combine_fn is not statistics._either:
+        if self.combine_fn is not either:
             return slow(self, operands)
         return self.to_tensor(np.bitwise_or.reduce(operands[0].handle.data, axis=self.axis), operands[0].dtype)
 

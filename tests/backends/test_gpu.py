@@ -94,7 +94,7 @@ def test_float64_equals_the_dense_definition(s: int, options: RowOptions) -> Non
 @pytest.mark.parametrize("options", [PLAIN, ALL], ids=["plain", "all"])
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float64])
 def test_token_statistics(impl: str, dtype: torch.dtype, options: RowOptions) -> None:
-    for classes, slots in ((9801, 21), (64, 0), (128256, 64)):
+    for classes, slots in ((9801, 21), (64, 0), (128256, 64), (70000, 300)):
         inputs = make_inputs(64, classes, slots, dtype=dtype, device="cuda")
         logits = inputs.logits.clone().requires_grad_()
         statistics = F.token_statistics(

@@ -62,6 +62,7 @@ KERNELS = (
 # What the launchers can be asked for, each with the dtypes of the logits and of the gradient.
 F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
 SAME = ((F16, F16), (BF16, BF16), (F32, F32), (F64, F64))
+WIDE = ((BF16, BF16), (F32, F32), (F64, F64))  # float16 is loaded and stored like bfloat16
 CALLS = {
     "forward": SAME,
     "forward_labels": SAME,
@@ -78,8 +79,8 @@ CALLS = {
     "forward_backward_prior": (*SAME, (F32, BF16), (F32, F16)),
     "forward_backward_row_loop": (*SAME, (F32, BF16), (F32, F16)),
     "forward_backward_dense_row_loop": (*SAME, (F32, BF16), (F32, F16)),
-    "statistics_forward": SAME,
-    "statistics_backward": (*SAME, (F32, BF16), (F32, F16)),
+    "statistics_forward": WIDE,
+    "statistics_backward": (*WIDE, (F32, BF16)),
     **{f"statistics_backward_of_{name}": ((BF16, BF16), (F64, F64)) for name in StatisticsGradients._fields},
 }
 # The options that each is compiled with, where these are not both: loops over rows where they need the most registers.

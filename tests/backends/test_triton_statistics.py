@@ -22,6 +22,7 @@ np = pytest.importorskip("numpy")
 if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 7) and np.lib.NumpyVersion(np.__version__) >= "2.4.0":
     pytest.skip("this Triton's interpreter does not run loops with numpy 2.4 or newer", allow_module_level=True)
 
+import smoothloss.functional as F
 from smoothloss.backends import triton as triton_kernels
 from smoothloss.backends.common import RowOptions, StatisticsGradients, TokenStatistics
 from smoothloss.backends.triton.config import STATISTICS_CONFIGS
@@ -339,6 +340,25 @@ def test_rows_that_lie_apart_and_a_gradient_of_another_dtype() -> None:
     triton_kernels.token_statistics_backward(grads, apart, inputs.indices, saved, OPTIONS["both"], apart)
     assert torch.equal(apart, gradient)
     assert torch.equal(storage[:, 60:], before), "nothing beside the rows is written"
+
+
+def test_gradcheck_of_logits_and_of_hidden_states() -> None:
+    # gradcheck allocates and compares NaN-filled memory of its own under deterministic algorithms.
+    torch.use_deterministic_algorithms(False)
+    inputs = make_inputs(2, 11, 4, dtype=F64, ignored=0.0)
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(n, 5, dtype=F64, generator=generator).requires_grad_() for n in (2, 11))
+    how = {"impl": "triton", "logit_scale": 1.3, "softcap": 4.0}
+    assert torch.autograd.gradcheck(
+        lambda z: tuple(F.token_statistics(z, inputs.indices, **how)[:4]),
+        inputs.logits.clone().requires_grad_(),
+        fast_mode=True,
+    )
+    assert torch.autograd.gradcheck(
+        lambda x, w: tuple(F.linear_token_statistics(x, w, inputs.indices, **how, chunk_bytes=11 * 8)[:4]),
+        (hidden, weight),
+        fast_mode=True,
+    )
 
 
 @given(
