@@ -6,14 +6,13 @@ import torch
 from torch import Tensor
 
 from smoothloss import backends
-from smoothloss._prior import check_prior_fits
+from smoothloss._prior import fitted_prior
 from smoothloss._validation import check_constant, check_device, check_shape, check_tensor
 from smoothloss.backends import Implementation
 from smoothloss.backends.common import (
     DenseRows,
     OutOfRange,
     RowOptions,
-    accumulator_dtype,
     has_autocast,
     replaced,
 )
@@ -112,7 +111,8 @@ def evaluate(input: Tensor, target: Target, options: Options, linear: Linear | N
     input, split, num_classes = classes_of(input, options, linear)
     _check_fits(input, target, num_classes)
     if options.prior is not None:
-        target = _with_prior(input, target, options, num_classes)
+        options = replaced(Options, options, prior=fitted_prior(options.prior, input, num_classes))
+        target = _with_prior(target, options)
     reduction, impl = options.reduction, implementation(input, options.impl)
     if impl == "reference" or split is not None or is_debugging():
         target.check_values(num_classes)
@@ -145,14 +145,11 @@ def classes_of(input: Tensor, options: Options, linear: Linear | None) -> tuple[
     return input, split, split.total
 
 
-def _with_prior(input: Tensor, target: Target, options: Options, num_classes: int) -> Target:
+def _with_prior(target: Target, options: Options) -> Target:
     """Return the target whose uniform mass, that of smoothed labels included, is spread by the prior."""
-    assert options.prior is not None
-    check_prior_fits(options.prior, input, num_classes)
     if target.flat.uniform is None and not options.row.label_smoothing:
         return target
-    prior = options.prior.to(accumulator_dtype(input.dtype))
-    flat = replaced(FlatTarget, target.flat, prior=prior)
+    flat = replaced(FlatTarget, target.flat, prior=options.prior)
     return Target(target.shape, flat, target._given, target.num_classes, target.counted)
 
 
@@ -171,7 +168,7 @@ def evaluate_weighted(
     if options.kl:
         raise ValueError("kl: got True together with weight, expected one of them")
     if options.prior is not None:
-        check_prior_fits(options.prior, input, num_classes)
+        options = replaced(Options, options, prior=fitted_prior(options.prior, input, num_classes))
     weighted, total = _weighted(target, class_weight, options.row.label_smoothing, options.prior)
     plain = replaced(Options, options, row=replaced(RowOptions, options.row, label_smoothing=0.0), prior=None)
     if options.reduction != "mean":

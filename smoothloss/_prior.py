@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from smoothloss._validation import check_constant, check_device, check_local, check_shape, check_tensor
+from smoothloss.backends.common import accumulator_dtype
 from smoothloss.ops.checks import is_debugging
 from smoothloss.ops.transforms import is_eager
 
@@ -36,8 +37,8 @@ def check_prior(prior: object) -> Tensor:
     return checked
 
 
-def check_prior_fits(prior: Tensor, like: Tensor, num_classes: int) -> None:
-    """Check a prior for logits or hidden states `like` and this number of classes.
+def fitted_prior(prior: Tensor, like: Tensor, num_classes: int) -> Tensor:
+    """Return a prior for logits or hidden states `like`, in the dtype that they are computed in, with a sum of one.
 
     Values that nobody may ask for (fake, meta, traced, transformed, on a device without `debug`) pass.
 
@@ -48,6 +49,8 @@ def check_prior_fits(prior: Tensor, like: Tensor, num_classes: int) -> None:
     check_device(prior, "prior", like, "input")
     if is_eager(prior) and (prior.device.type == "cpu" or is_debugging()):
         check_prior_values(prior)
+    prior = prior.to(accumulator_dtype(like.dtype))
+    return prior / prior.sum()  # what its own rounding left would be mass gained or lost
 
 
 def check_prior_values(prior: Tensor) -> None:

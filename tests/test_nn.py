@@ -32,7 +32,7 @@ def arguments(name: str) -> tuple[list[torch.Tensor], dict[str, object]]:
     return [*inputs, target], smoothing
 
 
-@pytest.mark.parametrize("name", [name for name in F.__all__ if "select" not in name])
+@pytest.mark.parametrize("name", [name for name in F.__all__ if name.endswith("cross_entropy")])
 def test_module_and_function_agree(name: str) -> None:
     camel = "".join(part.capitalize() for part in name.split("_")) + "Loss"
     assert camel in nn.__all__

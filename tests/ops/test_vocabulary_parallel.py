@@ -21,13 +21,15 @@ from smoothloss.backends.common import StatisticsGradients
 from smoothloss.testing import Inputs, make_inputs, make_sequences, make_table, relative_error
 
 SIZES = {2: [(40, 61), (101, 0)], 4: [(0, 37, 53, 11), (25, 25, 25, 26)]}
+PRIOR = torch.arange(101).sub(30).clamp(min=0).div(70 * 71 / 2)  # nothing for the first classes
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "smoothing": {"label_smoothing": 0.1},
     "entropy and z-loss": {"entropy": 0.3, "z_loss": 0.1},
     "all": {"logit_scale": 0.5, "softcap": 5.0, "label_smoothing": 0.2, "entropy": 0.1, "z_loss": 0.01},
     "kl": {"kl": True, "label_smoothing": 0.1},
-    "prior": {"label_smoothing": 0.2, "prior": torch.arange(101.0, dtype=torch.float64) / 5050},
+    "prior": {"prior": PRIOR, "label_smoothing": 0.3, "logit_scale": 0.5},
+    "prior and kl": {"prior": PRIOR, "kl": True, "label_smoothing": 0.3},
 }
 HIDDEN = 11
 
