@@ -545,3 +545,14 @@ def test_the_check_on_a_gpu_goes_on_where_the_last_call_ended(tmp_path: Path) ->
     steps.write_text(re.sub("^exact .*$", "exact        no time left     9 s   ", text, flags=re.MULTILINE))
     _, fourth, _ = call(300)
     assert suites(fourth) == ["exact", "linear"], "what was over its own limit comes last"
+
+
+@pytest.mark.filterwarnings("ignore:::transformers", "ignore:::accelerate", "ignore:::torch")
+def test_a_step_of_the_trainer_is_measured() -> None:
+    for name in ("transformers", "accelerate"):
+        pytest.importorskip(name, reason=f"{name} is not installed")
+    memory = _load("transformers_memory")
+    for kind in memory.KINDS:
+        rows = [memory.measure(kind, way, 101, 32, 2, 16) for way in memory.WAYS]
+        assert [row["loss"] for row in rows] == pytest.approx([rows[0]["loss"]] * 3, rel=1e-6)
+        assert all(row["peak_mib"] is None or row["peak_mib"] >= 0 for row in rows)
