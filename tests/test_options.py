@@ -18,7 +18,7 @@ from smoothloss.row_options import RowKeywords, RowOptions
 
 ON_LOGITS = {name for name in F.__all__ if name.endswith("cross_entropy") and not name.startswith("linear_")}
 ON_HIDDEN = {name for name in F.__all__ if name.endswith("cross_entropy")} - ON_LOGITS
-FUNCTIONS: dict[str, Callable[..., Any]] = {name: getattr(F, name) for name in ON_LOGITS | ON_HIDDEN}
+FUNCTIONS: dict[str, Callable[..., Any]] = {name: getattr(F, name) for name in sorted(ON_LOGITS | ON_HIDDEN)}
 MODULES: dict[str, Callable[..., Any]] = {
     name: getattr(nn, name) for name in nn.__all__ if name.endswith("CrossEntropyLoss")
 }
