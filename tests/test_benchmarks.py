@@ -533,7 +533,7 @@ def test_the_check_on_a_gpu_goes_on_where_the_last_call_ended(tmp_path: Path) ->
     status, second, report = call(300)
     assert not any("-m pip" in line or "-m pytest" in line for line in second), "what has ended is not run again"
     assert suites(second)[:3] == ["lazy", "logits", "linear"], "what matters comes first"
-    assert set(suites(second)) == {"lazy", "logits", "linear", "sampling", "rewards", "exact"}
+    assert set(suites(second)) == {"lazy", "logits", "linear", "sampling", "statistics", "rewards", "exact"}
     assert status == 1 and "rewards      failed (3)" in report
     assert "still to do" not in report
     assert (tmp_path / "out" / "results.tar.gz").exists()

@@ -374,7 +374,7 @@ def test_autocast_changes_nothing_within_a_loss(impl: str, name: str, kl: bool) 
 
 
 @pytest.mark.filterwarnings("ignore:DTensor random operators may not:UserWarning")  # of torch 2.6
-def test_a_dtensor_is_told_what_to_do() -> None:
+def test_a_dtensor_is_taken_or_told_what_to_do() -> None:
     distributed = pytest.importorskip("torch.distributed.tensor")
     if not torch.distributed.is_available():
         pytest.skip("no torch.distributed")
@@ -384,15 +384,27 @@ def test_a_dtensor_is_told_what_to_do() -> None:
     dist.init_process_group("gloo", store=store, rank=0, world_size=1)
     try:
         mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (1,))
-        logits, weight = (
-            distributed.distribute_tensor(tensor, mesh) for tensor in (torch.randn(N, V), torch.randn(V, D))
-        )
+        rows, logits, weight = torch.randn(N, D), torch.randn(N, V), torch.randn(V, D)
+
+        def distribute(tensor: Tensor, *placements: Any) -> Tensor:
+            return distributed.distribute_tensor(tensor, mesh, placements)
+
+        shard, replicate = distributed.Shard, distributed.Replicate()
+        for placement in (replicate, shard(1)):
+            torch.testing.assert_close(F.cross_entropy(distribute(logits, placement), Y), F.cross_entropy(logits, Y))
+        for placement in (replicate, shard(0)):
+            loss = F.linear_cross_entropy(distribute(rows, replicate), distribute(weight, placement), Y)
+            torch.testing.assert_close(loss, F.linear_cross_entropy(rows, weight, Y))
+        with pytest.raises(ValueError, match=r"^input: got a DTensor placed .*, expected replicated, or split along"):
+            F.cross_entropy(distribute(logits, shard(0)), Y)
+        with pytest.raises(ValueError, match=r"^linear_weight: got a DTensor placed .*, expected replicated, or split"):
+            F.linear_cross_entropy(rows, distribute(weight, shard(1)), Y)
+        with pytest.raises(ValueError, match=r"^group: got one beside input as a DTensor"):
+            F.cross_entropy(distribute(logits, shard(1)), Y, group=dist.group.WORLD)
         with pytest.raises(
-            TypeError, match=r"^input: got a DTensor, expected a torch.Tensor: pass input.full_tensor\(\)$"
+            TypeError, match=r"^target: got a DTensor, expected a torch.Tensor: pass target.full_tensor"
         ):
-            F.cross_entropy(logits, Y)
-        with pytest.raises(TypeError, match=r"linear_weight: got a DTensor.*linear_weight.full_tensor\(\)"):
-            F.linear_cross_entropy(torch.randn(N, D), weight, Y)
+            F.cross_entropy(logits, distribute(Y, replicate))
     finally:
         dist.destroy_process_group()
 

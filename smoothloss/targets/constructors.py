@@ -39,7 +39,7 @@ def labels(y: Tensor, *, ignore_index: int = -100) -> Target:
 
     Source: Eq. 4-7.
     """
-    check_tensor(y, "target", floating=False)
+    _check_classes(y, "target")
     ignore_index = check_integer(ignore_index, "ignore_index")
     flat = FlatTarget(y if y.dim() == 1 else y.reshape(-1), ignore_index=ignore_index)
     return Target(y.shape, flat, (Given("target", y, ignore_index),))
@@ -70,7 +70,7 @@ def token(
     if table is None or alpha == 0.0:
         _check_table(table, alpha, "alpha", y)
         return _of_table(labels(y, ignore_index=ignore_index), table)
-    check_tensor(y, "target", floating=False)
+    _check_classes(y, "target")
     _check_table(table, alpha, "alpha", y)
     ignore_index = check_integer(ignore_index, "ignore_index")
     candidates = Candidates(y.reshape(1, -1).contiguous(), ignore_index=ignore_index)
@@ -168,7 +168,7 @@ def entries(indices: Tensor, weights: Tensor, uniform: Tensor | None = None) -> 
     Raises:
         TypeError, ValueError: an argument of the wrong type or shape, or one that requires grad.
     """
-    check_tensor(indices, "indices", floating=False)
+    _check_classes(indices, "indices")
     if indices.dim() == 0:
         raise ValueError("indices: got shape (), expected (..., S)")
     shape = indices.shape[:-1]
@@ -195,7 +195,7 @@ def top_k(indices: Tensor, log_probs: Tensor, *, temperature: float = 1.0, missi
     """
     check_choice(missing, "missing", ("uniform", "renormalize", "drop"))
     temperature = check_number(temperature, "temperature", 0.0, open_low=True)
-    check_tensor(indices, "indices", floating=False)
+    _check_classes(indices, "indices")
     _check_mass(log_probs, "log_probs", indices, tuple(indices.shape), "as indices")
     known = _at_least_float32(log_probs).masked_fill(indices < 0, -torch.inf)
     kept = known.exp().sum(-1, keepdim=True).clamp(max=1.0)
@@ -213,7 +213,7 @@ def top_k(indices: Tensor, log_probs: Tensor, *, temperature: float = 1.0, missi
 def _check_smoothing(
     y: Tensor, alpha: float, table: SimilarityTable | None, token_alpha: float, ignore_index: int
 ) -> tuple[float, float, int]:
-    check_tensor(y, "target", floating=False)
+    _check_classes(y, "target")
     alpha = check_number(alpha, "alpha", 0.0, 1.0)
     token_alpha = check_number(token_alpha, "token_alpha", 0.0, 1.0)
     _check_table(table, token_alpha, "token_alpha", y)
@@ -239,7 +239,7 @@ def _check_samples(y: Tensor, samples: Tensor, sample_weights: Tensor | None) ->
     """Return the samples in the dtype of the ground truth."""
     if y.dim() != 2:
         raise ValueError(f"target: got shape {tuple(y.shape)}, expected (B, T)")
-    check_tensor(samples, "samples", floating=False)
+    _check_classes(samples, "samples")
     if samples.dim() != 3:
         raise ValueError(f"samples: got shape {tuple(samples.shape)}, expected (L, B, T)")
     check_shape(samples, "samples", (samples.shape[0], *y.shape), "L samples of the target")
@@ -247,6 +247,12 @@ def _check_samples(y: Tensor, samples: Tensor, sample_weights: Tensor | None) ->
     if sample_weights is not None:
         _check_mass(sample_weights, "sample_weights", y, tuple(samples.shape[:2]), "(L, B) of samples")
     return samples if samples.dtype == y.dtype else samples.to(y.dtype)
+
+
+def _check_classes(value: Tensor, name: str) -> None:
+    """Check class numbers, which every process has whole."""
+    check_tensor(value, name, floating=False)
+    check_local(value, name)
 
 
 def _check_mass(value: Tensor, name: str, like: Tensor, shape: tuple[int, ...], meaning: str) -> None:

@@ -191,7 +191,8 @@ def resources(cubin: bytes, folder: Path) -> dict[str, int]:
 def resident(launch: Launch) -> int:
     """Return how many programs the configuration of a launch counts on a multiprocessor."""
     dtype = F64 if launch.keywords["ACCUMULATOR"] == triton_kernels.tl.float64 else F32
-    configs = (DENSE_CONFIGS if launch.keywords["HAS_DENSE"] else CONFIGS)[dtype]
+    has_dense = launch.keywords["HAS_DENSE"] or launch.keywords["HAS_PRIOR"]
+    configs = (DENSE_CONFIGS if has_dense else CONFIGS)[dtype]
     chosen = (launch.keywords["num_warps"], launch.keywords["BLOCK"])
     # A loop over rows may have taken smaller blocks than its configuration.
     return max(config.resident for config in configs if config.num_warps == chosen[0] and config.block >= chosen[1])

@@ -255,7 +255,7 @@ WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "missing": ({"missing": "zero"}, ValueError, "missing: got 'zero', expected one of 'bucket'"),
     "beta below 0": ({"beta": -0.1}, ValueError, "beta: got -0.1, expected a number in"),
     "beta above 1": ({"beta": 1.1}, ValueError, "beta: got 1.1, expected a number in"),
-    "temperature 0": ({"temperature": 0.0}, ValueError, "temperature: got 0.0, expected a number in"),
+    "temperature 0": ({"temperature": 0.0}, ValueError, "temperature: got 0.0, expected a finite number > 0"),
     "temperature inf": ({"temperature": float("inf")}, ValueError, "temperature: got inf"),
     "temperature a word": ({"temperature": "warm"}, TypeError, r"temperature: got 'warm' \(str\), expected a number"),
     "reduction": ({"reduction": "batchmean"}, ValueError, "reduction: got 'batchmean', expected one of"),

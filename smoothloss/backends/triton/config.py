@@ -48,7 +48,7 @@ DENSE_CONFIGS: dict[torch.dtype, tuple[RowConfig, ...]] = {
         RowConfig(32768, 2048, 8, 255, 4),
         RowConfig(2**31, 4096, 8, 255, 1),
     ),
-    torch.float64: (RowConfig(2**31, 512, 8, 255, 2),),
+    torch.float64: (RowConfig(2**31, 512, 8, 255, 3),),
 }
 # The same for the forward of the token statistics, which looks at four blocks at a time, and reads a row once: blocks
 # small enough for two programs on a multiprocessor, of which one reads while the other sums up its rest.
