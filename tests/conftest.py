@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 
 from smoothloss.backends import native, unavailable
 
@@ -51,11 +52,27 @@ def poison() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def emulated_cuda(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
-    """Return ``_C_cuda`` compiled for the host, see `backends/cuda_emulation`."""
+    """Return ``_C_cuda`` compiled for the host, see `backends/cuda_emulation`; once for all processes of a run."""
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        pytest.skip("the CUDA kernels are tried in the process without Triton's interpreter")
     compiler = shutil.which(os.environ.get("CXX", "c++"))
     if compiler is None:
         pytest.skip("there is no C++ compiler here")
-    folder = tmp_path_factory.mktemp("cuda_emulation")
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "cuda_emulation"
+    folder.mkdir(exist_ok=True)
+    library = folder / "_C_cuda.so"
+    with FileLock(folder / "lock"):
+        if not library.exists():
+            _compile_emulation(compiler, folder, library)
+    spec = importlib.util.spec_from_file_location("_C_cuda", library)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _compile_emulation(compiler: str, folder: Path, library: Path) -> None:
     csrc = Path(__file__).resolve().parents[1] / "csrc"
     emulation = Path(__file__).parent / "backends" / "cuda_emulation"
     includes = (emulation, csrc, sysconfig.get_paths()["include"], Path(torch.__file__).parent / "include")
@@ -76,13 +93,9 @@ def emulated_cuda(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = list(pool.map(compile_one, sources))
-    library = folder / "_C_cuda.so"
-    run("-shared", *objects, "-o", library)
-    spec = importlib.util.spec_from_file_location("_C_cuda", library)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    whole = folder / "_C_cuda.part.so"
+    run("-shared", *objects, "-o", whole)
+    whole.rename(library)
 
 
 @pytest.fixture
