@@ -30,9 +30,9 @@ test: $(STAMP)
 	$(BIN)/python -m pytest -n auto --dist worksteal $(addprefix tests/,$(TESTS)) $(PYTEST_ARGS)
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n auto $(addprefix tests/,$(INTERPRETED)) $(PYTEST_ARGS)
 
-# What one runs while editing: under two minutes. The trainer's tests and the slow ones are left to `make test`.
+# What one runs while editing. The trainer's tests, the adapters' and the slow ones are left to `make test`.
 quick: $(STAMP)
-	$(BIN)/python -m pytest -q -n auto --dist worksteal -m "not slow and not gpu" --ignore=tests/trainer $(addprefix tests/,$(TESTS)) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -n auto --dist worksteal -m "not slow and not gpu" --ignore=tests/trainer --ignore=tests/integrations $(addprefix tests/,$(TESTS)) $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -23,6 +23,13 @@ from filelock import FileLock
 from smoothloss.backends import native, unavailable
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Count what needs the CUDA emulation among the slow ones: compiling it takes a minute of two cores."""
+    for item in items:
+        if "emulated_cuda" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
     """Return the folder of real data sets, or skip where there is none."""

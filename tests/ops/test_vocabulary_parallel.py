@@ -269,7 +269,11 @@ def _one_process(rank: int, world: int, folder: Path) -> None:
     dist.destroy_process_group()
 
 
-@pytest.fixture(scope="module", params=sorted(SIZES), ids="{} processes".format)
+@pytest.fixture(
+    scope="module",
+    params=[2, pytest.param(4, marks=pytest.mark.slow)],
+    ids="{} processes".format,
+)
 def seen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[dict[str, Any]]]:
     """Return what each process says, for each way of cutting."""
     folder, world = tmp_path_factory.mktemp("processes"), request.param
