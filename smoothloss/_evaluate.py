@@ -108,7 +108,13 @@ def _autocast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 def evaluate(input: Tensor, target: Target, options: Options, linear: Linear | None = None) -> Tensor:
     """Return the loss of `input` (logits, or hidden states with `linear`) against `target`, reduced."""
-    input, split, num_classes = classes_of(input, options, linear)
+    return _evaluate(*classes_of(input, options, linear), target, options, linear)
+
+
+def _evaluate(
+    input: Tensor, split: Split | None, num_classes: int, target: Target, options: Options, linear: Linear | None
+) -> Tensor:
+    """Return the loss of this process's part of the classes, which are `num_classes` in all."""
     _check_fits(input, target, num_classes)
     if options.prior is not None:
         options = replaced(Options, options, prior=fitted_prior(options.prior, input, num_classes))
@@ -158,8 +164,6 @@ def evaluate_weighted(
 ) -> Tensor:
     """Return the loss with every class of the target weighted; "mean" divides by the weights, as torch does."""
     input, split, num_classes = classes_of(input, options, linear)
-    if linear is None and split is not None:
-        options = replaced(Options, options, group=split.group)
     _check_fits(input, target, num_classes)
     check_tensor(class_weight, "weight", floating=True)
     check_shape(class_weight, "weight", (num_classes,), "(V,)")
@@ -172,8 +176,9 @@ def evaluate_weighted(
     weighted, total = _weighted(target, class_weight, options.row.label_smoothing, options.prior)
     plain = replaced(Options, options, row=replaced(RowOptions, options.row, label_smoothing=0.0), prior=None)
     if options.reduction != "mean":
-        return evaluate(input, weighted, plain, linear)
-    return _mean(evaluate(input, weighted, replaced(Options, plain, reduction="sum"), linear), total.sum())
+        return _evaluate(input, split, num_classes, weighted, plain, linear)
+    summed = replaced(Options, plain, reduction="sum")
+    return _mean(_evaluate(input, split, num_classes, weighted, summed, linear), total.sum())
 
 
 def implementation(input: Tensor, impl: str) -> str:

@@ -57,6 +57,9 @@ def token_statistics(
     Raises:
         TypeError, ValueError: naming the argument, what was got and what was expected.
         IndexError: an index of V or more (on CUDA, where it is an empty slot, only under `smoothloss.debug()`).
+        RuntimeError: `impl` cannot run here.
+
+    Source: the quantities of policy gradients with an entropy bonus (Williams and Peng 1991) and of top-k distillation.
     """
     row, impl, _ = _check_options(logit_scale, softcap, impl, None)
     check_group(group)

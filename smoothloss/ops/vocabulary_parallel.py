@@ -81,10 +81,11 @@ def split_over(group: Any, size: int, device: torch.device) -> Split:
     own = torch.tensor([size], dtype=torch.int64, device=device)
     sizes = own.new_empty(world)
     dist.all_gather(list(sizes.split(1)), own, group=group)
-    known = None if device.type == "cpu" else _known.get((group, size))
+    if device.type == "cpu":
+        return Split(group, tuple(sizes.tolist()), rank)
+    known = _known.get((group, size))
     if known is None:
-        known = tuple(sizes.tolist())
-        _known[group, size] = known
+        known = _known[group, size] = tuple(sizes.tolist())
     elif device.type == "cuda":
         torch._assert_async(
             (sizes == torch.tensor(known, device=device)).all(),
