@@ -265,7 +265,7 @@ def _draw_kernel(
     keys = _draw_keys(words, num_choices, length, seed, sentence, sample, BLOCK)
     replaced = (num_choices > 0) & (_count_smaller(keys, words, length) < num_replaced)
     kept = within & (replaced == 0)
-    a, b, c, d = _words(seed, place, sentence, sample, _CHOICE)
+    _a, _b, c, d = _words(seed, place, sentence, sample, _CHOICE)
     choice = _choose(c, d, num_choices)
     substituted = replaced & (choice < num_choices - 1)
     rank = tl.load(ranks + place, mask=within, other=-1)
