@@ -228,7 +228,8 @@ def _playground() -> str:
     from smoothloss_trainer.report.playground import html, playground
     from smoothloss_trainer.vocabulary import SPECIAL_TOKENS, Vocabulary
 
-    said = [[text.split() for text in make_captions(make_scene(SEED, number), SEED, number)] for number in range(SCENES)]
+    captions = (make_captions(make_scene(SEED, number), SEED, number) for number in range(SCENES))
+    said = [[text.split() for text in texts] for texts in captions]
     vocabulary = Vocabulary.build(sentence for sentences in said for sentence in sentences)
     # All captions of a scene are one text: in it words that say the same meet.
     texts = ([word for sentence in sentences for word in sentence] for sentences in said)

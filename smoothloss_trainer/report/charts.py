@@ -111,7 +111,8 @@ def bar_chart(title: str, name: str, bars: Sequence[Bar], x_label: str) -> Chart
             axes.annotate(_plain(bar.text), (bar.high, place), color=_INK, **at)
         axes.set_yticks(places, [_plain(bar.label) for bar in bars])
         axes.invert_yaxis()
-        axes.grid(visible=False, axis="y")
+        axes.grid(visible=False)  # lines would run through the texts
+        axes.xaxis.get_major_locator().set_params(nbins=5)
         axes.set_xlim(0, 1.35 * max(bar.high for bar in bars))
         return _chart(title, name, figure)
 

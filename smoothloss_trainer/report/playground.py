@@ -29,7 +29,10 @@ TAUS = (0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 0.08, 0.09, 0.1, 0.11, 0.12, 0.13, 0
         0.3, 0.35, 0.4, 0.5, 0.6, 0.8, 1.0)  # fmt: skip
 NUM_SAMPLES = 8
 REPLACED = (0.05, 0.1, 0.2, 0.3, 0.45, 0.6)  # shares of the words, for which temperatures are found
-REWARDS: dict[str, Callable[..., Tensor]] = {"BLEU-4": partial(sentence_bleu, smoothing="add-k-all"), "ROUGE-L": rouge_l}
+REWARDS: dict[str, Callable[..., Tensor]] = {
+    "BLEU-4": partial(sentence_bleu, smoothing="add-k-all"),
+    "ROUGE-L": rouge_l,
+}
 SENTENCE_LENGTHS = range(4, 21)
 _TEMPLATES = Path(__file__).with_name("templates")
 
