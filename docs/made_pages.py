@@ -147,13 +147,15 @@ def _command(stem: str, rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _training(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """A table of runs: the mean of the seeds, what the paper has, the difference to the baseline with its interval."""
+    from smoothloss_trainer.report.tables import score_name
+
     table = []
     for row in rows:
         cells = {"loss": row["label"]}
         for name, values in row["scores"].items():
-            cells[f"{name}, mean of {len(values)}"] = f"{mean(values):.2f}"
+            cells[f"{score_name(name)}, mean of {len(values)}"] = f"{mean(values):.2f}"
         paper, difference = row["paper"], row["comparison"]
-        cells |= {f"{name}, paper": f"{value:.2f}" for name, value in paper.items()}
+        cells |= {f"{score_name(name)}, paper": f"{value:.2f}" for name, value in paper.items()}
         if difference:
             cells["less the baseline"] = "{difference:+.2f} [{low:+.2f}, {high:+.2f}]".format(**difference)
         if row.get("step_ms"):
@@ -187,7 +189,8 @@ def _environment(described: Mapping[str, Any]) -> list[str]:
     found = [each for each in (found.values() if isinstance(found, dict) else found) if each]
     flat = [{key: _shown(value) for key, value in each.items() if value is not None} for each in found]
     different = [each for number, each in enumerate(flat) if each not in flat[:number]]
-    return ["## Where it was measured", _table(different)] if different else []
+    lists = ["\n".join(f"* {key}: {_cell(value)}" for key, value in each.items()) for each in different]
+    return ["## Where it was measured", "\n\nand\n\n".join(lists)] if lists else []
 
 
 def _shown(value: Any) -> Any:

@@ -28,15 +28,20 @@ def chromium() -> Iterator[Any]:
 
 
 def open_page(browser: Any, file: Path, width: int) -> Any:
-    """Open a file; fail on what the console complains of, on anything fetched, and on a page that is too wide."""
+    """Open a file in a window of its own, which notes what the console complains of and what is fetched."""
     page = browser.new_page(viewport={"width": width, "height": 900})
     page.complaints = []
     page.on("console", lambda said: page.complaints.append(said.text) if said.type in ("error", "warning") else None)
     page.on("pageerror", lambda error: page.complaints.append(str(error)))
     page.on("request", lambda asked: asked.url.startswith(("file:", "data:")) or page.complaints.append(asked.url))
+    visit(page, file)
+    return page
+
+
+def visit(page: Any, file: Path) -> None:
+    """Go to a file; fail on complaints, and on a page that is too wide."""
     page.goto(file.as_uri())
     check_page(page)
-    return page
 
 
 def check_page(page: Any) -> None:
