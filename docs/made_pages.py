@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
@@ -26,14 +27,9 @@ ELSEWHERE = {
     "benchmarks/NOTES.md": "notes",
     "examples/distillation/README.md": "distillation_example",
 }
-# What makes the rows again, where it is no suite of `python -m benchmarks` and no table of `smoothloss reproduce`.
 COMMANDS = {
     "distillation_coco": "python examples/distillation/distill.py",
     "host_time_cpu": "python -m benchmarks.host_time",
-    "lazy_vs_exact_multi30k": "python -m benchmarks.lazy_vs_exact",
-    "multi30k_de_en": "smoothloss reproduce tables/multi30k",
-    "teacher_cache_cpu": "python -m benchmarks.teacher_cache",
-    "transformers_memory_cpu": "python -m benchmarks.transformers_memory",
 }
 NAMES = {"cpu": "on CPUs", "h100": "on an H100", "avx512": "with AVX-512", "multi30k": "Multi30k", "coco": "COCO"}
 SEED, SCENES = 2018, 1000  # as in the demo
@@ -103,7 +99,7 @@ def _results_index(pages: Sequence[tuple[str, str]]) -> str:
     return f"""# Benchmarks, row by row
 
 Made by the build from the files under `benchmarks/results`. Each page names the machine, the versions and the commit,
-and the command that measures it again. [Measurements](../measurements.md) says what the rows mean.
+and most the command that measures it again. [Measurements](../measurements.md) says what the rows mean.
 
 {rows}
 
@@ -121,7 +117,8 @@ def _result_page(path: Path, folder: Path) -> tuple[str, str]:
     rows = content if isinstance(content, list) else content["rows"]
     described = content if isinstance(content, dict) else {}
     title = described.get("title") or _title(path.stem)
-    parts = [f"# {title}", f"```sh\n{_command(path.stem, rows)}\n```"]
+    command = _command(path.stem, rows)
+    parts = [f"# {title}", *([f"```sh\n{command}\n```"] if command else [])]
     if "scores" in rows[0]:
         parts += _training(rows)
     elif "suite" in rows[0]:
@@ -140,9 +137,15 @@ def _title(stem: str) -> str:
 
 
 def _command(stem: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """What makes the rows again: a suite, a table of runs, or what a script says of the file; else empty."""
     if "suite" in rows[0]:
         return f"python -m benchmarks --suite {' '.join(dict.fromkeys(row['suite'] for row in rows))}"
-    return COMMANDS.get(stem, f"smoothloss reproduce tables/{stem}")
+    if (ROOT / f"smoothloss_trainer/recipes/tables/{stem}.yaml").is_file():
+        return f"smoothloss reproduce tables/{stem}"
+    block = re.compile(rf"(?:^ *(?:smoothloss|python) .*\n)*^ *python .*results/{stem}\.json.*$", re.MULTILINE)
+    scripts = [*(ROOT / "benchmarks").glob("*.py"), *(ROOT / "examples").rglob("*.md")]
+    found = next(filter(None, (block.search(path.read_text(encoding="utf-8")) for path in sorted(scripts))), None)
+    return textwrap.dedent(found[0]) if found else COMMANDS.get(stem, "")
 
 
 def _training(rows: Sequence[Mapping[str, Any]]) -> list[str]:
