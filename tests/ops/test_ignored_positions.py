@@ -160,6 +160,7 @@ def once(impl: str) -> None:
         pytest.skip("runs in the other process")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 @given(
     data=st.data(), bad=BAD, dtype=DTYPES, reduction=st.sampled_from(["mean", "sum", "none"]),

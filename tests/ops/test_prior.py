@@ -354,6 +354,7 @@ def test_gradients_of_the_reference() -> None:
 
 
 # torch.compile itself instantiates autograd functions.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 @pytest.mark.parametrize("linear", [False, True])
 def test_compiled_exported_and_mapped(impl: str, linear: bool) -> None:
