@@ -73,10 +73,12 @@ _known: dict[tuple[Any, int], tuple[int, ...]] = {}
 
 
 def split_over(group: Any, size: int, device: torch.device) -> Split:
-    """Return how the classes are split over a group of which this process holds `size` of them.
+    """Return how the classes are split over a group of which this process holds `size` of them; a `Split` as it is.
 
     An accelerator is asked for the sizes once for each `size`, and afterwards only whether they are still the same.
     """
+    if isinstance(group, Split):  # asked for already
+        return group
     world, rank = dist.get_world_size(group), dist.get_rank(group)
     own = torch.tensor([size], dtype=torch.int64, device=device)
     sizes = own.new_empty(world)
