@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from smoothloss import functional as F
-from smoothloss._evaluate import check_linear, check_logits, implementation
+from smoothloss._evaluate import check_linear, check_logits, implementation, rows_of
 from smoothloss.backends import Implementation
 from smoothloss.backends.common import RowOptions, TokenStatistics, accumulator_dtype, without_autocast
+from smoothloss.distillation._jensen_shannon import Spread, definition, jensen_shannon
 from smoothloss.ops.linear_cross_entropy import Linear
 from smoothloss.ops.linear_layer import default_chunk_bytes
 from smoothloss.ops.transforms import is_eager
@@ -44,11 +45,8 @@ class Student(Protocol):
         Nothing comes back for them there, and then no gradient goes on, whatever the input is.
         """
 
-    def over_all_classes(self, terms: Callable[..., Tensor], present: Tensor, *arguments: Tensor) -> Tensor:
-        """Return ``terms(log_p, *arguments)``, ``(N,)``, of log-probabilities ``(N, V)`` and row-wise arguments.
-
-        Where `present` ``(N,)`` is False, the logits are taken for 0.
-        """
+    def jensen_shannon(self, teacher: Spread, beta: float) -> Tensor:
+        """Return the divergence of each row, ``(N,)``, from a teacher over all V classes."""
 
 
 class OnLogits:
@@ -71,16 +69,16 @@ class OnLogits:
         input = _without_others(self.input, present, self.impl)
         return F.token_statistics(input, indices, impl=self.impl, **_given(self.row))
 
-    def over_all_classes(self, terms: Callable[..., Tensor], present: Tensor, *arguments: Tensor) -> Tensor:
+    def jensen_shannon(self, teacher: Spread, beta: float) -> Tensor:
         """See `Student`."""
-        _check_is_reference(self.input, self.impl)
+        chosen, rows = implementation(self.input, self.impl), rows_of(self.input)
+        if chosen != "reference":
+            return jensen_shannon(rows, None, teacher, beta, self.row, chosen)
 
-        def of_rows(logits: Tensor, present: Tensor, *arguments: Tensor) -> Tensor:
-            logits = logits.masked_fill(~present.unsqueeze(-1), 0.0)
-            return terms(_log_probs(logits.to(self.dtype), self.row), *arguments)
+        def of_rows(logits: Tensor, *teacher: Tensor) -> Tensor:
+            return definition(logits, Spread(*teacher), beta, self.row)
 
-        rows = self.input.reshape(present.numel(), self.num_classes)
-        return _by_chunks(of_rows, rows, (present, *arguments), _rows_of(self, None))
+        return _by_chunks(of_rows, rows, teacher, _rows_of(self, None))
 
 
 class OnHidden:
@@ -112,27 +110,21 @@ class OnHidden:
             **_given(self.row),
         )  # fmt: skip
 
-    def over_all_classes(self, terms: Callable[..., Tensor], present: Tensor, *arguments: Tensor) -> Tensor:
+    def jensen_shannon(self, teacher: Spread, beta: float) -> Tensor:
         """See `Student`."""
-        _check_is_reference(self.input, self.impl)
+        chosen, rows = implementation(self.input, self.impl), rows_of(self.input)
+        if chosen != "reference":
+            return jensen_shannon(rows, self.linear, teacher, beta, self.row, chosen)
         weight = self.linear.weight.to(self.dtype)
         bias = None if self.linear.bias is None else self.linear.bias.to(self.dtype)
 
-        def of_rows(hidden: Tensor, present: Tensor, *arguments: Tensor) -> Tensor:
-            hidden = hidden.where(present.unsqueeze(-1), 0.0)
+        def of_rows(hidden: Tensor, *teacher: Tensor) -> Tensor:
+            present = (teacher[0] >= 0).any(-1, keepdim=True)
             with without_autocast(hidden.device.type):
-                logits = torch.nn.functional.linear(hidden.to(self.dtype), weight, bias)
-            return terms(_log_probs(logits.to(self.dtype), self.row), *arguments)
+                logits = torch.nn.functional.linear(hidden.where(present, 0.0).to(self.dtype), weight, bias)
+            return definition(logits, Spread(*teacher), beta, self.row)
 
-        rows = self.input.reshape(present.numel(), self.input.shape[-1])
-        return _by_chunks(of_rows, rows, (present, *arguments), _rows_of(self, self.linear))
-
-
-def _log_probs(z: Tensor, row: RowOptions) -> Tensor:
-    """Return ``log softmax(softcap * tanh(logit_scale * z / softcap))``."""
-    z = z * row.logit_scale
-    z = row.softcap * torch.tanh(z / row.softcap) if row.softcap else z
-    return z.log_softmax(-1)
+        return _by_chunks(of_rows, rows, teacher, _rows_of(self, self.linear))
 
 
 def _given(row: RowOptions) -> dict[str, Any]:
@@ -145,15 +137,6 @@ def _without_others(input: Tensor, present: Tensor, impl: Implementation) -> Ten
     The kernels leave rows alone that nothing comes back for.
     """
     return input.where(present.unsqueeze(-1), 0.0) if implementation(input, impl) == "reference" else input
-
-
-def _check_is_reference(input: Tensor, impl: Implementation) -> None:
-    chosen = implementation(input, impl)
-    if impl not in ("auto", "reference"):
-        raise RuntimeError(
-            f"impl: got {chosen!r}, expected 'auto' or 'reference': no kernel has Jensen-Shannon with"
-            " missing='uniform', which is computed in plain PyTorch, a chunk of rows at a time"
-        )
 
 
 def _rows_of(student: Student, linear: Linear | None) -> int:

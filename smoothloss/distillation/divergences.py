@@ -43,7 +43,7 @@ How they are computed:
 
 * Forward KL but for "bucket" is a target, entries and uniform mass, and one call of the primitive, less the target's
   own entropy: three GEMMs in the linear version.
-* Jensen-Shannon with "uniform" needs every single p, and is computed in plain PyTorch, a chunk of rows at a time.
+* Jensen-Shannon with "uniform" needs every single p, and has an operation of its own: `_jensen_shannon`.
 * Everything else is a few operations on what `token_statistics` returns: ``log p`` of the K classes, ``log s``, which
   is summed over the rest itself, and ``H(p)``. ``log(1 - P)`` would lose a small rest, and its gradient with it.
 
@@ -75,6 +75,7 @@ from smoothloss._validation import (
 from smoothloss.backends import IMPLEMENTATIONS, Implementation
 from smoothloss.backends.common import RowOptions
 from smoothloss.distillation import _terms
+from smoothloss.distillation._jensen_shannon import Spread
 from smoothloss.distillation._known import Known, Missing, known
 from smoothloss.distillation._student import OnHidden, OnLogits, Student
 from smoothloss.distillation.teacher import Teacher
@@ -132,7 +133,7 @@ def loss(
         logit_scale, softcap: the student's logits are ``softcap * tanh(logit_scale * input / softcap)``.
         reduction: "mean", over the positions that have a teacher, by weight where there are weights (nan when there are
             none), "sum" or "none".
-        impl: see `smoothloss.options`. Jensen-Shannon with "uniform" has no kernel, and only "auto" and "reference".
+        impl: see `smoothloss.options`.
 
     Returns:
         The loss, float32 (float64 for float64 logits): a scalar, or ``(...)`` for ``reduction="none"``.
@@ -332,13 +333,8 @@ def _over_all_classes(student: Student, said: Known, beta: float) -> Tensor:
     if torch.compiler.is_compiling():  # nobody else could say that an index is out of range
         indices = checked_op(indices, num_classes, None)
     check_index_values(indices, num_classes)
-
-    def terms(log_p: Tensor, indices: Tensor, log_q: Tensor, log_share: Tensor) -> Tensor:
-        place = indices.masked_fill((indices < 0) | (indices >= num_classes), num_classes).long()
-        spread = log_share.expand(-1, num_classes + 1)
-        dense = spread.scatter(-1, place, torch.logaddexp(log_q, log_share))[:, :num_classes]
-        return _terms.jensen_shannon(dense, log_p, beta)
-
+    log_share = said.log_share(num_classes)
+    log_a = torch.logaddexp(said.log_q, log_share)
     shape = said.present.numel(), indices.shape[-1]
-    rows = indices.reshape(shape), said.log_q.reshape(shape), said.log_share(num_classes).reshape(-1, 1)
-    return student.over_all_classes(terms, said.present.reshape(-1), *rows).reshape(said.present.shape)
+    teacher = Spread(indices.reshape(shape), log_a.reshape(shape), log_share.reshape(-1))
+    return student.jensen_shannon(teacher, beta).reshape(said.present.shape)

@@ -1,0 +1,66 @@
+// The arithmetic of the Jensen-Shannon divergence of a row, shared by the CPU and the CUDA kernels.
+//
+// The teacher's probability is a_v where a slot names v and the same, r, everywhere else. With m = beta a + (1 - beta) p
+//
+//   loss = beta sum a (log a - log m) + (1 - beta) K,   K = KL(p || m) = sum p h,   h = log p - log m
+//   dloss/dz_v = (1 - beta) p_v (h_v - K)
+//
+// With d = log p - log a: log m - log a = log(beta + (1 - beta) e^d), and h = d - that. Where a class is not listed
+// log a is that of the row, so that one exponential and one logarithm do.
+#pragma once
+
+#include "common/row_terms.h"
+
+namespace smoothloss {
+namespace SMOOTHLOSS_ISA {
+
+// Below it a class's share of the teacher's rest makes no difference in any dtype, and 1 / share is still finite.
+constexpr double kLowestLogShare = -80;
+
+// Beyond it d makes no difference, in either direction.
+constexpr double kLargestDistance = 700;
+
+// What a pass over the classes that no slot names is to know. `T` runs over them.
+template <class T>
+struct UnlistedTerms {
+    T center;
+    T beta;
+    T mixed;   // (1 - beta) / (r sum): beta + mixed exp(z - center) = m / r
+    T offset;  // z - center + offset = log p - log r
+};
+
+template <class T>
+SMOOTHLOSS_HD UnlistedTerms<T> unlisted_terms(double center, double sum, double log_share, double beta) {
+    double offset = -log(sum) - log_share;
+    return {static_cast<T>(center), static_cast<T>(beta), static_cast<T>((1 - beta) * exp(-log_share) / sum),
+            static_cast<T>(offset)};
+}
+
+// sum p (log p - log m) and sum a (log a - log m).
+struct Divergences {
+    double student;
+    double teacher;
+};
+
+struct ListedTerms {
+    double p;
+    double from_student;  // log p - log m
+    double from_teacher;  // log a - log m
+};
+
+// Of one class that a slot names; the CPU has the same in vectors.
+SMOOTHLOSS_HD ListedTerms listed_terms(double z, double log_a, const RowSoftmax<double>& softmax, double beta) {
+    double log_p = (z - softmax.center) - softmax.log_sum;
+    double d = log_p - log_a;
+    d = d > -kLargestDistance ? d : -kLargestDistance;  // of two that are -inf too; a NaN stays in p
+    d = d < kLargestDistance ? d : kLargestDistance;
+    double log_m = log(beta + (1 - beta) * exp(d));
+    return {exp(log_p), d - log_m, -log_m};
+}
+
+SMOOTHLOSS_HD double log_share_of(double log_share) {
+    return log_share > kLowestLogShare ? log_share : kLowestLogShare;
+}
+
+}  // namespace SMOOTHLOSS_ISA
+}  // namespace smoothloss
