@@ -14,26 +14,32 @@
 namespace smoothloss {
 namespace SMOOTHLOSS_ISA {
 
-// Below it a class's share of the teacher's rest makes no difference in any dtype, and 1 / share is still finite.
+// Below it a class's share of the teacher's rest makes no difference in any dtype, and is still a normal number.
 constexpr double kLowestLogShare = -80;
 
 // Beyond it d makes no difference, in either direction.
 constexpr double kLargestDistance = 700;
 
-// What a pass over the classes that no slot names is to know. `T` runs over them.
+// m is taken relative to r, or to e to this where r is less: log p - log r would lose digits beside a small r, and log r -
+// log m weighs little there.
+constexpr double kLowestLogUnit = -16;
+
+// What a pass over the classes that no slot names is to know. `T` runs over them; u is what m is relative to.
 template <class T>
 struct UnlistedTerms {
     T center;
-    T beta;
-    T mixed;   // (1 - beta) / (r sum): beta + mixed exp(z - center) = m / r
-    T offset;  // z - center + offset = log p - log r
+    T beta;        // beta r / u
+    T mixed;       // (1 - beta) / (u sum): beta + mixed exp(z - center) = m / u
+    T offset;      // z - center + offset = log p - log u
+    double shift;  // log r - log u
 };
 
 template <class T>
 SMOOTHLOSS_HD UnlistedTerms<T> unlisted_terms(double center, double sum, double log_share, double beta) {
-    double offset = -log(sum) - log_share;
-    return {static_cast<T>(center), static_cast<T>(beta), static_cast<T>((1 - beta) * exp(-log_share) / sum),
-            static_cast<T>(offset)};
+    double log_unit = log_share > kLowestLogUnit ? log_share : kLowestLogUnit;
+    return {static_cast<T>(center), static_cast<T>(beta * exp(log_share - log_unit)),
+            static_cast<T>((1 - beta) * exp(-log_unit) / sum), static_cast<T>(-log(sum) - log_unit),
+            log_share - log_unit};
 }
 
 // sum p (log p - log m) and sum a (log a - log m).

@@ -64,7 +64,7 @@ SMOOTHLOSS_NOINLINE Divergences listed_divergences(int64_t count, const RowSoftm
 template <class T>
 struct UnlistedSums {
     Vector<T> student;  // of sum p (log p - log m)
-    Vector<T> log_m;    // of log m - log r
+    Vector<T> log_m;    // of log m - log u
 };
 
 template <class T>
@@ -126,6 +126,8 @@ SMOOTHLOSS_NOINLINE Divergences unlisted_divergences(const Storage* row, const R
         sums.student += own.student;
         sums.teacher += own.teacher;
     }
+    int64_t listed = scratch.first[(slots.classes + kBlock - 1) / kBlock];
+    sums.teacher -= static_cast<double>(slots.classes - listed) * terms.shift;
     return sums;
 }
 
@@ -223,7 +225,7 @@ void backward_rows(const JensenShannonBackwardArguments& a, int64_t begin, int64
         UnlistedTerms<T> terms = unlisted_terms<T>(softmax.center, sum, log_share, a.beta);
         // h - K: of the same constants that h has.
         double factor = grad * (1 - a.beta) * a.options.logit_scale;
-        terms.offset = static_cast<T>(static_cast<double>(-log(sum)) - log_share - student);
+        terms.offset = static_cast<T>((terms.shift - log_share) - log(sum) - student);
         write_unlisted<TRANSFORM, T>(row, out, slots.classes, terms, static_cast<T>(factor / sum), transforms);
         write_listed(out, listed, softmax, student, factor, a.beta, a.options, scratch);
     }

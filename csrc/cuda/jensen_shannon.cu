@@ -101,6 +101,7 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks<Storage>) jensen_shann
     for (uint32_t begin = 0; begin < classes; begin += kTile<T>) {
         Tile<T> tile = load_tile(begin, classes, slots);
         T student = 0, log_m = 0;
+        int unlisted = 0;
 #pragma unroll 2
         for (uint32_t i = threadIdx.x; i < tile.size; i += blockDim.x) {
             T z = transform<MODE>(to_accumulator(logits[begin + i]), transforms).z;
@@ -114,10 +115,11 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks<Storage>) jensen_shann
             T distance = z - terms.center, e = exponential(distance);
             T own = log(e * terms.mixed + terms.beta);
             log_m += own;
+            ++unlisted;
             student += e != 0 ? e * ((distance + terms.offset) - own) : T(0);
         }
         total.student += static_cast<double>(student) / sum;
-        total.teacher -= share * static_cast<double>(log_m);
+        total.teacher -= share * (static_cast<double>(log_m) - unlisted * terms.shift);
     }
     total = block_sum(total);
     if (threadIdx.x != 0) return;
@@ -148,7 +150,7 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks<Storage>)
     double log_share = log_share_of(static_cast<double>(get<T>(a.targets.uniform, n)));
     double factor = grad * (1 - a.beta) * a.options.logit_scale;
     UnlistedTerms<T> terms = unlisted_terms<T>(softmax.center, sum, log_share, a.beta);
-    terms.offset = T(-softmax.log_sum - log_share - student);  // h - K: of the same constants that h has
+    terms.offset = T((terms.shift - log_share) - softmax.log_sum - student);  // h - K: of the same constants that h has
     T p_scale = T(factor / sum);
 #pragma unroll 1
     for (uint32_t begin = 0; begin < classes; begin += kTile<T>) {

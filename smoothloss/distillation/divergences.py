@@ -289,14 +289,15 @@ def _total(student: Student, said: Known, weight: Tensor | None, call: Call) -> 
 
 def _by_target(student: Student, said: Known, weight: Tensor | None, call: Call) -> Tensor:
     """Return ``sum q (log q - log p)`` of a target: its cross-entropy, less its entropy."""
-    q, uniform, share = said.log_q.exp(), None, None
-    negative_entropy = (q * said.log_q).where(q > 0, 0.0).sum(-1)
+    q, uniform = said.log_q.exp(), None
     if call.missing == "uniform":
         uniform = said.log_rest.exp()
         share = uniform / student.num_classes
-        own = q + share.unsqueeze(-1)
-        others = student.num_classes - said.filled.sum(-1)
-        negative_entropy = torch.xlogy(own, own).where(said.filled, 0.0).sum(-1) + others * torch.xlogy(share, share)
+        # An empty slot has what every other class has: of them there are V - K more than there are slots.
+        others = (student.num_classes - q.shape[-1]) * torch.special.entr(share)
+        negative_entropy = -(torch.special.entr(q + share.unsqueeze(-1)).sum(-1) + others)
+    else:
+        negative_entropy = -torch.special.entr(q).sum(-1)
     if weight is not None:
         q, negative_entropy = q * weight.unsqueeze(-1), negative_entropy * weight
         uniform = None if uniform is None else uniform * weight

@@ -1,6 +1,6 @@
 """The Jensen-Shannon divergence in Triton, from a teacher whose rest is spread evenly; a program a row.
 
-With ``m = beta a + (1 - beta) p``, and r what every class has that no slot names, ``log m - log r = log(beta + mixed
+With ``m = beta a + (1 - beta) p``, and r what every class has that no slot names, ``log(m / r) = log(beta + mixed
 e^(z - peak))``, one exponential and one logarithm a class. The sums over the classes are in float64: they go over the
 listed ones too, which are taken off again to the last bit but one, and added in float64 as what they are.
 """
@@ -18,6 +18,8 @@ _RUN_TIME = [
 ]  # fmt: skip
 # Below it a class's share of the teacher's rest makes no difference in any dtype, and 1 / share is still finite.
 _LOWEST_LOG_SHARE: tl.constexpr = tl.constexpr(-80.0)
+# m is taken relative to r, or to e to this where r is less: ``log p - log r`` would lose digits beside a small r.
+_LOWEST_LOG_UNIT: tl.constexpr = tl.constexpr(-16.0)
 # Beyond it ``log p - log a`` makes no difference.
 _LARGEST_DISTANCE: tl.constexpr = tl.constexpr(700.0)
 
@@ -103,16 +105,18 @@ def _jensen_shannon_forward_kernel(
     logits += row * logits_stride * UNIT
     indices += row * num_entries
     log_a += row * num_entries
-    present = _num_filled(indices, num_entries, num_classes, BLOCK_S) > 0
+    num_listed = _num_filled(indices, num_entries, num_classes, BLOCK_S)
+    present = num_listed > 0
     readable = tl.where(present, num_classes, 0)  # a row without a teacher is not read at all: it may hold NaN
 
     peak, norm = _softmax(logits, num_classes, readable, scale, softcap, ACCUMULATOR, BLOCK, HAS_SOFTCAP)
     center, total = peak.to(tl.float64), tl.where(present, norm, 1.0).to(tl.float64)
     log_sum = tl.log(total)
     share = tl.maximum(tl.load(log_share + row).to(tl.float64), _LOWEST_LOG_SHARE)
-    mixed = ((1.0 - beta) * tl.exp(-share) / total).to(ACCUMULATOR)
-    offset = (-log_sum - share).to(ACCUMULATOR)
-    narrow_beta = beta.to(ACCUMULATOR)
+    unit = tl.maximum(share, _LOWEST_LOG_UNIT)
+    mixed = ((1.0 - beta) * tl.exp(-unit) / total).to(ACCUMULATOR)
+    offset = (-log_sum - unit).to(ACCUMULATOR)
+    narrow_beta = (beta * tl.exp(share - unit)).to(ACCUMULATOR)
 
     lane = tl.arange(0, BLOCK)
     student = tl.zeros((BLOCK,), tl.float64)
@@ -142,7 +146,8 @@ def _jensen_shannon_forward_kernel(
         own_student += tl.where(filled, p * from_student, 0.0)
         own_teacher += tl.where(filled, tl.exp(log_weight) * from_teacher, 0.0)
     student_row = (student_row - tl.sum(less_student, 0)) / total + tl.sum(own_student, 0)
-    teacher_row = tl.sum(own_teacher, 0) - tl.exp(share) * (distance_row - tl.sum(less_distance, 0))
+    distance_row -= tl.sum(less_distance, 0) + (num_classes - num_listed).to(tl.float64) * (share - unit)
+    teacher_row = tl.sum(own_teacher, 0) - tl.exp(share) * distance_row
     loss = beta * teacher_row + (1.0 - beta) * student_row
     tl.store(losses + row, tl.where(present, loss, 0.0).to(ACCUMULATOR))
     tl.store(saved + 3 * row, peak)
@@ -196,9 +201,10 @@ def _jensen_shannon_backward_kernel(
     student = tl.where(live, tl.load(saved + 3 * row + 2), 0.0).to(tl.float64)
     log_sum = tl.log(total)
     share = tl.maximum(tl.load(log_share + row).to(tl.float64), _LOWEST_LOG_SHARE)
-    mixed = ((1.0 - beta) * tl.exp(-share) / total).to(ACCUMULATOR)
-    offset = (-log_sum - share - student).to(ACCUMULATOR)
-    narrow_beta = beta.to(ACCUMULATOR)
+    unit = tl.maximum(share, _LOWEST_LOG_UNIT)
+    mixed = ((1.0 - beta) * tl.exp(-unit) / total).to(ACCUMULATOR)
+    offset = (-log_sum - unit - student).to(ACCUMULATOR)
+    narrow_beta = (beta * tl.exp(share - unit)).to(ACCUMULATOR)
     factor = tl.where(live, incoming, 0.0) * (1.0 - beta)
     level = (factor / total).to(ACCUMULATOR)
 
