@@ -252,7 +252,7 @@ def test_one_class(impl: str, divergence: str, missing: str) -> None:
     for log_rest in (None, torch.tensor([-3.0]), torch.tensor([-math.inf])):
         teacher = Teacher(torch.tensor([[0]]), torch.tensor([[0.0 if log_rest is None else -0.06]]), log_rest)
         logits = torch.tensor([[2.5]], requires_grad=True)
-            loss = distillation.loss(logits, teacher, divergence=divergence, missing=missing, impl=impl)
+        loss = distillation.loss(logits, teacher, divergence=divergence, missing=missing, impl=impl)
         q = 1.0 if log_rest is None or missing == "renormalize" else math.exp(-0.06)
         m = (1 + q) / 2
         expected = {
