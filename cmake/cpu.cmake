@@ -20,14 +20,14 @@ if(SMOOTHLOSS_SANITIZE)
 endif()
 
 pybind11_add_module(_C MODULE csrc/bindings_cpu.cpp csrc/bindings_cpu_rewards.cpp csrc/bindings_cpu_sampling.cpp
-                csrc/cpu/huge_pages.cpp csrc/cpu/isa.cpp csrc/cpu/rewards.cpp csrc/cpu/sampling.cpp
+                csrc/cpu/huge_pages.cpp csrc/cpu/isa.cpp csrc/cpu/jensen_shannon.cpp csrc/cpu/rewards.cpp csrc/cpu/sampling.cpp
                 csrc/cpu/smoothed_target.cpp csrc/cpu/sparse_cross_entropy.cpp csrc/cpu/target_indices.cpp
                 csrc/cpu/token_statistics.cpp csrc/cpu/weights.cpp
                 csrc/ngram/document_counter.cpp)
 target_link_libraries(_C PRIVATE smoothloss_flags)
 foreach(_isa IN LISTS _isas)
   add_library(smoothloss_cpu_${_isa} OBJECT csrc/cpu/sparse_cross_entropy_kernels.cpp csrc/cpu/draw_kernels.cpp
-              csrc/cpu/token_statistics_kernels.cpp)
+              csrc/cpu/jensen_shannon_kernels.cpp csrc/cpu/token_statistics_kernels.cpp)
   target_link_libraries(smoothloss_cpu_${_isa} PRIVATE smoothloss_flags)
   target_compile_definitions(smoothloss_cpu_${_isa} PRIVATE SMOOTHLOSS_ISA=${_isa})
   # Vectors wider than a register of the instruction set are never passed between translation units: -Wno-psabi.

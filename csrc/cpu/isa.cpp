@@ -10,6 +10,7 @@ struct Candidate {
     const RowKernels* rows;
     const DrawKernels* draws;
     const StatisticsKernels* statistics;
+    const JensenShannonKernels* jensen_shannon;
     bool supported;
 };
 
@@ -24,17 +25,17 @@ bool supports_avx512() {
 const std::vector<Candidate>& candidates() {
     static const std::vector<Candidate> all = {
 #ifdef SMOOTHLOSS_HAS_AVX512BF16
-        {"avx512bf16", &avx512bf16::row_kernels, &avx512bf16::draw_kernels, &avx512bf16::statistics_kernels,
+        {"avx512bf16", &avx512bf16::row_kernels, &avx512bf16::draw_kernels, &avx512bf16::statistics_kernels, &avx512bf16::jensen_shannon_kernels,
          supports_avx512() && __builtin_cpu_supports("avx512bf16")},
 #endif
 #ifdef SMOOTHLOSS_HAS_AVX512
-        {"avx512", &avx512::row_kernels, &avx512::draw_kernels, &avx512::statistics_kernels, supports_avx512()},
+        {"avx512", &avx512::row_kernels, &avx512::draw_kernels, &avx512::statistics_kernels, &avx512::jensen_shannon_kernels, supports_avx512()},
 #endif
 #ifdef SMOOTHLOSS_HAS_AVX2
-        {"avx2", &avx2::row_kernels, &avx2::draw_kernels, &avx2::statistics_kernels,
+        {"avx2", &avx2::row_kernels, &avx2::draw_kernels, &avx2::statistics_kernels, &avx2::jensen_shannon_kernels,
          __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")},
 #endif
-        {"baseline", &baseline::row_kernels, &baseline::draw_kernels, &baseline::statistics_kernels, true},
+        {"baseline", &baseline::row_kernels, &baseline::draw_kernels, &baseline::statistics_kernels, &baseline::jensen_shannon_kernels, true},
     };
     return all;
 }
@@ -70,6 +71,10 @@ const DrawKernels& draw_kernels_for(const std::string& isa) {
 
 const StatisticsKernels& statistics_kernels_for(const std::string& isa) {
     return *candidate_for(isa).statistics;
+}
+
+const JensenShannonKernels& jensen_shannon_kernels_for(const std::string& isa) {
+    return *candidate_for(isa).jensen_shannon;
 }
 
 }  // namespace smoothloss
