@@ -113,14 +113,12 @@ audit: $(STAMP)
 # The kernels' own test with CXX, which may compile for another processor, run by RUN:
 #   make kernels CXX=clang++
 #   make kernels CXX=aarch64-linux-gnu-g++ PROCESSOR=aarch64 RUN="qemu-aarch64-static -L /usr/aarch64-linux-gnu"
-# KERNELS_ARGS=-DSMOOTHLOSS_OPENMP=OFF takes threads from the standard library.
 PROCESSOR ?=
 RUN ?=
-KERNELS_ARGS ?=
 KERNELS := build/kernels/$(notdir $(CXX))$(PROCESSOR)
 kernels:
 	cmake -S . -B $(KERNELS) -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_CXX_COMPILER=$(CXX) -DSMOOTHLOSS_PYTHON=OFF \
-	    -DSMOOTHLOSS_TESTS=ON $(if $(PROCESSOR),-DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=$(PROCESSOR)) $(KERNELS_ARGS)
+	    -DSMOOTHLOSS_TESTS=ON $(if $(PROCESSOR),-DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=$(PROCESSOR))
 	cmake --build $(KERNELS)
 	$(RUN) $(KERNELS)/test_kernels
 

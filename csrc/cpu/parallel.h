@@ -1,4 +1,6 @@
-// Work shared out among threads: OpenMP's where the build has it, else threads of the standard library.
+// Work shared out among threads. They are those of the OpenMP library that torch has loaded, which is looked up at run
+// time and not linked: a second library would keep a second pool of threads, and on macOS end the process. Where there
+// is none, they are the standard library's.
 #pragma once
 
 #include <algorithm>
@@ -12,6 +14,9 @@ namespace smoothloss {
 // Calls task(context, worker) at the same time for the workers 0 .. workers - 1, or for the first few of them where
 // there are not enough threads.
 void run_workers(int workers, void (*task)(void* context, int worker), void* context);
+
+// Whether there is an OpenMP library to take threads from.
+bool has_openmp();
 
 // The numbers 0 .. count - 1, handed out in chunks as workers get free: a neighbour may have taken a core.
 // Inlined, because a caller may be compiled for an instruction set that not every machine has.
