@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from smoothloss import _compiled
 from smoothloss.backends import native
 from smoothloss.backends.common import RowOptions, RowTarget
 from smoothloss.backends.native import linear as native_linear
@@ -497,7 +498,7 @@ def test_threads_come_from_the_openmp_library_of_torch() -> None:
     except FileNotFoundError:
         pytest.skip("no /proc here")
     assert len(runtimes) == 1, runtimes
-    module, _ = compiled.load("_C")
+    module, _ = _compiled.load("_C")
     assert module is not None
     assert module.has_openmp()
 
