@@ -9,6 +9,7 @@
 #include "cpu/huge_pages.h"
 #include "cpu/isa.h"
 #include "cpu/jensen_shannon.h"
+#include "cpu/parallel.h"
 #include "cpu/smoothed_target.h"
 #include "cpu/sparse_cross_entropy.h"
 #include "cpu/target_indices.h"
@@ -238,6 +239,7 @@ PYBIND11_MODULE(_C, m) {
     namespace s = smoothloss;
     m.doc() = "The CPU kernels of smoothloss: raw pointers in, results written through pointers.";
     m.def("available_isas", &s::available_isas, "Instruction sets that can run here, the best first.");
+    m.def("has_openmp", &s::has_openmp, "Whether the process has an OpenMP library to take threads from.");
     m.def("sparse_cross_entropy_forward", &s::forward);
     m.def("sparse_cross_entropy_backward", &s::backward);
     m.def("sparse_cross_entropy_forward_backward", &s::forward_backward);
