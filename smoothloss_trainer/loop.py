@@ -6,11 +6,13 @@ import math
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, replace
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from smoothloss.rewards import Cider
@@ -18,18 +20,20 @@ from smoothloss.similarity import SimilarityTable
 from smoothloss_trainer import checkpoint, loss_inputs, report
 from smoothloss_trainer.config import Recipe
 from smoothloss_trainer.devices import sum_dtype
-from smoothloss_trainer.distributed import Processes
+from smoothloss_trainer.distributed import Processes, others_may_end
 from smoothloss_trainer.errors import RecipeError, RunError
 from smoothloss_trainer.evaluation import evaluate_split, generate, negative_log_likelihood, result_files
+from smoothloss_trainer.feed import Feed
 from smoothloss_trainer.losses import build_loss
 from smoothloss_trainer.metrics import deciding
 from smoothloss_trainer.metrics_log import MetricsLog
+from smoothloss_trainer.objective import Objective
 from smoothloss_trainer.optimizer import build_optimizer, learning_rate
 from smoothloss_trainer.progress import Progress
 from smoothloss_trainer.rewards import SampleWeights
 from smoothloss_trainer.run import RunDirectory
 from smoothloss_trainer.stopwatch import Stopwatch
-from smoothloss_trainer.tasks import Task, task_class
+from smoothloss_trainer.tasks import Batch, Task, task_class
 
 
 def train(recipe: Recipe, run: RunDirectory, *, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
@@ -48,9 +52,9 @@ def train(recipe: Recipe, run: RunDirectory, *, resume: bool = False, overwrite:
     Raises:
         RecipeError: before training starts, when something is missing or contradictory, or another process trains
             there.
-        RunError: when training diverges.
+        RunError: when training diverges, or another process of it has ended.
     """
-    processes = Processes(recipe.device)
+    processes = Processes(recipe.device, recipe.training.parallel)
     with ExitStack() as held:
 
         def check() -> bool:
@@ -62,12 +66,14 @@ def train(recipe: Recipe, run: RunDirectory, *, resume: bool = False, overwrite:
         processes.first(lambda: begun.append(_begin(recipe, run, processes, goes_on=goes_on)))
         # The others read what the first one has written.
         trainer = begun[0] if begun else _open(recipe, run, processes, opened=True)[0]
-        if goes_on:
-            trainer.restore()
-        else:
-            trainer.save()
-        trainer.run_epochs()
-        scores = trainer.test() if processes.is_main else {}
+        trainer.prepare()
+        with others_may_end():
+            if goes_on:
+                trainer.restore()
+            else:
+                trainer.save()
+            trainer.run_epochs()
+            scores = trainer.test()
         processes.close()
     return scores
 
@@ -77,7 +83,8 @@ def _begin(recipe: Recipe, run: RunDirectory, processes: Processes, *, goes_on: 
     trainer, table, cider = _open(recipe, run, processes, opened=goes_on)
     task, splits = trainer.task, trainer.scored_splits
     trainer.check_metric()
-    trainer.check_warmup()
+    if not goes_on:
+        trainer.check_warmup()
     names = ["report.html", *(name for split in splits for name in result_files(task, split))]
     parts = ["train", "validation", *(f"vocabulary.{name}" for name in task.vocabularies)]
     if goes_on:
@@ -136,17 +143,28 @@ class Trainer:
         self.processes, self.device = processes, processes.device
         self.stopwatch, self.log = Stopwatch(self.device), MetricsLog(run, tensorboard=recipe.training.tensorboard)
         table = None if table is None else table.to(self.device)
-        self.loss = build_loss(recipe.loss, table, len(task.vocabulary), weights, self.stopwatch)
+        loss = build_loss(recipe.loss, table, len(task.vocabulary), weights, self.stopwatch)
         torch.manual_seed(recipe.seed)
-        self.model = task.build_model().to(self.device)
-        self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self.optimizer = build_optimizer(self.parameters, recipe.optimizer, self.device)
-        if not processes.is_main:  # the same weights everywhere, but dropout and samples of its own
-            torch.manual_seed(recipe.seed + processes.rank)
-        self.generator = torch.Generator(self.device).manual_seed(recipe.seed + processes.rank)
+        self.dtype = torch.float64 if recipe.training.precision == "float64" else torch.float32
+        self.model = task.build_model().to(self.device, self.dtype)
+        self.objective: torch.nn.Module = Objective(self.model, loss, autocast=recipe.training.precision == "bfloat16")
+        self.feed = Feed(task, recipe.training.workers, self.device)
+        self.generator = torch.Generator(self.device)
+        self.width = processes.count * recipe.training.accumulate
+        self._build_optimizer()
         self.progress = Progress()
         self._loss_sum = torch.zeros((), dtype=sum_dtype(self.device), device=self.device)
         self._started = self._logged = time.perf_counter()
+
+    def _build_optimizer(self) -> None:
+        self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.optimizer = build_optimizer(self.parameters, self.recipe.optimizer, self.device)
+
+    def prepare(self) -> None:
+        """Join the other processes that train the model; each of them has to be here."""
+        if self.processes.count > 1:
+            self.objective = self.processes.prepare(self.objective)
+            self._build_optimizer()  # of the weights that are this process's now
 
     def run_epochs(self) -> None:
         """Train from where the run stands until the recipe's end."""
@@ -168,17 +186,24 @@ class Trainer:
         self.log.close()
 
     def test(self) -> dict[str, Any]:
-        """Score the best checkpoint, and write ``report.html``: the scores of each split by its name."""
-        checkpoint.load_model(self.run.best, self.model)
-        scores = {
-            split: evaluate_split(self.run.path, self.task, self.model, split, self.recipe.decoding, self.device)
-            for split in self.scored_splits
-        }
+        """Score the best checkpoint, and write ``report.html``: the scores of each split by its name, in the first."""
+        tensors, _ = checkpoint.load_checkpoint(self.run.best)
+        checkpoint.put_model(tensors, self.model, self.run.best, self.processes.spread)
+        with self.processes.gathered(self.objective):
+            scores = {split: self._evaluate(split) for split in self.scored_splits}
+        if not self.processes.is_main:
+            return {}
         page = self.run.path / "report.html"
         report.write([self.run], page, title=self.recipe.name, task=self.task)
         self.run.folder.claim([], finished=True)
         sys.stderr.write(f"report: {page}\nbest checkpoint: {self.run.best}\n")
         return scores
+
+    def _evaluate(self, split: str) -> dict[str, Any]:
+        decoding = self.recipe.decoding
+        return evaluate_split(
+            self.run.path, self.task, self.model, split, decoding, self.device, dtype=self.dtype, among=self.processes
+        )
 
     @property
     def scored_splits(self) -> Sequence[str]:
@@ -206,7 +231,6 @@ class Trainer:
     def _epoch(self, plan: Sequence[Sequence[int]]) -> None:
         """The rest of an epoch, or of the budget of steps or time."""
         progress, config = self.progress, self.recipe.training
-        width = self.processes.count * config.accumulate
         total_steps = self._total_steps(plan)
         bar = tqdm(
             desc=f"{self.recipe.name} epoch {progress.epoch + 1}/{config.epochs}",
@@ -216,12 +240,14 @@ class Trainer:
             mininterval=1 if sys.stderr.isatty() else 60,  # a log file need not hold a line a second
             disable=not self.processes.is_main,
         )
+        starts = range(progress.position, len(plan), self.width)
+        self.feed.begin([each for start in starts for _, each, _ in self._own(plan[start : start + self.width])])
         with bar:
-            for start in range(progress.position, len(plan), width):
+            for start in starts:
                 for group in self.optimizer.param_groups:
                     group["lr"] = learning_rate(self.recipe.optimizer, progress.epoch, progress.step, total_steps)
-                together = plan[start : start + width]
-                self._step(together[self.processes.rank :: self.processes.count])
+                together = plan[start : start + self.width]
+                self._step(together)
                 progress.position, progress.step = progress.position + len(together), progress.step + 1
                 bar.update(len(together))
                 if progress.step % config.log_every == 0:
@@ -230,29 +256,56 @@ class Trainer:
                     break
                 if config.checkpoint_every and progress.step % config.checkpoint_every == 0:
                     self.save()
+        self.feed.end()
 
-    def _step(self, plan: Sequence[Sequence[int]]) -> None:
-        """One step on these batches and those of the other processes, as if all were one batch."""
-        self.model.train()
+    def _own(self, together: Sequence[Sequence[int]]) -> list[tuple[int, Sequence[int], bool]]:
+        """Of a step's batches those of this process: their number in the step, examples, and whether they count.
+
+        Every process has as many, since they meet in each forward and backward: one too few is made up for by the
+        first, which then does not count.
+        """
+        rank, count = self.processes.rank, self.processes.count
+        numbers = range(rank, count * -(-len(together) // count), count)
+        return [(n, together[n], True) if n < len(together) else (0, together[0], False) for n in numbers]
+
+    def _step(self, together: Sequence[Sequence[int]]) -> None:
+        """One step on these batches, of which this process takes its share, as if all were one batch."""
+        self.objective.train()
+        own = self._own(together)
         with self.stopwatch("data"):
-            batches = [self.task.train_batch(examples) for examples in plan]
+            batches = [self.feed.take(examples) for _, examples, _ in own]
             # On the CPU still, so no synchronisation.
-            tokens = [int(batch.lengths.sum()) + len(batch.lengths) for batch in batches]
-            batches = [batch.to(self.device) for batch in batches]
+            tokens = [
+                (int(batch.lengths.sum()) + len(batch.lengths)) * counts
+                for batch, (*_, counts) in zip(batches, own, strict=True)
+            ]
+            batches = [batch.to(self.device, self.dtype) for batch in batches]
         [total] = self.processes.sum([sum(tokens)])
         self.optimizer.zero_grad(set_to_none=True)
-        for batch, count in zip(batches, tokens, strict=True):
-            with torch.autocast(self.device.type, torch.bfloat16, self.recipe.training.precision == "bfloat16"):
-                loss = self.loss(self.model, batch, self.generator)
-            with self.stopwatch("backward"):
-                (loss * (count / total)).backward()
-            self._loss_sum += loss.detach() * count
+        for index, (batch, count) in enumerate(zip(batches, tokens, strict=True)):
+            last = index + 1 == len(batches)
+            with nullcontext() if last else self.processes.accumulating(self.objective):
+                self._backward(batch, own[index][0], count, count / total)
         with self.stopwatch("optimizer"):
-            self.processes.sum_gradients(self.parameters)
             if self.recipe.training.clip:
                 torch.nn.utils.clip_grad_norm_(self.parameters, self.recipe.training.clip)
             self.optimizer.step()
         self.progress.tokens += sum(tokens)
+
+    def _backward(self, batch: Batch, number: int, count: int, share: float) -> None:
+        """Add a batch's share of the gradient; what it draws depends on its place in the epoch alone."""
+        seeds = np.random.SeedSequence([self.recipe.seed, self.progress.epoch, self.progress.position + number])
+        dropout, samples = (int(seed) >> 1 for seed in seeds.generate_state(2, np.uint64))
+        torch.manual_seed(dropout)
+        self.generator.manual_seed(samples)
+        kept = None if self.weights is None or count else self.weights.state()
+        loss = self.objective(batch, self.generator)
+        with self.stopwatch("backward"):
+            (loss * (share * self.processes.count)).backward()  # the processes' gradients are averaged
+        if count:
+            self._loss_sum += loss.detach() * count
+        elif kept is not None and self.weights is not None:
+            self.weights.restore(*kept)
 
     def _log_loss(self) -> float:
         loss_sum, tokens = self.processes.sum([float(self._loss_sum), self.progress.tokens])
@@ -282,17 +335,29 @@ class Trainer:
 
     def _validate(self) -> None:
         """Score the validation part; keep the best checkpoint and the last ones."""
-        metric = self._validate_here() if self.processes.is_main else 0.0
-        [metric] = self.processes.of_main([metric])
+        [metric] = self.processes.of_main([self._validate_together()])
         self._logged = time.perf_counter()
         if self.progress.best is not None and metric <= self.progress.best:
             self.progress.stale += 1
         else:
             self.progress.best, self.progress.stale = metric, 0
 
-    def _validate_here(self) -> float:
-        loss = negative_log_likelihood(self.model, self.task.validation_batches(), self.device)
-        texts = generate(self.model, self.task, "validation", self.recipe.decoding.for_validation(), self.device)
+    def _validate_together(self) -> float:
+        """The metric, in the first process; the others help it to decode."""
+        decoding, place = self.recipe.decoding.for_validation(), (self.device, self.dtype)
+        with self.processes.gathered(self.objective):
+            loss = negative_log_likelihood(self.model, self.task.validation_batches(), *place, among=self.processes)
+            texts = generate(self.model, self.task, "validation", decoding, *place, among=self.processes)
+        weights = self._weights()
+        return self._keep(loss, texts, weights) if self.processes.is_main else 0.0
+
+    def _weights(self) -> dict[str, Tensor]:
+        """The model's tensors for a checkpoint."""
+        whole = {name: self.processes.whole(tensor) for name, tensor in self.model.state_dict().items()}
+        return checkpoint.with_prefix("model", whole)
+
+    def _keep(self, loss: float, texts: dict[str, str], weights: dict[str, Tensor]) -> float:
+        """Score a validation, write what it came to, and keep the model if it is the best; returns the metric."""
         found = self.task.score("validation", texts)
         scores = {f"validation_{key}": value for key, value in found.items() if not isinstance(value, str)}
         name = self.recipe.training.metric or self.task.metric
@@ -300,7 +365,6 @@ class Trainer:
         self._write({"validation_loss": loss, **scores, "seconds": self._seconds()})
         tqdm.write(f"epoch {self.progress.epoch + 1}: validation loss {loss:.4f}, {name} {abs(metric):.2f}")
         about = {"step": self.progress.step, "epoch": self.progress.epoch + 1, "validation_loss": loss, **scores}
-        weights = checkpoint.with_prefix("model", self.model.state_dict())
         if self.recipe.training.keep_checkpoints:
             kept = self.run.step_file(self.progress.step)
             self.run.folder.claim([self.run.name(kept)])
@@ -314,7 +378,7 @@ class Trainer:
     def _total_steps(self, plan: Sequence[Sequence[int]]) -> int:
         """Steps of the whole training, when every epoch is as long as this one."""
         config = self.recipe.training
-        total_steps = config.epochs * -(-len(plan) // (self.processes.count * config.accumulate))
+        total_steps = config.epochs * -(-len(plan) // self.width)
         return min(total_steps, config.max_steps or total_steps)
 
     def check_warmup(self) -> None:
@@ -348,39 +412,32 @@ class Trainer:
         progress.tokens = int(tokens)
         if rewards:
             progress.reward_sums, progress.rewarded = rewards[:2], int(rewards[2])
-        random = {
-            name: self.processes.gather(state) for name, state in checkpoint.random_states(self.generator).items()
-        }
+        tensors = self._weights()
+        optimizer, rest = checkpoint.flatten_optimizer(self.optimizer)
+        tensors |= checkpoint.with_prefix(
+            "optimizer", {name: self.processes.whole(value) for name, value in optimizer.items()}
+        )
         if not self.processes.is_main:
             return
-        optimizer, rest = checkpoint.flatten_optimizer(self.optimizer)
-        tensors = checkpoint.with_prefix("model", self.model.state_dict())
-        tensors |= checkpoint.with_prefix("optimizer", optimizer)
-        tensors |= checkpoint.with_prefix("random", random)
         self.log.sync()
-        state = {"progress": asdict(progress), "optimizer": rest, "seed": self.recipe.seed}
+        state = {"progress": asdict(progress), "optimizer": rest, "seed": self.recipe.seed, "width": self.width}
         checkpoint.save_checkpoint(self.run.last, tensors, state)
 
     def restore(self) -> None:
         """Go back to the last checkpoint.
 
         Raises:
-            RecipeError: when it, or the best one so far, is missing or broken, or of another number of processes.
+            RecipeError: when it, or the best one so far, is missing or broken.
         """
         tensors, state = checkpoint.load_checkpoint(self.run.last)
-        random = checkpoint.without_prefix("random", tensors)
-        if "cpu" not in random or "progress" not in state:
+        if "progress" not in state:
             raise RecipeError(f"{self.run.last} holds a model and not where its training stood: it cannot be resumed")
-        if len(random["cpu"]) != self.processes.count:
-            counts = f"was trained by {len(random['cpu'])} processes, these are {self.processes.count}"
-            raise RecipeError(f"cannot resume {self.run.path}: it {counts}")
-        checkpoint.put_model(tensors, self.model, self.run.last)
-        checkpoint.restore_optimizer(
-            self.optimizer, checkpoint.without_prefix("optimizer", tensors), state["optimizer"]
-        )
-        # Copies: torch takes a state to begin where its storage does.
-        own = {name: states[self.processes.rank].clone() for name, states in random.items()}
-        checkpoint.restore_random_states(own, self.generator)
+        # Earlier versions kept the random state of each process, and took so many times `accumulate` batches a step.
+        earlier = tensors.get("random.cpu")
+        self.width = state.get("width", len(earlier if earlier is not None else [0]) * self.recipe.training.accumulate)
+        checkpoint.put_model(tensors, self.model, self.run.last, self.processes.spread)
+        moments = checkpoint.without_prefix("optimizer", tensors)
+        checkpoint.restore_optimizer(self.optimizer, moments, state["optimizer"], self.processes.spread)
         self.progress = progress = Progress(**state["progress"])
         if progress.best is not None:  # it may stay the best one, and is tested then
             checkpoint.load_checkpoint(self.run.best)
