@@ -102,16 +102,13 @@ class Processes:
 
     def _join(self, device: str) -> None:
         try:
-            from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+            from accelerate import Accelerator, InitProcessGroupKwargs
         except ImportError:
             raise RunError('several processes need accelerate: pip install "smoothloss[train]"') from None
         if device not in ("auto", "cpu", "cuda"):
             raise RecipeError(f"device must be auto, cpu or cuda for several processes, got {device!r}")
         with _others():
-            handlers = [
-                InitProcessGroupKwargs(timeout=_TIMEOUT),
-                DistributedDataParallelKwargs(broadcast_buffers=False),
-            ]
+            handlers = [InitProcessGroupKwargs(timeout=_TIMEOUT)]
             on_cpu = choose_device(device).type == "cpu"
             self._accelerator = state = Accelerator(cpu=on_cpu, mixed_precision="no", kwargs_handlers=handlers)
         self.count, self.rank, self.device = state.num_processes, state.process_index, state.device
@@ -125,8 +122,8 @@ class Processes:
                 from torch.distributed.device_mesh import init_device_mesh
                 from torch.distributed.fsdp import fully_shard
 
-                sharded: nn.Module = fully_shard(module, mesh=init_device_mesh(self.device.type, (self.count,)))
-                return sharded
+                fully_shard(module, mesh=init_device_mesh(self.device.type, (self.count,)))  # in place
+                return module
             prepared: nn.Module = self._accelerator.prepare(module)
             return prepared
 

@@ -115,6 +115,11 @@ def _open(
     return Trainer(recipe, run, task, table, processes, weights), table, cider
 
 
+def open_trainer(recipe: Recipe, run: RunDirectory, processes: Processes) -> Trainer:
+    """A trainer that stands at its beginning, of a run that has written nothing."""
+    return _open(recipe, run, processes, opened=False)[0]
+
+
 class Trainer:
     """Model, optimizer, loss and where they stand.
 
