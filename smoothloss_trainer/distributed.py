@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
@@ -35,17 +36,25 @@ def _others() -> Iterator[None]:
 
 @contextmanager
 def others_may_end() -> Iterator[None]:
-    """Tell in one line of others that have ended while a step needed them; other errors stay what they are."""
+    """Tell in one line, and how to go on, when others end while they are needed; other errors stay what they are."""
     try:
         yield
     except RuntimeError as error:
-        if isinstance(error, RunError) or not any(words in str(error) for words in _GONE):
+        gone = isinstance(error, _Unreachable)
+        if not gone and (isinstance(error, RunError) or not any(words in str(error) for words in _GONE)):
             raise
-        raise _unreachable(error) from None
+        lost = error if gone else _unreachable(error)
+        raise RunError(f"{lost}; --resume goes on from the last checkpoint") from None
 
 
-def _unreachable(error: Exception) -> RunError:
-    return RunError(f"the other processes of this training cannot be reached: {str(error)[:200]}")
+class _Unreachable(RunError):
+    """Another process does not answer."""
+
+
+def _unreachable(error: Exception) -> _Unreachable:
+    # Without the place in gloo's sources before it, and the advice behind it.
+    reason = re.sub(r"^\s*(\[\S*\]\s*)?", "", " ".join(str(error).split())).split(". ")[0]
+    return _Unreachable(f"the other processes of this training cannot be reached: {reason[:200]}")
 
 
 def speaks_first() -> bool:

@@ -12,8 +12,9 @@ import torch
 
 from smoothloss_trainer.config import Recipe
 from smoothloss_trainer.distributed import Processes
-from smoothloss_trainer.loop import Trainer, open_trainer
+from smoothloss_trainer.loop import open_trainer
 from smoothloss_trainer.run import RunDirectory
+from smoothloss_trainer.trainer import Trainer
 
 PARTS = {
     "data": "data",

@@ -20,9 +20,10 @@ from smoothloss_trainer import checkpoint
 from smoothloss_trainer.config import Recipe
 from smoothloss_trainer.distributed import Processes
 from smoothloss_trainer.errors import RecipeError, RunError
-from smoothloss_trainer.loop import Trainer, train
+from smoothloss_trainer.loop import train
 from smoothloss_trainer.run import RunDirectory
 from smoothloss_trainer.tasks import task_class
+from smoothloss_trainer.trainer import Trainer
 
 STILL = {"dropout": 0.0}
 
@@ -100,7 +101,7 @@ import json, os, signal, sys
 import torch
 torch.set_num_threads(1)
 from smoothloss_trainer.cli import main
-from smoothloss_trainer.loop import Trainer
+from smoothloss_trainer.trainer import Trainer
 step, done = Trainer._step, []
 def dying(self, together):
     if len(done) == int(os.environ["STEPS"]):

@@ -70,7 +70,7 @@ def test_what_goes_wrong_in_a_worker_is_one_line(make_recipe: Callable[..., Reci
     assert torch.equal(feed.take(plan[0]).target, prepare(plan[0]).target)
     with pytest.raises(RecipeError, match=r"^the features of image 7 are damaged$"):
         feed.take(plan[1])
-    with pytest.raises(RunError, match="a worker that prepares batches has ended: .*") as caught:
+    with pytest.raises(RunError, match="a worker that prepares batches has ended: ") as caught:
         feed.take(plan[2])
     assert "\n" not in str(caught.value)
     feed.end()

@@ -19,14 +19,15 @@ import torch
 import yaml
 
 from smoothloss.rewards import Cider
-from smoothloss_trainer import checkpoint, loop
+from smoothloss_trainer import checkpoint, trainer
 from smoothloss_trainer.config import Recipe
 from smoothloss_trainer.distributed import Processes
 from smoothloss_trainer.errors import RecipeError, RunError
-from smoothloss_trainer.loop import Trainer, train
+from smoothloss_trainer.loop import train
 from smoothloss_trainer.models import open_task
 from smoothloss_trainer.run import RunDirectory
 from smoothloss_trainer.tasks import task_class
+from smoothloss_trainer.trainer import Trainer
 
 Make = Callable[..., Recipe]
 TIMES = {"seconds", "tokens_per_second", "time"}
@@ -299,8 +300,8 @@ def test_memory_is_flat(tmp_path: Path, make_recipe: Make) -> None:
 def test_a_loss_that_is_no_number_ends_the_run(
     tmp_path: Path, make_recipe: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    build = loop.build_loss
-    monkeypatch.setattr(loop, "build_loss", lambda *given: lambda *batch: build(*given)(*batch) * math.nan)
+    build = trainer.build_loss
+    monkeypatch.setattr(trainer, "build_loss", lambda *given: lambda *batch: build(*given)(*batch) * math.nan)
     with pytest.raises(RunError, match=r"training diverged: the loss is nan before step \d+"):
         train(make_recipe(), RunDirectory(tmp_path / "run"))
 
