@@ -1,18 +1,18 @@
-# make test | quick | demo | lint | format | bench | plots | sanitize      Variables: PYTHON=python3 VENV=.venv TESTS=backends PYTEST_ARGS=-x
+# make test | quick | demo | docs | lint | format | bench | plots | sanitize      Variables: PYTHON=python3 VENV=.venv TESTS=backends PYTEST_ARGS=-x
 # On a fresh machine this needs Python 3.10 or newer, a C++ compiler and a package index.
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?=
 # Files or folders below tests/; all of them when empty.
 TESTS ?=
-EXTRAS ?= train,translate,tensorboard,caption,features,bench,dev
+EXTRAS ?= train,translate,tensorboard,caption,features,bench,docs,dev
 
 BIN := $(abspath $(VENV))/bin
 STAMP := $(VENV)/.installed
 # An editable install: the compiled modules lie beside the Python sources, whose changes need no new installation.
 BUILT_FROM := $(shell find csrc cmake -type f) pyproject.toml setup.py CMakeLists.txt constraints.txt
 
-.PHONY: install test quick lint format demo bench plots sanitize clean
+.PHONY: install test quick lint format demo docs bench plots sanitize clean
 
 install: $(STAMP)
 
@@ -50,6 +50,17 @@ demo: $(STAMP)
 	$(BIN)/smoothloss demo --out build/demo
 	@echo "report: $$(find $(abspath build/demo) -maxdepth 1 -name '*.html')"
 
+# The site, under build/docs: a warning, such as a link that leads nowhere, is an error. Where nothing is installed yet, it
+# makes do with less than the tests need.
+DOCS_STAMP := $(VENV)/.docs_installed
+$(DOCS_STAMP): $(BIN)/python $(BUILT_FROM)
+	SMOOTHLOSS_CUDA=OFF $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[train,docs]"
+	touch $@
+
+docs: $(if $(wildcard $(STAMP)),$(STAMP),$(DOCS_STAMP))
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going docs build/docs
+	@echo "site: $(abspath build/docs)/index.html"
+
 # BENCH_ARGS="--suite logits --shapes coco", for example.
 BENCH_ARGS ?=
 bench: $(STAMP)
@@ -73,7 +84,8 @@ sanitize: $(STAMP)
 	    UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc OMP_NUM_THREADS=2 \
 	    LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	    $(BIN)/python -m pytest backends/test_native.py backends/test_dense_rows.py ops/test_smoothed_target.py rewards \
-	    sampling/test_hamming_implementations.py sampling/test_similar.py $(PYTEST_ARGS)
+	    sampling/test_hamming_implementations.py sampling/test_similar.py sampling/test_edit_implementations.py \
+	    sampling/test_weights_implementations.py backends/test_native_statistics.py $(PYTEST_ARGS)
 
 clean:
 	rm -rf build $(VENV) *.egg-info

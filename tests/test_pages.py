@@ -11,7 +11,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 HOSTS = ("lightning", "transformers", "trl")  # of the adapters; the rest of a page does without them
-PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+MADE = ROOT / "docs" / "made"  # by the site's build
+WRITTEN = [page for page in sorted((ROOT / "docs").rglob("*.md")) if MADE not in page.parents]
+PAGES = [*sorted(ROOT.glob("*.md")), *WRITTEN]
 
 
 def _blocks(page: Path, language: str) -> list[tuple[int, str]]:
@@ -33,8 +35,17 @@ def test_python_blocks_run_one_after_the_other(page: Path, tmp_path: Path, monke
         missing |= absent
         if not absent:
             exec(compile("\n" * line + code, str(page), "exec"), names)
+    _train_written_recipes(page)
     if missing:
         pytest.skip(f"the other blocks run; not installed: {', '.join(sorted(missing))}")
+
+
+def _train_written_recipes(page: Path) -> None:
+    """Train the recipes that the page's blocks have written, as its commands say."""
+    for words in (words for place, words in _commands() if place.startswith(f"{page.name}:")):
+        if words[0] == "train" and Path(words[1]).is_file():
+            cli = pytest.importorskip("smoothloss_trainer.cli")
+            assert cli.main([*words, "--device", "cpu"]) == 0
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -13,6 +13,7 @@ from typing import Literal, Protocol, cast, get_args
 import torch
 from torch import Tensor
 
+from smoothloss import _graphs as graphs
 from smoothloss.backends.common import (
     Candidates,
     Forward,
@@ -178,6 +179,6 @@ def _choose(impl: str, device_type: str, dtype: torch.dtype) -> str:
     return next(name for name in candidates if unavailable(name, device_type, dtype) is None)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@graphs.constant
 def _choose_constant(impl: str, device_type: str, dtype: torch.dtype) -> str:
     return _choose(impl, device_type, dtype)
