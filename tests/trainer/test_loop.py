@@ -19,7 +19,7 @@ import torch
 import yaml
 
 from smoothloss.rewards import Cider
-from smoothloss_trainer import checkpoint, trainer
+from smoothloss_trainer import checkpoint, loss_inputs, trainer
 from smoothloss_trainer.config import Recipe
 from smoothloss_trainer.distributed import Processes
 from smoothloss_trainer.errors import RecipeError, RunError
@@ -117,7 +117,7 @@ def test_a_resumed_run_with_a_reward_equals_an_uninterrupted_one(
     assert broken.table_file.is_file(), "for the pool, or to smooth tokens"
     with monkeypatch.context() as patch:
         # The document frequencies are those of the run directory.
-        patch.setattr(loop, "Cider", SimpleNamespace(load=Cider.load))
+        patch.setattr(loss_inputs, "Cider", SimpleNamespace(load=Cider.load))
         assert train(recipe, broken, resume=True) == expected
     assert losses(broken) == losses(whole)
     first, second = checkpoint.load_checkpoint(whole.last)[0], checkpoint.load_checkpoint(broken.last)[0]
