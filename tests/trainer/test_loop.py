@@ -496,3 +496,17 @@ def test_a_kill_while_old_models_are_removed_leaves_no_name_of_them(tmp_path: Pa
     run.folder.claim(["checkpoints/step_0000000001.safetensors"])
     train(recipe, run, resume=True)
     assert sorted(run.folder.names()) == sorted(names)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_checkpoint_of_an_earlier_version_is_gone_on_with(tmp_path: Path, make_recipe: Make, processes: int) -> None:
+    """It holds the random states of its processes, and from their number follows how many batches made a step."""
+    run = RunDirectory(tmp_path / "run")
+    train(make_recipe(training={"max_steps": 2, "accumulate": 2}), run)
+    tensors, state = checkpoint.load_checkpoint(run.last)
+    del state["width"]
+    tensors["random.cpu"] = torch.zeros(processes, 5056, dtype=torch.uint8)
+    checkpoint.save_checkpoint(run.last, tensors, state)
+    train(make_recipe(training={"epochs": 1, "accumulate": 2, "log_every": 2}), run, resume=True)
+    # Of 13 batches 4 are done; then 9 in steps of 2 or 4.
+    assert checkpoint.load_checkpoint(run.last)[1]["progress"]["step"] == 2 + {1: 5, 2: 3}[processes]
