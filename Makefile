@@ -84,7 +84,8 @@ sanitize: $(STAMP)
 	    UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc OMP_NUM_THREADS=2 \
 	    LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	    $(BIN)/python -m pytest backends/test_native.py backends/test_dense_rows.py ops/test_smoothed_target.py rewards \
-	    sampling/test_hamming_implementations.py sampling/test_similar.py $(PYTEST_ARGS)
+	    sampling/test_hamming_implementations.py sampling/test_similar.py sampling/test_edit_implementations.py \
+	    sampling/test_weights_implementations.py backends/test_native_statistics.py $(PYTEST_ARGS)
 
 clean:
 	rm -rf build $(VENV) *.egg-info

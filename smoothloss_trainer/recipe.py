@@ -121,8 +121,10 @@ def recipe_help(task: str) -> str:
     Raises:
         RecipeError: when there is no such task.
     """
-    usage = "usage: smoothloss train RECIPE [--section.key VALUE ...]\n\nKeys of recipes for the task"
-    return f"{usage} {task}. VALUE is written as in YAML.\n\n{explain(iter(recipe_keys(task).values()))}\n"
+    usage = "usage: smoothloss train RECIPE [--out DIR] [--resume] [--overwrite] [--section.key VALUE ...]"
+    more = "`smoothloss train --help` explains the options before it"
+    keys = f"Keys of recipes for the task {task}. VALUE is written as in YAML; {more}."
+    return f"{usage}\n\n{keys}\n\n{explain(iter(recipe_keys(task).values()))}\n"
 
 
 def _override(values: dict[str, Any], words: Sequence[str], keys: dict[str, Key]) -> dict[str, Any]:

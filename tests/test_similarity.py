@@ -337,6 +337,7 @@ def test_coco_vectors(data_dir):
     torch.testing.assert_close(total, torch.ones_like(total), rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_memory_stays_far_below_the_dense_matrix():
     script = (
         "import resource, torch; from smoothloss.similarity import SimilarityTable as T\n"

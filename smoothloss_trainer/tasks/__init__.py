@@ -68,8 +68,14 @@ class SequenceModel(nn.Module, ABC):
         """The memory of a batch's source tensors."""
 
     @abstractmethod
-    def decode(self, memory: State, inputs: Tensor) -> Tensor:
-        """Teacher forcing: hidden states (B, T, D) for input tokens (B, T), ready for ``classifier``."""
+    def decode(self, memory: State, inputs: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Teacher forcing: hidden states (B, T, D) for input tokens (B, T), ready for ``classifier``.
+
+        Args:
+            memory: What :meth:`encode` gave.
+            inputs: The tokens.
+            lengths: (B,) on the CPU: how many states of each row are wanted; what the others hold is open. None: all.
+        """
 
     @abstractmethod
     def initial_state(self, memory: State) -> State:

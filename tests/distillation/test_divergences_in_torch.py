@@ -63,6 +63,7 @@ def gradients(loss: Callable[..., Tensor], *layer: Tensor) -> tuple[Tensor, ...]
 # ---- dtypes
 
 
+@pytest.mark.slow
 @cells
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_the_error_is_at_most_twice_that_of_plain_pytorch(
@@ -117,6 +118,7 @@ def fresh_compiler() -> None:
     torch.compiler.reset()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("version", "divergence", "missing"),
     [(on_logits, *cell) for cell in CELLS]
@@ -130,6 +132,7 @@ def test_compiled_in_one_graph(version: Callable[..., Tensor], divergence: str, 
     torch.testing.assert_close(actual, expected)
 
 
+@pytest.mark.slow
 @versions
 @pytest.mark.usefixtures("fresh_compiler")
 def test_a_teacher_goes_into_compiled_code(version: Callable[..., Tensor]) -> None:
@@ -223,6 +226,7 @@ def test_a_common_offset_of_the_logits_is_of_no_account(divergence: str, missing
 # ---- chunks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [1, 2, 3, 100])
 def test_chunks_of_the_one_cell_without_a_kernel(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     from smoothloss.distillation import _student as module

@@ -288,6 +288,7 @@ def seen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     yield [result for file in files for result in file.values()]
 
 
+@pytest.mark.slow
 def test_every_process_ends_with_what_one_process_gets(seen: list[dict[str, Any]]) -> None:
     for result in seen:
         assert len(result["errors"]) > 40

@@ -138,6 +138,7 @@ def assert_equal(actual: Samples, expected: Samples) -> None:
     torch.testing.assert_close(actual.log_prob, expected.log_prob, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("kernels")
 @given(case=cases())
 @settings(deadline=None, max_examples=150, suppress_health_check=list(HealthCheck))
@@ -172,6 +173,7 @@ def test_triton_takes_sentences_of_one_block() -> None:
         sampler(torch.zeros(1, 1025, dtype=torch.int64), None, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("kernels")
 @given(case=cases(largest=16), more=st.integers(1, 40))
 @settings(deadline=None, max_examples=60, suppress_health_check=list(HealthCheck))
@@ -194,6 +196,7 @@ def test_samples_do_not_depend_on_the_padding(case: Case, more: int) -> None:
         assert torch.equal(narrow.tokens[inside], wide.tokens[..., : inside.shape[-1]][inside])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("tau", [0.02, 0.08, 0.3, 1.0, 1e4])
 def test_long_sentences(tau: float) -> None:
