@@ -57,7 +57,7 @@ tends to in relation to beta, and to 1 - beta (but in "drop", where P - Q comes 
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -67,6 +67,7 @@ from smoothloss._validation import (
     check_choice,
     check_constant,
     check_device,
+    check_group,
     check_integer,
     check_number,
     check_shape,
@@ -98,6 +99,7 @@ def loss(
     softcap: float | None = None,
     reduction: str = "mean",
     impl: Implementation = "auto",
+    group: Any = None,
 ) -> Tensor:
     """Return the divergence of ``softmax(input / temperature)`` from what a teacher knows of its distribution.
 
@@ -133,7 +135,10 @@ def loss(
         logit_scale, softcap: the student's logits are ``softcap * tanh(logit_scale * input / softcap)``.
         reduction: "mean", over the positions that have a teacher, by weight where there are weights (nan when there are
             none), "sum" or "none".
-        impl: see `smoothloss.options`.
+        impl: see `smoothloss.options`. Jensen-Shannon with "uniform" has no kernel where classes are split.
+        group: see `smoothloss.options`; a teacher's classes are those of all processes, its columns the same on each.
+            A DTensor says the same without it. Two collectives forward and at most one back, but for Jensen-Shannon
+            with "uniform": four forward.
 
     Returns:
         The loss, float32 (float64 for float64 logits): a scalar, or ``(...)`` for ``reduction="none"``.
@@ -147,7 +152,8 @@ def loss(
     Source: Hinton et al. 2015 (temperature); Agarwal et al. 2024, "On-policy distillation" (Jensen-Shannon).
     """
     call = check(divergence, beta, temperature, missing, logit_scale, softcap, reduction, impl)
-    return _evaluate(OnLogits(input, call.row, impl), teacher, weight, call)
+    check_group(group)
+    return _evaluate(OnLogits(input, call.row, impl, group), teacher, weight, call)
 
 
 def linear_loss(
@@ -167,6 +173,7 @@ def linear_loss(
     chunk_bytes: int | None = None,
     memory: Memory = "fast",
     impl: Implementation = "auto",
+    group: Any = None,
 ) -> Tensor:
     """``loss(F.linear(input, linear_weight, linear_bias), teacher, ...)`` that never holds the logits.
 
@@ -177,13 +184,15 @@ def linear_loss(
         chunk_bytes: see `smoothloss.options`.
         memory: see `smoothloss.options`; of forward KL other than "bucket". All others compute the logits again in the
             backward, whatever it says.
-        teacher, divergence, beta, temperature, missing, weight, logit_scale, softcap, reduction, impl: as in `loss`.
+        teacher, divergence, beta, temperature, missing, weight, logit_scale, softcap, reduction, impl, group: as in
+            `loss`.
 
     Returns, raises: as `loss`.
     """
     call = check(divergence, beta, temperature, missing, logit_scale, softcap, reduction, impl)
     chunk_bytes = check_memory(chunk_bytes, memory)
-    student = OnHidden(input, linear_weight, linear_bias, call.row, impl, chunk_bytes, memory)
+    check_group(group)
+    student = OnHidden(input, linear_weight, linear_bias, call.row, impl, chunk_bytes, memory, group)
     return _evaluate(student, teacher, weight, call)
 
 
@@ -331,11 +340,26 @@ def _by_statistics(student: Student, said: Known, call: Call) -> Tensor:
 def _over_all_classes(student: Student, said: Known, beta: float) -> Tensor:
     """Return the Jensen-Shannon divergence of each position from a teacher whose rest is spread evenly."""
     num_classes, indices = student.num_classes, said.indices
+    first = 0 if student.split is None else student.split.start
     if torch.compiler.is_compiling():  # nobody else could say that an index is out of range
         indices = checked_op(indices, num_classes, None)
     check_index_values(indices, num_classes)
-    log_share = said.log_share(num_classes)
-    log_a = torch.logaddexp(said.log_q, log_share)
+
     shape = said.present.numel(), indices.shape[-1]
-    teacher = Spread(indices.reshape(shape), log_a.reshape(shape), log_share.reshape(-1))
-    return student.jensen_shannon(teacher, beta).reshape(said.present.shape)
+    log_a = torch.logaddexp(said.log_q, said.log_share(num_classes))
+    teacher = Spread(indices.reshape(shape), log_a.reshape(shape), said.log_share(num_classes).reshape(-1))
+    losses = student.jensen_shannon(teacher, beta)
+    if losses is not None:
+        return losses.reshape(said.present.shape)
+
+    def terms(log_p: Tensor, indices: Tensor, log_q: Tensor, log_share: Tensor) -> Tensor:
+        size = log_p.shape[-1]  # of this process's slice
+        place = (indices - first).long()
+        place = place.masked_fill((place < 0) | (place >= size), size)
+        spread = log_share.expand(-1, size + 1)
+        dense = spread.scatter(-1, place, torch.logaddexp(log_q, log_share))[:, :size]
+        return _terms.jensen_shannon(dense, log_p, beta)
+
+    shape = said.present.numel(), indices.shape[-1]
+    rows = indices.reshape(shape), said.log_q.reshape(shape), said.log_share(num_classes).reshape(-1, 1)
+    return student.over_all_classes(terms, said.present.reshape(-1), *rows).reshape(said.present.shape)

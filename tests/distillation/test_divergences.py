@@ -14,7 +14,7 @@ from torch import Tensor
 
 import smoothloss.functional as F
 from smoothloss import distillation, targets
-from smoothloss.distillation import Teacher
+from smoothloss.distillation import Teacher, _student
 from smoothloss.testing import relative_error
 
 cells = pytest.mark.parametrize(("divergence", "missing"), CELLS)
@@ -343,10 +343,9 @@ def test_forward_kl_that_is_a_target_is_one_call_of_three_products(
     def nobody(*arguments: object, **options: object) -> None:
         raise AssertionError("token statistics were asked for")
 
-    monkeypatch.setattr(F, "token_statistics", nobody)
-    monkeypatch.setattr(F, "linear_token_statistics", nobody)
-    calls, call = [], F.linear_sparse_cross_entropy
-    monkeypatch.setattr(F, "linear_sparse_cross_entropy", lambda *a, **o: calls.append(o["reduction"]) or call(*a, **o))
+    monkeypatch.setattr(_student, "evaluate_statistics", nobody)
+    calls, call = [], _student.evaluate
+    monkeypatch.setattr(_student, "evaluate", lambda *a: calls.append(a[2].reduction) or call(*a))
     hidden, weight, bias = (tensor.requires_grad_() for tensor in make_layer(4, 9))
     distillation.linear_loss(hidden, weight, make_teacher(4, 9, 3), linear_bias=bias, missing=missing).backward()
     assert calls == ["sum"], "a reduced loss makes its gradients in the forward: three products, and no fourth"
