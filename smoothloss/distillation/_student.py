@@ -14,9 +14,8 @@ from smoothloss._evaluate import check_linear, check_logits, classes_of, evaluat
 from smoothloss._statistics import evaluate as evaluate_statistics
 from smoothloss.backends import Implementation
 from smoothloss.backends.common import RowOptions, TokenStatistics, accumulator_dtype, replaced, without_autocast
-from smoothloss.backends.reference import transform_logits
-from smoothloss.distillation import _slices, _terms
-from smoothloss.distillation._jensen_shannon import Spread, definition, jensen_shannon
+from smoothloss.distillation import _slices
+from smoothloss.distillation._jensen_shannon import Spread, jensen_shannon
 from smoothloss.ops.linear_cross_entropy import Linear
 from smoothloss.ops.linear_layer import default_chunk_bytes
 from smoothloss.ops.transforms import is_eager
@@ -34,12 +33,10 @@ class Student(Protocol):
         input: logits ``(..., V)`` or hidden states ``(..., D)``.
         num_classes: V.
         split: how the classes are split over processes, or None.
-        options: of a call, of which `impl` and the row's count.
         dtype: that losses are computed in.
     """
 
     input: Tensor
-    options: Options
     num_classes: int
     split: Split | None
     dtype: torch.dtype
@@ -53,8 +50,14 @@ class Student(Protocol):
         Nothing comes back for them there, and then no gradient goes on, whatever the input is.
         """
 
-    def jensen_shannon(self, teacher: Spread, beta: float) -> Tensor:
-        """Return the divergence of each row, ``(N,)``, from a teacher over all V classes."""
+    def jensen_shannon(self, teacher: Spread, beta: float) -> Tensor | None:
+        """Return the divergence of each row ``(N,)`` from a teacher over all classes; None where no kernel runs."""
+
+    def over_all_classes(self, terms: Callable[..., Tensor], present: Tensor, *arguments: Tensor) -> Tensor:
+        """Return ``terms(log_p, *arguments)``, ``(N,)``, of log-probabilities ``(N, V)`` and row-wise arguments.
+
+        Where `present` ``(N,)`` is False, the logits are taken for 0.
+        """
 
 
 class OnLogits:
@@ -78,23 +81,19 @@ class OnLogits:
         input = _without_others(self.input, present, self.options.impl)
         return evaluate_statistics(input, indices, self.options, None)
 
-    def jensen_shannon(self, teacher: Spread, beta: float) -> Tensor:
+    def jensen_shannon(self, teacher: Spread, beta: float) -> Tensor | None:
         """See `Student`."""
-        row, rows = self.options.row, rows_of(self.input)
-        if self.split is not None:
+        return _by_kernel(self.input, None, teacher, beta, self.options, self.split)
 
-            def scores(logits: Tensor, present: Tensor) -> Tensor:
-                return transform_logits(logits.where(present.unsqueeze(-1), 0.0).to(self.dtype), row)
+    def over_all_classes(self, terms: Callable[..., Tensor], present: Tensor, *arguments: Tensor) -> Tensor:
+        """See `Student`."""
+        rows = self.input.reshape(present.numel(), self.input.shape[-1])
+        size = _rows_of(self, self.input.shape[-1], default_chunk_bytes(rows.device))
 
-            return _over_slices(self, scores, rows, teacher, beta, None)
-        chosen = implementation(self.input, self.options.impl)
-        if chosen != "reference":
-            return jensen_shannon(rows, None, teacher, beta, row, chosen)
+        def scores(logits: Tensor, present: Tensor) -> Tensor:
+            return _scores(logits.masked_fill(~present.unsqueeze(-1), 0.0).to(self.dtype), self.options.row)
 
-        def of_rows(logits: Tensor, *teacher: Tensor) -> Tensor:
-            return definition(logits, Spread(*teacher), beta, row)
-
-        return _by_chunks(of_rows, rows, teacher, _rows_of(self, None))
+        return _over_all_classes(scores, rows, terms, (present, *arguments), size, self.split)
 
 
 class OnHidden:
@@ -121,56 +120,45 @@ class OnHidden:
         input = _without_others(self.input, present, self.options.impl)
         return evaluate_statistics(input, indices, self.options, self.linear)
 
-    def jensen_shannon(self, teacher: Spread, beta: float) -> Tensor:
+    def jensen_shannon(self, teacher: Spread, beta: float) -> Tensor | None:
         """See `Student`."""
-        row, rows = self.options.row, rows_of(self.input)
-        chosen = implementation(self.input, self.options.impl)
-        if self.split is None and chosen != "reference":
-            return jensen_shannon(rows, self.linear, teacher, beta, row, chosen)
+        return _by_kernel(self.input, self.linear, teacher, beta, self.options, self.split)
+
+    def over_all_classes(self, terms: Callable[..., Tensor], present: Tensor, *arguments: Tensor) -> Tensor:
+        """See `Student`."""
         weight = self.linear.weight.to(self.dtype)
         bias = None if self.linear.bias is None else self.linear.bias.to(self.dtype)
+        rows = self.input.reshape(present.numel(), self.input.shape[-1])
+        rows = rows if self.split is None else _slices.shared(rows, self.split.group)
 
-        def logits_of(hidden: Tensor, present: Tensor) -> Tensor:
+        def scores(hidden: Tensor, present: Tensor) -> Tensor:
+            hidden = hidden.where(present.unsqueeze(-1), 0.0)
             with without_autocast(hidden.device.type):
-                hidden = hidden.where(present.unsqueeze(-1), 0.0).to(self.dtype)
-                return torch.nn.functional.linear(hidden, weight, bias).to(self.dtype)
+                logits = torch.nn.functional.linear(hidden.to(self.dtype), weight, bias)
+            return _scores(logits.to(self.dtype), self.options.row)
 
-        if self.split is not None:
-
-            def scores(hidden: Tensor, present: Tensor) -> Tensor:
-                return transform_logits(logits_of(hidden, present), row)
-
-            rows = _slices.shared(rows, self.split.group)
-            return _over_slices(self, scores, rows, teacher, beta, self.linear)
-
-        def of_rows(hidden: Tensor, *teacher: Tensor) -> Tensor:
-            return definition(logits_of(hidden, (teacher[0] >= 0).any(-1)), Spread(*teacher), beta, row)
-
-        return _by_chunks(of_rows, rows, teacher, _rows_of(self, self.linear))
+        size = _rows_of(self, weight.shape[0], self.linear.budget())
+        return _over_all_classes(scores, rows, terms, (present, *arguments), size, self.split)
 
 
-def _over_slices(
-    student: Student, scores: Callable[..., Tensor], rows: Tensor, teacher: Spread, beta: float, linear: Linear | None
-) -> Tensor:
-    """Return Jensen-Shannon of each row where the classes are split over processes, in plain PyTorch."""
-    split = student.split
-    assert split is not None
-    if student.options.impl not in ("auto", "reference"):
-        raise RuntimeError(
-            f"impl: got {student.options.impl!r}, expected 'auto' or 'reference': no kernel has Jensen-Shannon with"
-            " missing='uniform' over several processes, which is computed in plain PyTorch, a chunk of rows at a time"
-        )
+def _over_all_classes(
+    scores: Callable[..., Tensor], rows: Tensor, terms: Callable[..., Tensor], arguments: tuple[Tensor, ...], size: int,
+    split: Split | None,
+) -> Tensor:  # fmt: skip
+    """Return ``terms(log_p, *arguments)``, a few rows at a time, of what softmax makes of ``scores(rows, present)``."""
+    if split is not None:
+        return _slices.over_slices(_by_chunks, scores, rows, terms, arguments, size, split.group)
 
-    def terms(log_p: Tensor, indices: Tensor, log_a: Tensor, log_share: Tensor) -> Tensor:
-        size = log_p.shape[-1]  # of this process's slice
-        place = (indices - split.start).long()
-        place = place.masked_fill((place < 0) | (place >= size), size)
-        dense = log_share.unsqueeze(-1).expand(-1, size + 1).scatter(-1, place, log_a)[:, :size]
-        return _terms.jensen_shannon(dense, log_p, beta)
+    def of_rows(rows: Tensor, present: Tensor, *arguments: Tensor) -> Tensor:
+        return terms(scores(rows, present).log_softmax(-1), *arguments)
 
-    present = (teacher.indices >= 0).any(-1)
-    size = _rows_of(student, linear)
-    return _slices.over_slices(_by_chunks, scores, rows, terms, (present, *teacher), size, split.group)
+    return _by_chunks(of_rows, rows, arguments, size)
+
+
+def _scores(z: Tensor, row: RowOptions) -> Tensor:
+    """Return ``softcap * tanh(logit_scale * z / softcap)``."""
+    z = z * row.logit_scale
+    return row.softcap * torch.tanh(z / row.softcap) if row.softcap else z
 
 
 def _without_others(input: Tensor, present: Tensor, impl: Implementation) -> Tensor:
@@ -181,10 +169,22 @@ def _without_others(input: Tensor, present: Tensor, impl: Implementation) -> Ten
     return input.where(present.unsqueeze(-1), 0.0) if implementation(input, impl) == "reference" else input
 
 
-def _rows_of(student: Student, linear: Linear | None) -> int:
+def _by_kernel(
+    input: Tensor, linear: Linear | None, teacher: Spread, beta: float, options: Options, split: Split | None
+) -> Tensor | None:
+    chosen = implementation(input, options.impl)
+    if split is not None and options.impl not in ("auto", "reference"):
+        raise RuntimeError(
+            f"impl: got {chosen!r}, expected 'auto' or 'reference': no kernel has Jensen-Shannon with"
+            " missing='uniform' of classes that are split over processes"
+        )
+    if split is not None or chosen == "reference":
+        return None
+    return jensen_shannon(rows_of(input), linear, teacher, beta, options.row, chosen)
+
+
+def _rows_of(student: Student, num_classes: int, budget: int) -> int:
     """Return how many rows of logits, and what is computed from them, fit the scratch."""
-    budget = default_chunk_bytes(student.input.device) if linear is None else linear.budget()
-    num_classes = student.input.shape[-1] if linear is None else linear.weight.shape[0]
     return max(1, budget // (_COPIES * max(1, num_classes) * student.dtype.itemsize))
 
 

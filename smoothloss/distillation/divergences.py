@@ -135,10 +135,10 @@ def loss(
         logit_scale, softcap: the student's logits are ``softcap * tanh(logit_scale * input / softcap)``.
         reduction: "mean", over the positions that have a teacher, by weight where there are weights (nan when there are
             none), "sum" or "none".
-        impl: see `smoothloss.options`.
+        impl: see `smoothloss.options`. Jensen-Shannon with "uniform" has no kernel where classes are split.
         group: see `smoothloss.options`; a teacher's classes are those of all processes, its columns the same on each.
             A DTensor says the same without it. Two collectives forward and at most one back, but for Jensen-Shannon
-            with "uniform", which has no kernel there: four forward.
+            with "uniform": four forward.
 
     Returns:
         The loss, float32 (float64 for float64 logits): a scalar, or ``(...)`` for ``reduction="none"``.
@@ -340,11 +340,26 @@ def _by_statistics(student: Student, said: Known, call: Call) -> Tensor:
 def _over_all_classes(student: Student, said: Known, beta: float) -> Tensor:
     """Return the Jensen-Shannon divergence of each position from a teacher whose rest is spread evenly."""
     num_classes, indices = student.num_classes, said.indices
+    first = 0 if student.split is None else student.split.start
     if torch.compiler.is_compiling():  # nobody else could say that an index is out of range
         indices = checked_op(indices, num_classes, None)
     check_index_values(indices, num_classes)
-    log_share = said.log_share(num_classes)
-    log_a = torch.logaddexp(said.log_q, log_share)
+
     shape = said.present.numel(), indices.shape[-1]
-    teacher = Spread(indices.reshape(shape), log_a.reshape(shape), log_share.reshape(-1))
-    return student.jensen_shannon(teacher, beta).reshape(said.present.shape)
+    log_a = torch.logaddexp(said.log_q, said.log_share(num_classes))
+    teacher = Spread(indices.reshape(shape), log_a.reshape(shape), said.log_share(num_classes).reshape(-1))
+    losses = student.jensen_shannon(teacher, beta)
+    if losses is not None:
+        return losses.reshape(said.present.shape)
+
+    def terms(log_p: Tensor, indices: Tensor, log_q: Tensor, log_share: Tensor) -> Tensor:
+        size = log_p.shape[-1]  # of this process's slice
+        place = (indices - first).long()
+        place = place.masked_fill((place < 0) | (place >= size), size)
+        spread = log_share.expand(-1, size + 1)
+        dense = spread.scatter(-1, place, torch.logaddexp(log_q, log_share))[:, :size]
+        return _terms.jensen_shannon(dense, log_p, beta)
+
+    shape = said.present.numel(), indices.shape[-1]
+    rows = indices.reshape(shape), said.log_q.reshape(shape), said.log_share(num_classes).reshape(-1, 1)
+    return student.over_all_classes(terms, said.present.reshape(-1), *rows).reshape(said.present.shape)
