@@ -5,7 +5,7 @@ VENV ?= .venv
 PYTEST_ARGS ?=
 # Files or folders below tests/; all of them when empty.
 TESTS ?=
-EXTRAS ?= train,translate,tensorboard,caption,features,bench,docs,dev
+EXTRAS ?= train,tune,translate,tensorboard,caption,features,bench,docs,dev
 
 BIN := $(abspath $(VENV))/bin
 STAMP := $(VENV)/.installed

@@ -115,9 +115,7 @@ class _GatherAttention(torch.autograd.Function):
     """Hands keys, values and energy to the steps; its backward runs after theirs."""
 
     @staticmethod
-    def forward(
-        ctx: Any, keys: Tensor, values: Tensor, energy: Tensor, notes: Notes
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, keys: Tensor, values: Tensor, energy: Tensor, notes: Notes) -> tuple[Tensor, Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         ctx.notes = notes
         return keys.view_as(keys), values.view_as(values), energy.view_as(energy)
@@ -164,7 +162,8 @@ class _ApplyAttention(torch.autograd.Function):
 
 def _with_rows(tensor: Tensor, rows: int) -> Tensor:
     """The tensor (N, ...) with rows of zeros behind its own."""
-    return tensor if len(tensor) == rows else torch.cat((tensor, tensor.new_zeros(rows - len(tensor), *tensor.shape[1:])))
+    missing = rows - len(tensor)
+    return torch.cat((tensor, tensor.new_zeros(missing, *tensor.shape[1:]))) if missing else tensor
 
 
 def gru_cell(inputs: Tensor, recurrent: Tensor, hidden: Tensor) -> Tensor:
