@@ -4,7 +4,10 @@
     python -m benchmarks.training_step multi30k/mle --against ../before --out benchmarks/results/training_step.json
 
 A worker for each tree does the same steps on the same batches, now one, now the other, so that whatever else the
-machine does falls on both. What is told are medians, and the median of the ratios of neighbours.
+machine does falls on both. What is told are medians, the best times, and the median of the ratios of neighbours.
+
+`products_ms` is a bound from below: the operations of a step's matrix products, at the rate that the largest product of
+the classifier reaches alone on this machine. A step cannot be faster than that with the same mathematics.
 """
 
 from __future__ import annotations
@@ -30,10 +33,25 @@ with tempfile.TemporaryDirectory() as folder:
     trainer = loop._open(recipe, RunDirectory(folder + "/run"), Processes("cpu"), opened=False)[0]
     plan = trainer.task.train_plan(0)
     steps = 0
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+    counter = FlopCounterMode(display=False)
+    with counter:
+        for batch in plan[:4]:
+            trainer._step([batch])
+    weight = trainer.model.classifier.weight.detach()
+    states = torch.randn(trainer.task.train_batch(plan[0]).target.numel(), weight.shape[1])
+    best = 1e9
+    for _ in range(10):
+        begin = time.perf_counter()
+        states @ weight.T
+        best = min(best, time.perf_counter() - begin)
+    rate = 2 * states.numel() * weight.shape[0] / best
+    print(counter.get_total_flops() / 4, 1000 * counter.get_total_flops() / 4 / rate, flush=True)
     for line in sys.stdin:
         begin = time.perf_counter()
         for _ in range(int(line)):
-            trainer._step([plan[steps % len(plan)]])
+            trainer._step([plan[steps % 4]])
             steps += 1
         print(time.perf_counter() - begin, flush=True)
 """
@@ -47,6 +65,8 @@ class Worker:
         environment = {**os.environ, "PYTHONPATH": str(tree)}
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, cwd=tree, env=environment)
+        assert self._process.stdout is not None
+        self.flops, self.products_ms = map(float, self._process.stdout.readline().split())
 
     def seconds(self, steps: int) -> float:
         """The time of so many steps."""
@@ -71,9 +91,11 @@ def measure(recipe: str, trees: list[Path], words: list[str], rounds: int, steps
     for worker in workers:
         worker.close()
     found: dict[str, Any] = {"recipe": recipe, "ms": statistics.median(row[0] for row in times)}
+    found |= {"gflop": workers[0].flops / 1e9, "products_ms": workers[0].products_ms}
     if len(trees) > 1:
         found["ms_before"] = statistics.median(row[1] for row in times)
         found["faster"] = statistics.median(row[1] / row[0] for row in times)
+        found["best_ms"], found["best_ms_before"] = (min(row[number] for row in times) for number in range(2))
     return found
 
 
@@ -91,7 +113,7 @@ def main() -> None:
     rows = []
     for recipe in options.recipes:
         rows.append(measure(recipe, trees, words, options.rounds, options.steps))
-        print(json.dumps(rows[-1]), flush=True)  # noqa: T201
+        print(json.dumps(rows[-1]), flush=True)
     if options.out:
         options.out.write_text(json.dumps(rows, indent=2) + "\n")
 

@@ -28,6 +28,7 @@ Train sequence models with token-level and sequence-level loss smoothing, and us
   smoothloss table build VECTORS --vocabulary V.json --out table.safetensors
   smoothloss table show runs/tok/table.safetensors --vocabulary runs/tok/vocabulary.target.json dog
   smoothloss cache inspect teacher                           what a cache of a teacher's probabilities holds
+  smoothloss profile multi30k/mle                            where the time of a training step goes
   smoothloss demo                                            a few minutes from nothing to a report
 
 `python -m smoothloss` tells what of the library works on this machine."""
@@ -103,7 +104,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     if not words:
         parser.error(f"a command is needed: {', '.join(commands)}")
     options, rest = parser.parse_known_args(words)
-    if options.command not in ("train", "reproduce", "tune"):
+    if options.command not in ("train", "reproduce", "tune", "profile"):
         options.parser.refuse_unknown(rest)
     options.overrides = rest
     return options
@@ -115,7 +116,7 @@ def build() -> tuple[Parser, dict[str, Parser]]:
     parser.add_argument("--version", action="version", version=f"smoothloss {smoothloss.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     use = (_recipes, _train, _translate, _caption, _evaluate, _average, _report)
-    for add in (*use, _features, _score, _reproduce, _tune, _table, _cache, _demo):
+    for add in (*use, _features, _score, _reproduce, _tune, _table, _cache, _profile, _demo):
         add(commands)
     for command in commands.choices.values():
         command.set_defaults(parser=command)
@@ -369,6 +370,18 @@ def _cache(commands: Subcommands) -> None:
     copy.add_argument("--shard_bytes", type=whole(1), metavar="N", default=1 << 27, help="default: %(default)s")
     for action in actions.choices.values():
         action.set_defaults(parser=action)
+
+
+def _profile(commands: Subcommands) -> None:
+    text = "train some steps of a recipe, and say where their time goes; nothing is kept"
+    examples = (
+        "smoothloss profile multi30k/mle",
+        "smoothloss profile multi30k/tok_seq_lazy --steps 50 --out profile.json --training.batch_size 128",
+    )
+    profile = commands.add_parser("profile", help=text, description=text, examples=examples)
+    profile.add_argument("recipe", metavar="RECIPE", help="a YAML file, or a name such as multi30k/mle")
+    profile.add_argument("--steps", type=whole(1), metavar="N", default=20, help="steps (default: %(default)s)")
+    profile.add_argument("--out", metavar="FILE", help="JSON with the same and more digits")
 
 
 def _demo(commands: Subcommands) -> None:

@@ -112,13 +112,13 @@ class Batch:
         """(B, T) what teacher forcing reads: BOS and the target less its last position."""
         return shift_right(self.target)
 
-    def to(self, device: torch.device) -> Batch:
-        """The batch on another device."""
-        moved = {
-            name: map_tensors(lambda tensor: tensor.to(device, non_blocking=True), getattr(self, name))
-            for name in self.__dataclass_fields__
-        }
-        return replace(self, **moved)
+    def to(self, device: torch.device, dtype: torch.dtype | None = None) -> Batch:
+        """The batch on another device; with a dtype, numbers that are no integers in that."""
+
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(device, dtype if tensor.is_floating_point() else None, non_blocking=True)
+
+        return replace(self, **{name: map_tensors(move, getattr(self, name)) for name in self.__dataclass_fields__})
 
 
 def shift_right(target: Tensor) -> Tensor:

@@ -35,13 +35,13 @@ class StepLinear:
         self._plain = _is_plain(weight) or not weight.requires_grad
         self._weight, self._bias = weight, bias
         if not self._plain:
-            self._weight, self._bias = _GatherLinear.apply(weight, bias, self._notes)
+            self._weight, self._bias = _GatherLinear.apply(weight, bias, self._notes)  # type: ignore[no-untyped-call]
 
     def __call__(self, x: Tensor) -> Tensor:
         """(B, I) to (B, O)."""
         if self._plain:
             return nn.functional.linear(x, self._weight, self._bias)
-        output: Tensor = _ApplyLinear.apply(x, self._weight, self._bias, self._notes)
+        output: Tensor = _ApplyLinear.apply(x, self._weight, self._bias, self._notes)  # type: ignore[no-untyped-call]
         return output
 
 
@@ -55,7 +55,7 @@ class _GatherLinear(torch.autograd.Function):
         return weight.view_as(weight), None if bias is None else bias.view_as(bias)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, *_: Any) -> tuple[Tensor | None, Tensor | None, None]:
         if not ctx.notes:
             return None, None, None
@@ -73,7 +73,7 @@ class _ApplyLinear(torch.autograd.Function):
         return nn.functional.linear(x, weight, bias)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, None, None]:
         x, weight = ctx.saved_tensors
         ctx.notes.append((x, gradient))
@@ -97,13 +97,13 @@ class StepAttention:
         self._plain = _is_plain(keys) or not keys.requires_grad
         self._parts = (keys, values, bias, energy)
         if not self._plain:
-            keys, values, energy = _GatherAttention.apply(keys, values, energy, self._notes)
+            keys, values, energy = _GatherAttention.apply(keys, values, energy, self._notes)  # type: ignore[no-untyped-call]
             self._parts = (keys, values, bias, energy)
 
     def __call__(self, query: Tensor) -> Tensor:
         """(B, A) to (B, E); of fewer queries than there are keys, each belongs to the keys of its number."""
         if not self._plain:
-            context: Tensor = _ApplyAttention.apply(query, *self._parts, self._notes)
+            context: Tensor = _ApplyAttention.apply(query, *self._parts, self._notes)  # type: ignore[no-untyped-call]
             return context
         keys, values, bias, energy = self._parts
         keys, values, bias = (part[: len(query)] for part in (keys, values, bias))
@@ -115,15 +115,13 @@ class _GatherAttention(torch.autograd.Function):
     """Hands keys, values and energy to the steps; its backward runs after theirs."""
 
     @staticmethod
-    def forward(
-        ctx: Any, keys: Tensor, values: Tensor, energy: Tensor, notes: Notes
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, keys: Tensor, values: Tensor, energy: Tensor, notes: Notes) -> tuple[Tensor, Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         ctx.notes = notes
         return keys.view_as(keys), values.view_as(values), energy.view_as(energy)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, *_: Any) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         if not ctx.notes:
             return None, None, None, None
@@ -152,7 +150,7 @@ class _ApplyAttention(torch.autograd.Function):
         return torch.bmm(alpha[:, None], values).squeeze(1)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None, None]:
         hidden, alpha, values, energy = ctx.saved_tensors
         share = torch.bmm(values, gradient[..., None]).squeeze(-1)
@@ -164,7 +162,8 @@ class _ApplyAttention(torch.autograd.Function):
 
 def _with_rows(tensor: Tensor, rows: int) -> Tensor:
     """The tensor (N, ...) with rows of zeros behind its own."""
-    return tensor if len(tensor) == rows else torch.cat((tensor, tensor.new_zeros(rows - len(tensor), *tensor.shape[1:])))
+    missing = rows - len(tensor)
+    return torch.cat((tensor, tensor.new_zeros(missing, *tensor.shape[1:]))) if missing else tensor
 
 
 def gru_cell(inputs: Tensor, recurrent: Tensor, hidden: Tensor) -> Tensor:
@@ -179,7 +178,7 @@ def gru_cell(inputs: Tensor, recurrent: Tensor, hidden: Tensor) -> Tensor:
     """
     if _is_plain(inputs):
         return _gru(inputs, recurrent, hidden)[0]
-    output: Tensor = _GRUCell.apply(inputs, recurrent, hidden)
+    output: Tensor = _GRUCell.apply(inputs, recurrent, hidden)  # type: ignore[no-untyped-call]
     return output
 
 
@@ -199,7 +198,7 @@ class _GRUCell(torch.autograd.Function):
         return output
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         both, new, recurrent_new, hidden = ctx.saved_tensors
         reset, update = both.chunk(2, -1)
@@ -221,7 +220,7 @@ def lstm_cell(gates: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
     """
     if _is_plain(gates):
         return _lstm(gates, cell)[:2]
-    return _LSTMCell.apply(gates, cell)  # type: ignore[no-any-return]
+    return _LSTMCell.apply(gates, cell)  # type: ignore[no-untyped-call]
 
 
 def _lstm(gates: Tensor, cell: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -241,14 +240,14 @@ class _LSTMCell(torch.autograd.Function):
         return hidden, after
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, d_hidden: Tensor, d_after: Tensor) -> tuple[Tensor, Tensor]:
         entry, forget, both, squashed, cell = ctx.saved_tensors
         new, leave = both.chunk(2, -1)
         d_cell = d_after + torch.ops.aten.tanh_backward(d_hidden * leave, squashed)
         sigmoid_backward = torch.ops.aten.sigmoid_backward
-        parts = (sigmoid_backward(d_cell * new, entry), sigmoid_backward(d_cell * cell, forget))
-        parts += (torch.ops.aten.tanh_backward(d_cell * entry, new), sigmoid_backward(d_hidden * squashed, leave))
+        parts = [sigmoid_backward(d_cell * new, entry), sigmoid_backward(d_cell * cell, forget)]
+        parts += [torch.ops.aten.tanh_backward(d_cell * entry, new), sigmoid_backward(d_hidden * squashed, leave)]
         return torch.cat(parts, -1), d_cell * forget
 
 

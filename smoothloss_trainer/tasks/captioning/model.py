@@ -78,9 +78,9 @@ class ShowAndTell(SequenceModel):
         return self.dropout(self._read_going_on(words, memory, ByLength(lengths, inputs.shape[1])))
 
     def _read_going_on(self, words: Tensor, memory: LSTMState, rows: ByLength) -> Tensor:
-        lstm = self.lstm
-        gates = nn.functional.linear(words, lstm.weight_ih_l0, lstm.bias_ih_l0 + lstm.bias_hh_l0)
-        recurrent = StepLinear(lstm.weight_hh_l0, None)
+        word_weight, recurrent_weight, *biases = self.lstm.all_weights[0]
+        gates = nn.functional.linear(words, word_weight, torch.add(*biases))
+        recurrent = StepLinear(recurrent_weight, None)
         state, hiddens = select_rows(memory, rows.order), []
         for count, own in zip(rows.going_on, gates.index_select(0, rows.order).unbind(1), strict=True):
             state = LSTMState(state.hidden[:count], state.cell[:count])
