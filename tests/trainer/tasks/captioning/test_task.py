@@ -130,7 +130,7 @@ def test_recipes_are_the_base_with_another_loss(monkeypatch: pytest.MonkeyPatch)
     recipes = {name: load_recipe(name, here=False) for name in shipped.names() if name.startswith("coco_")}
     assert len(recipes) >= 16
     rewarded = [name for name in recipes if name.startswith(("coco_labels/seq_", "coco_labels/tok_seq_cider"))]
-        assert len([name for name in rewarded if not name.endswith("_space")]) == 5
+    assert len([name for name in rewarded if not name.endswith("_space")]) == 5
     for one, other in (
         *(("coco_labels/mle", name) for name in ("coco_labels/tok_seq_lazy", *rewarded)),
         ("coco_labels/attention_mle", "coco_labels/attention_tok_seq_lazy"),
