@@ -10,7 +10,6 @@ from smoothloss._prior import fitted_prior
 from smoothloss._validation import check_constant, check_device, check_shape, check_tensor
 from smoothloss.backends import Implementation
 from smoothloss.backends.common import (
-    DenseRows,
     OutOfRange,
     RowOptions,
     has_autocast,
@@ -238,12 +237,10 @@ def _weighted(target: Target, class_weight: Tensor, eps: float, prior: Tensor | 
     spread = eps * flat.mass(num_classes, dtype)
     if uniform is not None:
         spread, total = spread + (1 - eps) * uniform, total + uniform * mean_weight
-    source = None
+    share = by = None
     if eps != 0.0 or uniform is not None:  # spread over the classes as their weights are
-        row = (spread_weight / mean_weight.clamp(min=torch.finfo(dtype).tiny)).unsqueeze(0)
-        share = (spread * mean_weight).unsqueeze(-1)
-        source = DenseRows(row, torch.zeros_like(share, dtype=torch.int32), share)
-    weighted = FlatTarget(flat.indices, (1 - eps) * own, None, None, source)
+        share, by = spread * mean_weight, spread_weight / mean_weight.clamp(min=torch.finfo(dtype).tiny)
+    weighted = FlatTarget(flat.indices, (1 - eps) * own, share, prior=by)
     return Target(target.shape, weighted, target._given, target.num_classes, target.counted), total
 
 

@@ -211,6 +211,7 @@ class TrainingConfig:
         keep_checkpoints: Keep the models of the last so many validations besides the best one, to be averaged; 0 keeps
             none.
         tensorboard: Write what ``metrics.jsonl`` holds to ``tensorboard/`` too.
+        tests: Score the test splits at the end; with false nothing of them is read, and the validation part is scored.
     """
 
     epochs: Count = 10
@@ -229,6 +230,7 @@ class TrainingConfig:
     patience: CountOrNone = 0
     keep_checkpoints: CountOrNone = 0
     tensorboard: bool = False
+    tests: bool = True
 
 
 @dataclass

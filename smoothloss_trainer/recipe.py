@@ -191,6 +191,9 @@ def parse_recipe(values: dict[str, Any], overrides: Sequence[str] = (), *, here:
     values = _override(values, overrides, recipe_keys(task))
     if values["task"] != task:
         raise RecipeError(f"task is {task} in the recipe, and its keys are those of that task")
+    training, data = values.get("training"), values.get("data")
+    if isinstance(training, dict) and training.get("tests") is False and isinstance(data, dict):
+        values = values | {"data": task_class(task).without_tests(data)}
     recipe = build(Recipe, values, hints=_hints(task), here=here)
     check_recipe(recipe)
     return recipe

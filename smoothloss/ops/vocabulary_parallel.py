@@ -73,10 +73,12 @@ _known: dict[tuple[Any, int], tuple[int, ...]] = {}
 
 
 def split_over(group: Any, size: int, device: torch.device) -> Split:
-    """Return how the classes are split over a group of which this process holds `size` of them.
+    """Return how the classes are split over a group of which this process holds `size` of them; a `Split` as it is.
 
     An accelerator is asked for the sizes once for each `size`, and afterwards only whether they are still the same.
     """
+    if isinstance(group, Split):  # asked for already
+        return group
     world, rank = dist.get_world_size(group), dist.get_rank(group)
     own = torch.tensor([size], dtype=torch.int64, device=device)
     sizes = own.new_empty(world)
@@ -201,7 +203,12 @@ def _summary(logits: Tensor, target: RowTarget, call: _Call) -> Tensor:
         plain = RowOptions(logit_scale=options.logit_scale, softcap=options.softcap)
         summary[:, 3] += backend.forward(logits, nothing, plain, "none").loss
         summary[:, 4] += target.uniform if target.prior is None else target.uniform * target.prior.sum()
-    return summary
+    ruled_out = summary[:, 0] == -torch.inf  # all classes of the slice: it has no softmax of its own
+    infinite = torch.where(summary[:, 4] != 0, torch.inf, 0.0)
+    nothing_there = torch.stack(
+        (summary[:, 0], *torch.zeros_like(summary[:, :2]).unbind(-1), infinite, summary[:, 4]), -1
+    )
+    return torch.where(ruled_out.unsqueeze(-1), nothing_there, summary)
 
 
 def _merged(summary: Tensor, call: _Call) -> tuple[Tensor, Tensor]:
@@ -227,13 +234,14 @@ def largest_share(largest: Tensor, total: Tensor) -> tuple[Tensor, Tensor, Tenso
 
     Returns:
         The largest logit of all, ``sum exp(z - largest)``, and the share of each rank in it, with its logarithm (0
-        where the share is).
+        where a rank has no probability at all).
     """
     centre = largest.where(total != 0, -torch.inf).amax(0)
     weighted = total * (largest - centre).where(total != 0, 0.0).exp()
     sum_exp = weighted.sum(0)
     share = weighted / sum_exp
-    return centre, sum_exp, share, share.log().where(total != 0, 0.0)
+    far = (largest - centre) + total.log() - sum_exp.log()  # a share may be nothing in any dtype
+    return centre, sum_exp, share, torch.where(share > 0.5, share.log(), far).where(total != 0, 0.0)
 
 
 def whole_of(saved: Tensor) -> tuple[Tensor, Tensor]:

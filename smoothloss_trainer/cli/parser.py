@@ -24,6 +24,7 @@ Train sequence models with token-level and sequence-level loss smoothing, and us
   smoothloss score output.txt reference.txt --tokenize 13a   BLEU, ROUGE-L and CIDEr-D of text or COCO captions
   smoothloss report runs/mle runs/tok --out report.html      runs side by side: curves, scores, examples, settings
   smoothloss reproduce tables/multi30k                       all runs of a table, and the table
+  smoothloss tune multi30k/tok --trials 20 --workers 2        a loss's settings, searched for on the validation part
   smoothloss table build VECTORS --vocabulary V.json --out table.safetensors
   smoothloss table show runs/tok/table.safetensors --vocabulary runs/tok/vocabulary.target.json dog
   smoothloss cache inspect teacher                           what a cache of a teacher's probabilities holds
@@ -45,6 +46,18 @@ key can be given on the command line as --section.key value, for example --train
 The run directory gets the recipe, vocabularies, metrics.jsonl, the checkpoints `last` and `best`, and the test scores
 and hypotheses. After a crash, the same command with --resume goes on from the last checkpoint and gives the same losses
 as if nothing had happened."""
+
+TUNE_EPILOG = """\
+A space maps keys of the recipe to what they may be:
+
+  loss.alpha: [0.05, 0.9]                     evenly from one number to the other
+  loss.tau: {log: [0.05, 1]}                  evenly in the logarithm; `log` alone: over all that the key takes
+  loss.pool: {choices: [batch, vocabulary]}   one of these
+
+Trials are chosen and pruned by Optuna on training.metric of the validation part; the test part is not read. The same
+command goes on after a crash: finished trials are kept, those that were cut off continue from their last checkpoint.
+DIR gets the storage study.db, a folder for each trial, tune.md, tune.json, tune.png, report.html and best.yaml, the
+best trial's recipe."""
 
 OUTPUT_EPILOG = """\
 One line an input, in the order of the inputs, written as soon as it is there. With --n_best or --scores the lines are
@@ -89,7 +102,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     if not words:
         parser.error(f"a command is needed: {', '.join(commands)}")
     options, rest = parser.parse_known_args(words)
-    if options.command not in ("train", "reproduce", "profile"):
+    if options.command not in ("train", "reproduce", "tune", "profile"):
         options.parser.refuse_unknown(rest)
     options.overrides = rest
     return options
@@ -101,7 +114,7 @@ def build() -> tuple[Parser, dict[str, Parser]]:
     parser.add_argument("--version", action="version", version=f"smoothloss {smoothloss.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     use = (_recipes, _train, _translate, _caption, _evaluate, _average, _report)
-    for add in (*use, _features, _score, _reproduce, _table, _cache, _profile, _demo):
+    for add in (*use, _features, _score, _reproduce, _tune, _table, _cache, _profile, _demo):
         add(commands)
     for command in commands.choices.values():
         command.set_defaults(parser=command)
@@ -273,6 +286,23 @@ def _reproduce(commands: Subcommands) -> None:
     reproduce.add_argument(
         "--no-train", dest="train", action="store_false", help="only write the table of what is there"
     )
+
+
+def _tune(commands: Subcommands) -> None:
+    text = "search for a recipe's best settings on the validation part"
+    examples = (
+        "smoothloss tune multi30k/tok --trials 20 --workers 2",
+        "smoothloss tune multi30k/seq_lazy --space space.yaml --training.epochs 10",
+    )
+    tune = commands.add_parser("tune", help=text, description=text, epilog=TUNE_EPILOG, examples=examples)
+    tune.add_argument("recipe", metavar="RECIPE", help="a YAML file, or a name such as multi30k/tok")
+    space = "a YAML file, or a name such as spaces/tok (default: the one of the recipe's loss)"
+    tune.add_argument("--space", metavar="SPACE", help=space)
+    tune.add_argument("--out", metavar="DIR", help="trials and results (default: runs/tune-<name of the recipe>)")
+    trials = "trials in the end, those that are there among them (default: %(default)s)"
+    tune.add_argument("--trials", type=whole(1), metavar="N", default=20, help=trials)
+    workers = "trials side by side, sharing the cores (default: %(default)s)"
+    tune.add_argument("--workers", type=whole(1), metavar="N", default=1, help=workers)
 
 
 def _table(commands: Subcommands) -> None:

@@ -168,6 +168,11 @@ class Task(ABC):
     recipe: Recipe
     vocabularies: dict[str, Vocabulary]  # "target" is the one the loss and the search work on
 
+    @classmethod
+    def without_tests(cls, data: Mapping[str, Any]) -> dict[str, Any]:
+        """The values of a recipe's ``data`` without what only test splits need (``training.tests: false``)."""
+        return dict(data)
+
     @classmethod  # noqa: B027 (a task may have nothing to refuse)
     def check(cls, recipe: Recipe) -> None:
         """Refuse keys that contradict each other, before any data are read.

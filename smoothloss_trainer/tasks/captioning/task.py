@@ -42,7 +42,7 @@ class CaptioningTask(Task):
     model_config: ClassVar[type] = CaptioningModel
     metric = "cider"
     reader = CaptionReader
-    test_splits = ("test",)
+    test_splits: Sequence[str] = ("test",)
 
     @classmethod
     def check(cls, recipe: Recipe) -> None:
@@ -62,6 +62,10 @@ class CaptioningTask(Task):
         data = recipe.data
         self.recipe = recipe
         self.dataset = self.load(recipe)
+        if not recipe.training.tests:
+            self.test_splits = ()
+            for image in self.dataset.splits.pop("test"):
+                self.dataset.captions.pop(image, None)
         self.vocabularies = vocabularies or {"target": Vocabulary.build(self.target_sentences(), data.min_count)}
         check_vocabulary(self.vocabulary, data.min_count)
         self.train = self._batches("train")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -61,12 +62,23 @@ class TranslationTask(Task):
         if model.tie == "all" and not data.joint_vocabulary:
             raise RecipeError("model.tie all needs one vocabulary for both sides: data.joint_vocabulary true")
 
+    @classmethod
+    def without_tests(cls, data: Mapping[str, Any]) -> dict[str, Any]:
+        """Leave out the files of test splits. What is held out for tests stays held out."""
+        tests = data.get("test")
+        kept = {key: value for key, value in data.items() if key != "test"}
+        if isinstance(tests, Mapping) and isinstance(data.get("raw"), Mapping):
+            kept["raw"] = {split: path for split, path in data["raw"].items() if split not in tests}
+        return kept
+
     def __init__(self, recipe: Recipe, vocabularies: dict[str, Vocabulary] | None = None) -> None:
         data: TranslationData = recipe.data
         self.recipe = recipe
         corpus = read_corpus(data)
         self.splits, self.raw = corpus.parts, corpus.raw
         self.train = self.splits.pop("train").short_pairs(data.max_length)
+        if not recipe.training.tests:  # what is held out for them is held out nevertheless
+            self.splits = {"validation": self.splits["validation"]}
         self.test_splits = [split for split in self.splits if split != "validation"]
         for split, text in self.splits.items():
             _check_references(split, text.target)
