@@ -162,9 +162,8 @@ class _ApplyAttention(torch.autograd.Function):
 
 def _with_rows(tensor: Tensor, rows: int) -> Tensor:
     """The tensor (N, ...) with rows of zeros behind its own."""
-    return (
-        tensor if len(tensor) == rows else torch.cat((tensor, tensor.new_zeros(rows - len(tensor), *tensor.shape[1:])))
-    )
+    missing = rows - len(tensor)
+    return torch.cat((tensor, tensor.new_zeros(missing, *tensor.shape[1:]))) if missing else tensor
 
 
 def gru_cell(inputs: Tensor, recurrent: Tensor, hidden: Tensor) -> Tensor:
