@@ -174,8 +174,8 @@ def tables(content: dict[str, list[Row]]) -> str:
         wanted = classes, TOKENS[0]
         alone = next(r for r in content["limits"] if (r["classes"], r.get("tokens")) == wanted)
         texts = [f"up to {n:,} tokens a card" if n else "never" for n in least]
-        cards = alone["vocabulary_up_to_cards"]
-        lines.append(f"| {classes:,} | {' | '.join(texts)} | {f'up to {cards} cards' if cards else 'never'} |")
+        most = alone["vocabulary_up_to_cards"]
+        lines.append(f"| {classes:,} | {' | '.join(texts)} | {f'up to {most} cards' if most else 'never'} |")
     return "\n".join(lines)
 
 
