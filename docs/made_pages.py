@@ -181,10 +181,12 @@ def _timing(path: Path, content: Mapping[str, Any], folder: Path) -> list[str]:
         table = [{shown[key]: row[key] for key in shown if row.get(key) is not None} for row in rows]
         parts += [f"## {name.replace('_', ' ')}", f"![Time of each row]({figure.name})", _table(table)]
     left_out = [row for row in content["rows"] if "ms" not in row]
-    if left_out:
-        names = sorted({f"{row['what']}: {row.get('not_run', 'no time')}" for row in left_out})
-        parts += ["## Not run", "\n".join(f"* {_cell(name)}" for name in names)]
-    return parts
+    shapes: dict[tuple[str, str], dict[str, None]] = {}
+    for row in left_out:
+        found = shapes.setdefault((row["what"], row.get("not_run", "")), {})
+        found[f"{row['shape']} {row['dtype']}"] = None
+    texts = [f"{what}, {', '.join(found)}: {reason}" for (what, reason), found in sorted(shapes.items())]
+    return [*parts, "## Not run", "\n".join(f"* {_cell(text)}" for text in texts)] if texts else parts
 
 
 def _environment(described: Mapping[str, Any]) -> list[str]:

@@ -141,6 +141,8 @@ class StatisticsGradients(NamedTuple):
 
 # Numbers of a row that the forward of the token statistics keeps for its backward.
 SAVED_STATISTICS = 5
+# And that of the Jensen-Shannon divergence.
+SAVED_JENSEN_SHANNON = 3
 
 
 class OutOfRange(IndexError):

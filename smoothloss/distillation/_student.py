@@ -10,11 +10,12 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from smoothloss import targets
-from smoothloss._evaluate import check_linear, check_logits, classes_of, evaluate, implementation
+from smoothloss._evaluate import check_linear, check_logits, classes_of, evaluate, implementation, rows_of
 from smoothloss._statistics import evaluate as evaluate_statistics
 from smoothloss.backends import Implementation
 from smoothloss.backends.common import RowOptions, TokenStatistics, accumulator_dtype, replaced, without_autocast
 from smoothloss.distillation import _slices
+from smoothloss.distillation._jensen_shannon import Spread, jensen_shannon
 from smoothloss.ops.linear_cross_entropy import Linear
 from smoothloss.ops.linear_layer import default_chunk_bytes
 from smoothloss.ops.transforms import is_eager
@@ -49,6 +50,9 @@ class Student(Protocol):
         Nothing comes back for them there, and then no gradient goes on, whatever the input is.
         """
 
+    def jensen_shannon(self, teacher: Spread, beta: float) -> Tensor | None:
+        """Return the divergence of each row ``(N,)`` from a teacher over all classes; None where no kernel runs."""
+
     def over_all_classes(self, terms: Callable[..., Tensor], present: Tensor, *arguments: Tensor) -> Tensor:
         """Return ``terms(log_p, *arguments)``, ``(N,)``, of log-probabilities ``(N, V)`` and row-wise arguments.
 
@@ -77,9 +81,12 @@ class OnLogits:
         input = _without_others(self.input, present, self.options.impl)
         return evaluate_statistics(input, indices, self.options, None)
 
+    def jensen_shannon(self, teacher: Spread, beta: float) -> Tensor | None:
+        """See `Student`."""
+        return _by_kernel(self.input, None, teacher, beta, self.options, self.split)
+
     def over_all_classes(self, terms: Callable[..., Tensor], present: Tensor, *arguments: Tensor) -> Tensor:
         """See `Student`."""
-        _check_is_reference(self.input, self.options.impl)
         rows = self.input.reshape(present.numel(), self.input.shape[-1])
         size = _rows_of(self, self.input.shape[-1], default_chunk_bytes(rows.device))
 
@@ -113,9 +120,12 @@ class OnHidden:
         input = _without_others(self.input, present, self.options.impl)
         return evaluate_statistics(input, indices, self.options, self.linear)
 
+    def jensen_shannon(self, teacher: Spread, beta: float) -> Tensor | None:
+        """See `Student`."""
+        return _by_kernel(self.input, self.linear, teacher, beta, self.options, self.split)
+
     def over_all_classes(self, terms: Callable[..., Tensor], present: Tensor, *arguments: Tensor) -> Tensor:
         """See `Student`."""
-        _check_is_reference(self.input, self.options.impl)
         weight = self.linear.weight.to(self.dtype)
         bias = None if self.linear.bias is None else self.linear.bias.to(self.dtype)
         rows = self.input.reshape(present.numel(), self.input.shape[-1])
@@ -159,13 +169,18 @@ def _without_others(input: Tensor, present: Tensor, impl: Implementation) -> Ten
     return input.where(present.unsqueeze(-1), 0.0) if implementation(input, impl) == "reference" else input
 
 
-def _check_is_reference(input: Tensor, impl: Implementation) -> None:
-    chosen = implementation(input, impl)
-    if impl not in ("auto", "reference"):
+def _by_kernel(
+    input: Tensor, linear: Linear | None, teacher: Spread, beta: float, options: Options, split: Split | None
+) -> Tensor | None:
+    chosen = implementation(input, options.impl)
+    if split is not None and options.impl not in ("auto", "reference"):
         raise RuntimeError(
             f"impl: got {chosen!r}, expected 'auto' or 'reference': no kernel has Jensen-Shannon with"
-            " missing='uniform', which is computed in plain PyTorch, a chunk of rows at a time"
+            " missing='uniform' of classes that are split over processes"
         )
+    if split is not None or chosen == "reference":
+        return None
+    return jensen_shannon(rows_of(input), linear, teacher, beta, options.row, chosen)
 
 
 def _rows_of(student: Student, num_classes: int, budget: int) -> int:

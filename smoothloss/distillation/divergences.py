@@ -43,7 +43,7 @@ How they are computed:
 
 * Forward KL but for "bucket" is a target, entries and uniform mass, and one call of the primitive, less the target's
   own entropy: three GEMMs in the linear version.
-* Jensen-Shannon with "uniform" needs every single p, and is computed in plain PyTorch, a chunk of rows at a time.
+* Jensen-Shannon with "uniform" needs every single p, and has an operation of its own: `_jensen_shannon`.
 * Everything else is a few operations on what `token_statistics` returns: ``log p`` of the K classes, ``log s``, which
   is summed over the rest itself, and ``H(p)``. ``log(1 - P)`` would lose a small rest, and its gradient with it.
 
@@ -76,6 +76,7 @@ from smoothloss._validation import (
 from smoothloss.backends import IMPLEMENTATIONS, Implementation
 from smoothloss.backends.common import RowOptions
 from smoothloss.distillation import _terms
+from smoothloss.distillation._jensen_shannon import Spread
 from smoothloss.distillation._known import Known, Missing, known
 from smoothloss.distillation._student import OnHidden, OnLogits, Student
 from smoothloss.distillation.teacher import Teacher
@@ -134,7 +135,7 @@ def loss(
         logit_scale, softcap: the student's logits are ``softcap * tanh(logit_scale * input / softcap)``.
         reduction: "mean", over the positions that have a teacher, by weight where there are weights (nan when there are
             none), "sum" or "none".
-        impl: see `smoothloss.options`. Jensen-Shannon with "uniform" has no kernel, and only "auto" and "reference".
+        impl: see `smoothloss.options`. Jensen-Shannon with "uniform" has no kernel where classes are split.
         group: see `smoothloss.options`; a teacher's classes are those of all processes, its columns the same on each.
             A DTensor says the same without it. Two collectives forward and at most one back, but for Jensen-Shannon
             with "uniform": four forward.
@@ -297,14 +298,15 @@ def _total(student: Student, said: Known, weight: Tensor | None, call: Call) -> 
 
 def _by_target(student: Student, said: Known, weight: Tensor | None, call: Call) -> Tensor:
     """Return ``sum q (log q - log p)`` of a target: its cross-entropy, less its entropy."""
-    q, uniform, share = said.log_q.exp(), None, None
-    negative_entropy = (q * said.log_q).where(q > 0, 0.0).sum(-1)
+    q, uniform = said.log_q.exp(), None
     if call.missing == "uniform":
         uniform = said.log_rest.exp()
         share = uniform / student.num_classes
-        own = q + share.unsqueeze(-1)
-        others = student.num_classes - said.filled.sum(-1)
-        negative_entropy = torch.xlogy(own, own).where(said.filled, 0.0).sum(-1) + others * torch.xlogy(share, share)
+        # An empty slot has what every other class has: of them there are V - K more than there are slots.
+        others = (student.num_classes - q.shape[-1]) * torch.special.entr(share)
+        negative_entropy = -(torch.special.entr(q + share.unsqueeze(-1)).sum(-1) + others)
+    else:
+        negative_entropy = -torch.special.entr(q).sum(-1)
     if weight is not None:
         q, negative_entropy = q * weight.unsqueeze(-1), negative_entropy * weight
         uniform = None if uniform is None else uniform * weight
@@ -342,6 +344,13 @@ def _over_all_classes(student: Student, said: Known, beta: float) -> Tensor:
     if torch.compiler.is_compiling():  # nobody else could say that an index is out of range
         indices = checked_op(indices, num_classes, None)
     check_index_values(indices, num_classes)
+
+    shape = said.present.numel(), indices.shape[-1]
+    log_a = torch.logaddexp(said.log_q, said.log_share(num_classes))
+    teacher = Spread(indices.reshape(shape), log_a.reshape(shape), said.log_share(num_classes).reshape(-1))
+    losses = student.jensen_shannon(teacher, beta)
+    if losses is not None:
+        return losses.reshape(said.present.shape)
 
     def terms(log_p: Tensor, indices: Tensor, log_q: Tensor, log_share: Tensor) -> Tensor:
         size = log_p.shape[-1]  # of this process's slice

@@ -97,10 +97,10 @@
       "smoothing gives as much to all " + size + " words alike.");
   }
 
-  /* Importance weights: softmax over the samples of reward / tau - log q. */
-  function weights(draw, reward, tau) {
+  /* Importance weights: softmax over the samples of reward / tau - log q; without q the samples stand for q exp(r / tau). */
+  function weights(draw, reward, tau, divide) {
     if (!reward) return draw.distance.map(() => 1 / draw.distance.length);
-    const scores = draw.rewards[reward].map((score, place) => score / tau - draw.log_prob[place]);
+    const scores = draw.rewards[reward].map((score, place) => score / tau - (divide ? draw.log_prob[place] : 0));
     const largest = Math.max(...scores);
     const powers = scores.map((score) => Math.exp(score - largest));
     return powers.map((power) => power / sum(powers));
@@ -115,7 +115,7 @@
     find("sentence-tau-value").textContent = draw.tau;
     slider.setAttribute("aria-valuetext", draw.tau);
     find("reward-tau-value").textContent = tau.toFixed(2);
-    const found = weights(draw, reward, tau);
+    const found = weights(draw, reward, tau, find("divide").checked);
     const longest = Math.max(...found);
     const body = find("samples").tBodies[0];
     body.replaceChildren(...draw.tokens.map((tokens, place) => {
@@ -144,7 +144,7 @@
   ["word", "tau", "beta", "kept", "alpha", "tail"].forEach((name) => find(name).addEventListener("input", showWord));
   showWord();
   if (data.sentence) {
-    ["pool", "sentence-tau", "reward", "reward-tau"].forEach((name) => find(name).addEventListener("input", showSentence));
+    ["pool", "sentence-tau", "reward", "reward-tau", "divide"].forEach((name) => find(name).addEventListener("input", showSentence));
     showSentence();
   }
 })();

@@ -101,13 +101,14 @@ def test_weights_of_the_samples_are_those_of_the_library(page: Any) -> None:
         press(page, "sentence-tau", "ArrowRight", 1)
         draws = {str(draw["tau"]): draw for draw in content["sentence"]["pools"][pool]}
         draw = draws[page.inner_text("#pg-sentence-tau-value")]
-        for reward in ("", "BLEU-4", "ROUGE-L"):
+        for reward, divide in (("", True), ("BLEU-4", True), ("ROUGE-L", False)):
             page.select_option("#pg-reward", reward)
+            page.set_checked("#pg-divide", divide)
             press(page, "reward-tau", "ArrowLeft", 1)
             scores = torch.tensor([draw["rewards"][reward] if reward else draw["log_prob"]]).double().T
             log_prob = torch.tensor([draw["log_prob"]]).double().T
             tau = float(page.inner_text("#pg-reward-tau-value")) if reward else 1.0
-            omega = importance_weights(scores, log_prob, tau=tau)
+            omega = importance_weights(scores, log_prob * divide, tau=tau)
             rows = shown(page, "samples")
             assert [row[3] for row in rows] == [percent(float(weight)) for weight in omega]
             assert f"{float(effective_sample_size(omega)):.2f} equal ones" in page.inner_text("#pg-sentence-said")
@@ -124,7 +125,7 @@ def test_what_the_page_holds_is_sound_html_and_every_control_has_a_name(piece: s
     ids = page.attributes("id")
     assert len(ids) == len(set(ids)) and set(page.attributes("for")) <= set(ids)
     controls = [found for tag, found in page.tags if tag in ("select", "input")]
-    assert len(controls) == 10 and all(found["id"] in page.attributes("for") for found in controls)
+    assert len(controls) == 11 and all(found["id"] in page.attributes("for") for found in controls)
     assert not re.search(r"https?:|//\w|@import|url\(|javascript:| on\w+=", piece)
 
 
