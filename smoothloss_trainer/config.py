@@ -211,7 +211,8 @@ class TrainingConfig:
         keep_checkpoints: Keep the models of the last so many validations besides the best one, to be averaged; 0 keeps
             none.
         tensorboard: Write what ``metrics.jsonl`` holds to ``tensorboard/`` too.
-        tests: Score the test splits at the end; with false nothing of them is read, and the validation part is scored.
+        test: Whether the best checkpoint is scored on the test splits at the end. Otherwise nothing of them is kept or
+            looked at, and it is scored on the validation part.
     """
 
     epochs: Count = 10
@@ -230,7 +231,7 @@ class TrainingConfig:
     patience: CountOrNone = 0
     keep_checkpoints: CountOrNone = 0
     tensorboard: bool = False
-    tests: bool = True
+    test: bool = True
 
 
 @dataclass

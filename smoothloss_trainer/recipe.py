@@ -173,6 +173,11 @@ def _value_of(word: str, schema: dict[str, Any], what: str) -> Any:
     return string(word) if "string" in kinds and not is_null and not is_list else parse_yaml(word, what, string)
 
 
+def command_line_values(task: str, words: Sequence[str]) -> dict[str, Any]:
+    """What words of the command line change in a recipe of this task, as its file would say it."""
+    return _override({}, words, recipe_keys(task))
+
+
 def parse_recipe(values: dict[str, Any], overrides: Sequence[str] = (), *, here: bool = True) -> Recipe:
     """A :class:`Recipe` from a mapping and command-line overrides (``["--training.epochs", "3"]``).
 
@@ -188,12 +193,10 @@ def parse_recipe(values: dict[str, Any], overrides: Sequence[str] = (), *, here:
         raise RecipeError(f"task is needed, one of {', '.join(TASKS)}")
     task = values["task"]
     task_class(task)  # is there one?
+    values = {key: value for key, value in values.items() if key != "tune"}  # what `smoothloss tune` reads
     values = _override(values, overrides, recipe_keys(task))
     if values["task"] != task:
         raise RecipeError(f"task is {task} in the recipe, and its keys are those of that task")
-    training, data = values.get("training"), values.get("data")
-    if isinstance(training, dict) and training.get("tests") is False and isinstance(data, dict):
-        values = values | {"data": task_class(task).without_tests(data)}
     recipe = build(Recipe, values, hints=_hints(task), here=here)
     check_recipe(recipe)
     return recipe

@@ -50,7 +50,7 @@ from smoothloss_trainer.vocabulary import Vocabulary
 # Keys that may differ between a run and its resumption: they say how long, how often and where, not what.
 FREE_KEYS: tuple[str, ...] = ("name", "device", "decoding.", "data.", "training.epochs", "training.max_steps")
 FREE_KEYS += ("training.max_minutes", "training.checkpoint_every", "training.patience", "training.keep_checkpoints")
-FREE_KEYS += ("training.tensorboard", "training.tests", "training.parallel", "training.workers")
+FREE_KEYS += ("training.tensorboard", "training.test", "training.parallel", "training.workers")
 # What of the data makes up the vocabularies and batches. Paths may change: data may move.
 FIXED_KEYS: tuple[str, ...] = ("data.batch_tokens", "data.bpe", "data.joint_vocabulary", "data.max_length")
 FIXED_KEYS += ("data.held_out", "data.split_seed", "data.tokenize", "data.min_count", "data.max_words")
@@ -223,7 +223,7 @@ class RunDirectory:
 
     def _difference(self, recipe: Recipe, free: tuple[str, ...]) -> str | None:
         """The first key with another value than in the run, which is neither one of these nor begins with one."""
-        new, old = flat(recipe_values(recipe)), flat(recipe_values(self.recipe()))
+        new, old = _flat(recipe_values(recipe)), _flat(recipe_values(self.recipe()))
         for key in sorted({*new, *old}):
             may_differ = key.startswith(free) and not key.startswith(FIXED_KEYS)
             if new.get(key) != old.get(key) and not may_differ:
@@ -337,12 +337,11 @@ def recipe_values(recipe: Recipe) -> dict[str, Any]:
     return plain
 
 
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Plain values by key: ``{"loss": {"tau": 1}}`` becomes ``{"loss.tau": 1}``."""
-    found: dict[str, Any] = {}
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
     for key, value in values.items():
-        found.update(flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value})
-    return found
+        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value})
+    return flat
 
 
 def environment() -> dict[str, Any]:

@@ -70,7 +70,7 @@ struct UnlistedSums {
 template <class T>
 SMOOTHLOSS_HD void accumulate(UnlistedSums<T>& sums, Vector<T> z, const UnlistedTerms<T>& terms) {
     Vector<T> distance = clamp_exponent<T>(z - terms.center);
-    Vector<T> e = vector_exp<T>(distance);
+    Vector<T> e = vector_exp<T>(z - terms.center);  // 0 of -inf, which that of the clamped one is not
     Vector<T> log_m = vector_log<T>(e * terms.mixed + terms.beta);
     sums.log_m += log_m;
     sums.student += e * ((distance + terms.offset) - log_m);
@@ -183,7 +183,7 @@ SMOOTHLOSS_HD Vector<T> unlisted_gradient(Vector<T> x, const UnlistedTerms<T>& t
                                           const TransformTerms<T>& transforms) {
     Transformed<T> transformed = transform<TRANSFORM, T>(x, transforms);
     Vector<T> distance = clamp_exponent<T>(transformed.z - terms.center);
-    Vector<T> e = vector_exp<T>(distance);
+    Vector<T> e = vector_exp<T>(transformed.z - terms.center);
     Vector<T> value = e * factor * ((distance + terms.offset) - vector_log<T>(e * terms.mixed + terms.beta));
     return TRANSFORM == Transform::softcap ? value * transformed.chain : value;
 }

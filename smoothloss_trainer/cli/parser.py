@@ -24,7 +24,7 @@ Train sequence models with token-level and sequence-level loss smoothing, and us
   smoothloss score output.txt reference.txt --tokenize 13a   BLEU, ROUGE-L and CIDEr-D of text or COCO captions
   smoothloss report runs/mle runs/tok --out report.html      runs side by side: curves, scores, examples, settings
   smoothloss reproduce tables/multi30k                       all runs of a table, and the table
-  smoothloss tune multi30k/tok --trials 20 --workers 2        a loss's settings, searched for on the validation part
+  smoothloss tune multi30k/seq_space                         settings of a recipe, chosen on the validation part
   smoothloss table build VECTORS --vocabulary V.json --out table.safetensors
   smoothloss table show runs/tok/table.safetensors --vocabulary runs/tok/vocabulary.target.json dog
   smoothloss cache inspect teacher                           what a cache of a teacher's probabilities holds
@@ -48,16 +48,18 @@ and hypotheses. After a crash, the same command with --resume goes on from the l
 as if nothing had happened."""
 
 TUNE_EPILOG = """\
-A space maps keys of the recipe to what they may be:
+The recipe says what may vary in a section of its own:
 
-  loss.alpha: [0.05, 0.9]                     evenly from one number to the other
-  loss.tau: {log: [0.05, 1]}                  evenly in the logarithm; `log` alone: over all that the key takes
-  loss.pool: {choices: [batch, vocabulary]}   one of these
+  base: seq.yaml
+  tune:
+    trials: 20                        # a first one with the recipe's own settings
+    space:
+      loss.alpha: [0.05, 0.9]         # from ... to; whole numbers where the key takes whole numbers
+      loss.tau: {log: [0.03, 1]}      # the same on a logarithmic scale; log alone: the recipe's value, / 4 to x 4
+      loss.pool: {choices: [batch, vocabulary]}
 
-Trials are chosen and pruned by Optuna on training.metric of the validation part; the test part is not read. The same
-command goes on after a crash: finished trials are kept, those that were cut off continue from their last checkpoint.
-DIR gets the storage study.db, a folder for each trial, tune.md, tune.json, tune.png, report.html and best.yaml, the
-best trial's recipe."""
+Optuna draws; a trial behind the median of the others is stopped; the test part is not read. The same command goes on
+after a kill, and with more --trials. DIR gets tune.md, tune.json, tune.png, report.html and best.yaml, a recipe."""
 
 OUTPUT_EPILOG = """\
 One line an input, in the order of the inputs, written as soon as it is there. With --n_best or --scores the lines are
@@ -289,20 +291,17 @@ def _reproduce(commands: Subcommands) -> None:
 
 
 def _tune(commands: Subcommands) -> None:
-    text = "search for a recipe's best settings on the validation part"
+    text = "choose settings of a recipe by what they score on the validation part"
     examples = (
-        "smoothloss tune multi30k/tok --trials 20 --workers 2",
-        "smoothloss tune multi30k/seq_lazy --space space.yaml --training.epochs 10",
+        "smoothloss tune multi30k/seq_space --workers 2",
+        "smoothloss tune my.yaml --trials 40 --training.epochs 10",
     )
     tune = commands.add_parser("tune", help=text, description=text, epilog=TUNE_EPILOG, examples=examples)
-    tune.add_argument("recipe", metavar="RECIPE", help="a YAML file, or a name such as multi30k/tok")
-    space = "a YAML file, or a name such as spaces/tok (default: the one of the recipe's loss)"
-    tune.add_argument("--space", metavar="SPACE", help=space)
-    tune.add_argument("--out", metavar="DIR", help="trials and results (default: runs/tune-<name of the recipe>)")
-    trials = "trials in the end, those that are there among them (default: %(default)s)"
-    tune.add_argument("--trials", type=whole(1), metavar="N", default=20, help=trials)
-    workers = "trials side by side, sharing the cores (default: %(default)s)"
-    tune.add_argument("--workers", type=whole(1), metavar="N", default=1, help=workers)
+    tune.add_argument("recipe", metavar="RECIPE", help="a recipe with a tune: section: a YAML file, or a name")
+    tune.add_argument("--out", metavar="DIR", help="trials and results (default: runs/<name of the file>-tune)")
+    tune.add_argument("--trials", type=whole(1), metavar="N", help="settings to try in all (default: the recipe's)")
+    workers = "trials side by side, sharing the cores (default: 1)"
+    tune.add_argument("--workers", type=whole(1), default=1, metavar="N", help=workers)
 
 
 def _table(commands: Subcommands) -> None:

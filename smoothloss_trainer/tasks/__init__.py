@@ -161,17 +161,13 @@ class Task(ABC):
     data_config: ClassVar[type]  # the dataclass of the recipe's data: section
     model_config: ClassVar[type]  # the dataclass of the recipe's model: section
     metric: ClassVar[str]  # the key of `score` that chooses the best checkpoint; higher is better
-    test_splits: Sequence[str]  # the splits that a finished run is scored on; "validation" is always there besides
+    # The splits that a finished run is scored on, none with `training.test` false; "validation" is there besides.
+    test_splits: Sequence[str]
 
     reader: ClassVar[type[Reader] | None] = None  # what reads new input for a trained model; None: nothing does
 
     recipe: Recipe
     vocabularies: dict[str, Vocabulary]  # "target" is the one the loss and the search work on
-
-    @classmethod
-    def without_tests(cls, data: Mapping[str, Any]) -> dict[str, Any]:
-        """The values of a recipe's ``data`` without what only test splits need (``training.tests: false``)."""
-        return dict(data)
 
     @classmethod  # noqa: B027 (a task may have nothing to refuse)
     def check(cls, recipe: Recipe) -> None:
@@ -180,6 +176,11 @@ class Task(ABC):
         Raises:
             RecipeError: naming them.
         """
+
+    @classmethod
+    def without_test(cls, data: dict[str, Any]) -> dict[str, Any]:
+        """The plain values of a recipe's data section, less what names files that only test splits need."""
+        return data
 
     @abstractmethod
     def __init__(self, recipe: Recipe, vocabularies: dict[str, Vocabulary] | None = None) -> None: ...

@@ -1,6 +1,10 @@
-"""``smoothloss tune RECIPE``: the settings of a loss, searched for on the validation part.
+"""``smoothloss tune RECIPE``: settings chosen by what they score on the validation part.
 
-A space is a YAML file that maps keys of the recipe to what they may be (:mod:`.space`). Trials are training runs beside
-each other (:mod:`.search`), chosen and pruned by Optuna, whose storage is a file in the output folder. The test part is
-not read: trials are trained with ``training.tests: false``.
+A recipe says what may vary in a section of its own (:class:`~smoothloss_trainer.tuning.space.TuneConfig`). Optuna draws
+settings, each is trained as a run of its own beside the others, those that fall behind are stopped, and what is best
+becomes a recipe. Of the test part nothing is read.
 """
+
+from smoothloss_trainer.tuning.study import tune
+
+__all__ = ["tune"]

@@ -1,135 +1,119 @@
-"""What a search came to: a table, a plot of the scores over each key, a report on the best trials, the best recipe."""
+"""What ``smoothloss tune`` leaves: a table, a drawing, a report on the best trials, the best settings as a recipe."""
 
 from __future__ import annotations
 
-import io
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from smoothloss._files import write_atomically
-from smoothloss_trainer import report
+from smoothloss_trainer import report, shipped
 from smoothloss_trainer.checkpoint import write_json
 from smoothloss_trainer.documents import dump_yaml
-from smoothloss_trainer.recipe import load_recipe
-from smoothloss_trainer.run import RunDirectory, flat, recipe_values
+from smoothloss_trainer.recipe import command_line_values
+from smoothloss_trainer.report.tables import score_name
+from smoothloss_trainer.run import RunDirectory
+from smoothloss_trainer.tasks import task_class
+from smoothloss_trainer.tuning.space import Plan, put
 
-FILES = ("tune.md", "tune.json", "tune.png", "report.html", "best.yaml")
-_SHOWN_RUNS = 5  # in the report
-_UNCHANGED = ("training.tests", "data.test", "data.raw")  # of the best recipe, which is tested
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a trial came to.
-
-    Args:
-        number: Its number.
-        state: ``complete``, ``pruned``, ``failed``, ``cut off``, ``running`` or ``waiting``.
-        score: Its best validation score; None without a validation.
-        epochs: How many validations it had.
-        values: What each key was.
-        folder: The run's, in the folder of the search.
-        error: Why it failed.
-    """
-
-    number: int
-    state: str
-    score: float | None
-    epochs: int
-    values: Mapping[str, Any]
-    folder: str
-    error: str = ""
+FILES = ("tune.md", "tune.json", "tune.png", "best.yaml", "report.html")
+_REPORTED = 4  # trials whose curves the report shows
+_STATES = {"COMPLETE": "trained", "PRUNED": "stopped", "FAIL": "failed", "RUNNING": "under way"}
 
 
-def write_results(
-    metric: str, lower_is_better: bool, keys: Sequence[str], results: Sequence[Result], out: Path, base: Path
-) -> None:
-    """Write all files; the report and the best recipe once a trial came to its end.
+def ranked(study: Any) -> list[Any]:
+    """The trials that were trained to their end, the best first."""
+    found = [trial for trial in study.trials if trial.state.name == "COMPLETE"]
+    return sorted(found, key=lambda trial: (-trial.value, trial.number))
 
-    Args:
-        metric: The validation score.
-        lower_is_better: Whether the least is the best.
-        keys: What was tuned.
-        results: The trials.
-        out: The folder.
-        base: The recipe's file.
-    """
-    sign = 1 if lower_is_better else -1
-    shown = [result for result in results if result.state != "cut off"]
-    shown.sort(key=lambda result: math.inf if result.score is None else sign * result.score)
-    head = ["trial", f"validation {metric}", "state", "epochs", *keys]
-    rows = [_cells(result, keys) for result in shown]
-    lines = [head, ["---"] * len(head), *rows]
+
+def write(study: Any, plan: Plan, path: Path, out: Path, overrides: Sequence[str]) -> Path:
+    """Write all of :data:`FILES`, as far as there are scores; returns the Markdown table's path."""
+    rows, title = _rows(study, plan), f"Trials of {plan.recipe.name}"
+    head = ["trial", f"validation {_metric_name(plan)}", *plan.space, "epochs", ""]
+    cells = [[str(row["trial"]), _shown(row["score"]), *(_shown(row["settings"].get(key)) for key in plan.space),
+              str(row["epochs"]), row["state"]] for row in rows]  # fmt: skip
+    lines = [head, ["---"] * len(head), *cells]
+    note = "Stopped trials were behind the median of the others at the same epoch. Nothing of the test part was read."
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    write_atomically(out / "tune.md", f"{table}\n\n{_legend(metric)}\n".encode())
-    write_json(out / "tune.json", {"metric": metric, "keys": list(keys), "trials": [asdict(each) for each in results]})
-    write_atomically(out / "tune.png", _plot(metric, keys, shown))
-    complete = [result for result in shown if result.state == "complete"]
-    if not complete:
-        return
-    runs = [RunDirectory(out / result.folder) for result in complete]
-    write_atomically(out / "best.yaml", dump_yaml(_best_recipe(base, runs[0])).encode())
-    report.write(
-        runs[:_SHOWN_RUNS],
-        out / "report.html",
-        title=f"Search over {', '.join(keys)}",
-        introduction=f"Curves, examples and settings below are of the best {min(len(runs), _SHOWN_RUNS)} trials.",
-        split="validation",
-        sections=[report.section("Trials", head, rows, _legend(metric))],
-    )
+    write_atomically(out / "tune.md", f"# {title}\n\n{table}\n\n{note}\n".encode())
+    write_json(out / "tune.json", {"recipe": plan.recipe.name, "metric": _metric(plan), "trials": rows})
+    best = ranked(study)
+    if best:
+        _draw(rows, plan, out / "tune.png")
+        _write_best(best[0], plan, path, out / "best.yaml", overrides, len(rows))
+        runs = [RunDirectory(out / f"trial{trial.number}") for trial in best[:_REPORTED]]
+        section = report.section(title, head, cells, note)
+        report.write(runs, out / "report.html", title=title, split="validation", sections=[section])
+    return out / "tune.md"
 
 
-def _best_recipe(base: Path, run: RunDirectory) -> dict[str, Any]:
-    """What a run's recipe changes of the one that was tuned."""
-    before = flat(recipe_values(load_recipe(base, ["--training.tests", "false"])))
-    recipe: dict[str, Any] = {"base": str(base.resolve())}
-    for key, value in flat(recipe_values(run.recipe())).items():
-        if before.get(key) == value or key.startswith(_UNCHANGED):
-            continue
-        *sections, name = key.split(".")
-        inner = recipe
-        for section in sections:
-            inner = inner.setdefault(section, {})
-        inner[name] = value
-    return recipe
+def _metric(plan: Plan) -> str:
+    return plan.recipe.training.metric or task_class(plan.recipe.task).metric
 
 
-def _cells(result: Result, keys: Sequence[str]) -> list[str]:
-    score = "–" if result.score is None else f"{result.score:.2f}"
-    return [str(result.number), score, result.state, str(result.epochs), *(_shown(result.values[key]) for key in keys)]
+def _metric_name(plan: Plan) -> str:
+    return score_name(_metric(plan))
+
+
+def _rows(study: Any, plan: Plan) -> list[dict[str, Any]]:
+    """A row for each trial: those trained to their end by score, then the others in their order."""
+    sign = -1.0 if _metric(plan) == "loss" else 1.0
+    best = ranked(study)
+    others = [trial for trial in study.trials if trial.state.name in _STATES and trial.state.name != "COMPLETE"]
+    rows = []
+    for trial in [*best, *others]:
+        seen = trial.intermediate_values
+        score = seen[max(seen)] if seen else None
+        rows.append({
+            "trial": trial.number,
+            "score": None if score is None else sign * score,
+            "settings": dict(trial.params),
+            "epochs": max(seen, default=0),
+            "state": _STATES[trial.state.name],
+        })  # fmt: skip
+    return rows
 
 
 def _shown(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else "–" if value is None else str(value)
+    if value is None:
+        return "–"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _legend(metric: str) -> str:
-    best = f"The best validation {metric} of each trial, the best trial first; `best.yaml` is its recipe."
-    return f"{best} Nothing of the test part was read. Pruned trials stood below the median of the others at their end."
-
-
-def _plot(metric: str, keys: Sequence[str], results: Sequence[Result]) -> bytes:
-    """The score of each trial over each key, as a PNG file."""
+def _draw(rows: Sequence[dict[str, Any]], plan: Plan, path: Path) -> None:
+    """A panel for each key: scores over its values, stopped trials hollow."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(3.2 * len(keys), 3.0), layout="constrained")
-    for place, key in enumerate(keys, 1):
-        axes = figure.add_subplot(1, len(keys), place)
-        for state, marker in (("complete", "o"), ("pruned", "x")):
-            points = [(each.values[key], each.score) for each in results if each.state == state]
-            points = [(value, score) for value, score in points if value is not None and score is not None]
-            if points:
-                values, scores = zip(*points, strict=True)
-                is_number = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
-                axes.plot(values if is_number else list(map(str, values)), scores, marker, label=state)
+    keys = list(plan.space)
+    figure = Figure(figsize=(3.4 * len(keys), 3.2), layout="constrained")
+    panels = figure.subplots(1, len(keys), squeeze=False, sharey=True)[0]
+    drawn = [row for row in rows if row["score"] is not None]
+    for key, axes in zip(keys, panels, strict=True):
+        if getattr(plan.space[key], "log", False):
+            axes.set_xscale("log")
+        choices = getattr(plan.space[key], "choices", None)
+        for row in drawn:
+            value = row["settings"][key]
+            place = value if choices is None else choices.index(value)
+            trained = row["state"] == "trained"
+            axes.plot([place], [row["score"]], "o", color="C0", fillstyle="full" if trained else "none")
+        if choices is not None:
+            axes.set_xticks(range(len(choices)), [str(choice) for choice in choices])
         axes.set_xlabel(key)
-        if place == 1:
-            axes.set_ylabel(f"validation {metric}")
-            if axes.lines:
-                axes.legend()
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=120)
-    return content.getvalue()
+    panels[0].set_ylabel(f"validation {_metric_name(plan)}")
+    figure.savefig(path, dpi=120)
+
+
+def _write_best(trial: Any, plan: Plan, path: Path, file: Path, overrides: Sequence[str], count: int) -> None:
+    """The best settings as a recipe based on the one that was tuned."""
+    found = shipped.find(path).resolve()
+    inside = found.is_relative_to(shipped.FOLDER.resolve())
+    base = found.relative_to(shipped.FOLDER.resolve()).with_suffix("").as_posix() if inside else str(found)
+    changes = put(command_line_values(plan.recipe.task, overrides), trial.params)
+    score = abs(trial.value)
+    comment = (
+        f"# The best of {count} trials: {_metric_name(plan)} {score:.2f} on the validation part (trial {trial.number})."
+    )
+    text = dump_yaml({"base": base, **changes})
+    write_atomically(file, f"{comment}\n{text}".encode())

@@ -1,180 +1,201 @@
-"""What the keys of a recipe may be while they are tuned.
-
-loss.alpha: [0.05, 0.9]            from 0.05 to 0.9; of whole numbers where both ends are whole
-loss.tau: {log: [0.05, 1.0]}       the same, evenly in the logarithm
-loss.beta: log                     evenly in the logarithm over all that the key takes
-loss.pool: {choices: [batch, vocabulary]}
-"""
+"""What ``smoothloss tune`` may vary: the ``tune:`` section of a recipe."""
 
 from __future__ import annotations
 
-import itertools
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from smoothloss_trainer.config import Recipe
 from smoothloss_trainer.errors import RecipeError
-from smoothloss_trainer.recipe import load_recipe, read_yaml, recipe_keys
-from smoothloss_trainer.schema import unknown_key
+from smoothloss_trainer.packages import optional_package
+from smoothloss_trainer.recipe import parse_recipe, read_yaml, recipe_keys
+from smoothloss_trainer.run import recipe_values
+from smoothloss_trainer.schema import Count, CountOrNone, Key, Seed, build, check, shown, unknown_key
+from smoothloss_trainer.tasks import task_class
 
-if TYPE_CHECKING:
-    from optuna.trial import Trial
+# What all trials must have in common, for their scores to compare.
+_FIXED = ("task", "name", "device", "seed", "training.metric", "training.test", "data.")
+_FACTOR = 4.0  # how far a bare `log` reaches, up and down from the recipe's own value
+_EXAMPLE = "such as tune: {space: {loss.alpha: [0.05, 0.9]}}"
+Distribution = Any  # of optuna.distributions
 
-# What a search must not touch: what is tuned on, and how it is scored.
-_FIXED = ("task", "name", "device", "data.", "decoding.", "training.metric", "training.tests")
-_MOST_CORNERS = 64
 
-
-@dataclass(frozen=True)
-class Range:
-    """Numbers from ``low`` to ``high``, both among them.
+@dataclass
+class TuneConfig:
+    """What is varied, and how often.
 
     Args:
-        low: The least.
-        high: The largest.
-        log: Whether evenly in the logarithm.
+        space: Values by key of the recipe. ``[0.05, 0.9]``: from the one to the other, whole where the key takes whole
+            numbers. ``{log: [0.01, 1]}``: the same on a logarithmic scale. ``log``: from a quarter of the recipe's own
+            value to four times it, on such a scale. ``{choices: [batch, vocabulary]}``: one of these.
+        trials: How many settings are tried, those that were stopped or failed among them. The first is the recipe
+            as it stands, where the space holds it.
+        seed: Seeds what is drawn. Runs are seeded by the recipe, all alike.
+        startup: Trials that are drawn at random and trained to their end, before others are compared with them.
+        warmup: Epochs that every trial may train before it can be stopped.
     """
 
-    low: float
-    high: float
-    log: bool = False
-
-    def suggest(self, trial: Trial, key: str) -> float:
-        """What a trial takes."""
-        if isinstance(self.low, int) and isinstance(self.high, int):
-            return trial.suggest_int(key, self.low, self.high, log=self.log)
-        return trial.suggest_float(key, self.low, self.high, log=self.log)
-
-    @property
-    def ends(self) -> Sequence[Any]:
-        """Values that must all be allowed for all others to be."""
-        return (self.low, self.high)
-
-    def __str__(self) -> str:
-        return f"{self.low:g} to {self.high:g}{', evenly in the logarithm' if self.log else ''}"
+    space: dict[str, Any] = field(default_factory=dict)
+    trials: Count = 20
+    seed: Seed = 1
+    startup: Count = 5
+    warmup: CountOrNone = 2
 
 
 @dataclass(frozen=True)
-class Choices:
-    """One of several values."""
+class Plan:
+    """A recipe and what is varied in it.
 
-    values: tuple[Any, ...]
+    Args:
+        values: The recipe's plain values.
+        config: Its ``tune:`` section.
+        space: Optuna's distributions by key.
+        recipe: The recipe as it stands.
+    """
 
-    def suggest(self, trial: Trial, key: str) -> Any:
-        """What a trial takes."""
-        return trial.suggest_categorical(key, self.values)
+    values: dict[str, Any]
+    config: TuneConfig
+    space: dict[str, Distribution]
+    recipe: Recipe
 
-    @property
-    def ends(self) -> Sequence[Any]:
-        """All of them."""
-        return self.values
+    def recipe_of(self, settings: Mapping[str, Any]) -> Recipe:
+        """The recipe with these settings in it.
 
-    def __str__(self) -> str:
-        return " or ".join(map(word, self.values))
-
-
-Space = Mapping[str, Range | Choices]
-
-
-def word(value: Any) -> str:
-    """A value as the command line takes it."""
-    return value if isinstance(value, str) else json.dumps(value)
+        Raises:
+            RecipeError: when they contradict each other.
+        """
+        return parse_recipe(put(self.values, settings))
 
 
-def words(values: Mapping[str, Any]) -> list[str]:
-    """Values as overrides on the command line."""
-    return [each for key, value in values.items() for each in (f"--{key}", word(value))]
+def read_plan(path: str | Path, overrides: Sequence[str] = ()) -> Plan:
+    """Read a recipe with a ``tune:`` section.
 
-
-def load_space(path: Path, recipe: Path, overrides: Sequence[str]) -> Space:
-    """Read a space and look whether the recipe can take all of it.
+    Args:
+        path: Its file, or the name of one that comes with the package.
+        overrides: Words of the command line that change the recipe.
 
     Raises:
-        RecipeError: one line that names the file, and the key or value that is wrong.
+        RecipeError: one line that names the wrong key or value.
+        RunError: when Optuna is not installed.
     """
-    task = load_recipe(recipe, overrides).task
+    values = read_yaml(Path(path))
     try:
-        values = read_yaml(path)
-        if not values:
-            raise RecipeError("it names no key, such as loss.alpha: [0.05, 0.9]")
-        space = {str(key): _domain(str(key), value, task) for key, value in values.items()}
-        _try(space, recipe, overrides)
+        if not isinstance(values.get("tune"), dict):
+            raise RecipeError(f"it has no tune: section, {_EXAMPLE}")
+        config = build(TuneConfig, values.pop("tune"), key="tune")
+        values = _without_test(values)
+        own = put(recipe_values(parse_recipe(values, overrides)), {"training.test": False})
+        recipe = parse_recipe(own)
+        return Plan(own, config, _space(config, recipe), recipe)
     except RecipeError as error:
-        message = str(error)
-        raise RecipeError(message if str(path) in message else f"space {path}: {message}") from None
-    return space
+        raise RecipeError(f"recipe {path}: {error}") from None
 
 
-def _domain(key: str, value: Any, task: str) -> Range | Choices:
-    keys = recipe_keys(task)
-    if key not in keys or keys[key].is_section:
-        raise unknown_key(key, [name for name, each in keys.items() if not each.is_section])
-    if key.startswith(_FIXED):
-        raise RecipeError(f"{key} cannot be tuned: it says what is trained on, or how it is scored")
-    if value == "log":
-        return _log_range(key, _limits(keys[key].schema))
-    if isinstance(value, list):
-        return _range(key, value, log=False)
-    if isinstance(value, dict) and list(value) == ["log"]:
-        return _log_range(key, value["log"])
-    if isinstance(value, dict) and list(value) == ["choices"]:
-        return _choices(key, value["choices"])
-    forms = "[low, high], {log: [low, high]}, log or {choices: [one, another]}"
-    raise RecipeError(f"{key} must be {forms}, got {word(value)[:60]}")
+def _without_test(values: dict[str, Any]) -> dict[str, Any]:
+    """The values of a recipe that reads nothing of test parts, whether their files are there or not."""
+    values = put(values, {"training.test": False})
+    kind = task_class(values.get("task", ""))
+    if isinstance(values.get("data"), dict):
+        values["data"] = kind.without_test(values["data"])
+    return values
 
 
-def _range(key: str, value: Any, *, log: bool) -> Range:
-    numbers = isinstance(value, list) and all(type(each) in (int, float) for each in value)
-    if not numbers or len(value) != 2 or not value[0] < value[1]:
-        hint = "; {choices: [...]} lists values" if isinstance(value, list) else ""
-        raise RecipeError(f"{key} must be a range of two numbers, the lower one first{hint}, got {word(value)[:60]}")
-    return Range(value[0], value[1], log)
+def put(values: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The values with some of them changed, by key: ``{"loss.alpha": 0.3}``."""
+    changed = dict(values)
+    for key, value in settings.items():
+        head, _, rest = key.partition(".")
+        inner = changed.get(head)
+        changed[head] = put(inner if isinstance(inner, dict) else {}, {rest: value}) if rest else value
+    return changed
 
 
-def _log_range(key: str, value: Any) -> Range:
-    if value is None:
-        raise RecipeError(f"{key}: log needs its range, {{log: [low, high]}}: the key's own does not begin above 0")
-    found = _range(key, value, log=True)
-    if found.low <= 0:
-        raise RecipeError(f"{key} must begin above 0 for a logarithm, got {found.low:g}")
+def value_of(recipe: Recipe, key: str) -> Any:
+    """What a recipe says for a key."""
+    value: Any = recipe
+    for name in key.split("."):
+        value = getattr(value, name)
+    return value
+
+
+def _space(config: TuneConfig, recipe: Recipe) -> dict[str, Distribution]:
+    if not config.space:
+        raise RecipeError(f"tune.space is empty, it must name what is varied, {_EXAMPLE}")
+    keys = {name: key for name, key in recipe_keys(recipe.task).items() if not key.is_section}
+    found = {}
+    for name, given in config.space.items():
+        if name not in keys:
+            raise unknown_key(f"tune.space.{name}", [f"tune.space.{key}" for key in keys])
+        if name.startswith(_FIXED):
+            raise RecipeError(f"tune.space.{name}: trials that differ in {name} do not compare")
+        found[name] = _distribution(keys[name], given, value_of(recipe, name))
     return found
 
 
-def _limits(schema: Mapping[str, Any]) -> list[float] | None:
-    """The numbers from which and to which a key goes, where it says both and they have logarithms."""
-    for each in (schema, *schema.get("anyOf", [])):
-        low, high = each.get("minimum", 0), each.get("maximum", 0)
-        if 0 < low < high:
-            return [low, high]
-    return None
+def _distribution(key: Key, given: Any, own: Any) -> Distribution:
+    what = f"tune.space.{key.name}"
+    if given == "log":
+        return _range(key, what, _around(key, what, own), log=True)
+    if isinstance(given, list):
+        return _range(key, what, given, log=False)
+    if isinstance(given, dict) and len(given) == 1:
+        [(kind, values)] = given.items()
+        if kind == "log":
+            return _range(key, what, values, log=True)
+        if kind == "choices":
+            return _choices(key, what, values)
+    expected = "[low, high], {log: [low, high]}, log or {choices: [...]}"
+    raise RecipeError(f"{what} must be {expected}, got {shown(given)}")
 
 
-def _choices(key: str, value: Any) -> Choices:
-    plain = isinstance(value, list) and all(isinstance(each, str | int | float | bool | None) for each in value)
-    if not plain or len(value) < 2 or len(set(map(word, value))) < len(value):
-        raise RecipeError(f"{key} must have two or more different choices, got {word(value)[:60]}")
-    return Choices(tuple(value))
+def _kinds(key: Key) -> set[str | None]:
+    return {each.get("type") for each in key.schema.get("anyOf", [key.schema])}
 
 
-def _try(space: Space, recipe: Path, overrides: Sequence[str]) -> None:
-    """Refuse a space of which no corner makes a recipe, or an end that none can have.
+def _around(key: Key, what: str, own: Any) -> list[Any]:
+    """A range around a recipe's own value, inside that of the key."""
+    if isinstance(own, bool) or not isinstance(own, int | float) or own <= 0:
+        raise RecipeError(f"{what}: log goes around the recipe's own value, which is {shown(own)}: give a range")
+    low, high = own / _FACTOR, own * _FACTOR
+    if "integer" in _kinds(key):
+        low, high = max(1, int(low)), int(high)
+    bounds = [each for each in key.schema.get("anyOf", [key.schema]) if each.get("type") in ("integer", "number")]
+    least = max((each["minimum"] for each in bounds if "minimum" in each), default=low)
+    most = min((each["maximum"] for each in bounds if "maximum" in each), default=high)
+    return [max(low, least), min(high, most)]
 
-    Raises:
-        RecipeError: what the last corner with that end was refused for.
-    """
-    combinations = itertools.product(*(domain.ends for domain in space.values()))
-    refused: dict[tuple[str, str], RecipeError] = {}
-    allowed: set[tuple[str, str]] = set()
-    for corner in itertools.islice(combinations, _MOST_CORNERS):
-        values = dict(zip(space, corner, strict=True))
-        ends = [(key, word(value)) for key, value in values.items()]
-        try:
-            load_recipe(recipe, [*overrides, *words(values)])
-            allowed.update(ends)
-        except RecipeError as error:
-            refused.update(dict.fromkeys(ends, error))
-    for end, reason in refused.items():
-        if end not in allowed:
-            raise reason
+
+def _range(key: Key, what: str, values: Any, *, log: bool) -> Distribution:
+    optuna = _optuna()
+    if not {"integer", "number"} & _kinds(key):
+        raise RecipeError(f"{what}: {key.name} is no number: write {{choices: [...]}}")
+    if not isinstance(values, list) or len(values) != 2:
+        raise RecipeError(f"{what} must have two ends, [low, high], got {shown(values)}")
+    low, high = (check(key.hint, value, what) for value in values)
+    if low is None or high is None:
+        raise RecipeError(f"{what} must have two numbers for ends, got {shown(values)}")
+    if not low < high:
+        raise RecipeError(f"{what} must go from a lower to a higher end, got {shown(values)}")
+    if log and low <= 0:
+        raise RecipeError(f"{what} must begin above 0 on a logarithmic scale, got {shown(values)}")
+    whole = "integer" in _kinds(key)
+    kind = optuna.distributions.IntDistribution if whole else optuna.distributions.FloatDistribution
+    return kind(low, high, log=log)
+
+
+def _choices(key: Key, what: str, values: Any) -> Distribution:
+    optuna = _optuna()
+    if not isinstance(values, list) or not values:
+        raise RecipeError(f"{what}: choices must be a list that is not empty, got {shown(values)}")
+    checked = [check(key.hint, value, what) for value in values]
+    if not all(value is None or isinstance(value, bool | int | float | str) for value in checked):
+        raise RecipeError(f"{what}: choices must be numbers, text, true, false or null, got {shown(values)}")
+    if len({repr(value) for value in checked}) < len(checked):
+        raise RecipeError(f"{what}: choices must differ from each other, got {shown(values)}")
+    return optuna.distributions.CategoricalDistribution(checked)
+
+
+def _optuna() -> Any:
+    return optional_package("optuna", "smoothloss tune", "tune")

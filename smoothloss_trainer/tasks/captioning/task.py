@@ -62,10 +62,9 @@ class CaptioningTask(Task):
         data = recipe.data
         self.recipe = recipe
         self.dataset = self.load(recipe)
-        if not recipe.training.tests:
+        if not recipe.training.test:
             self.test_splits = ()
-            for image in self.dataset.splits.pop("test"):
-                self.dataset.captions.pop(image, None)
+            self.dataset.drop_test()
         self.vocabularies = vocabularies or {"target": Vocabulary.build(self.target_sentences(), data.min_count)}
         check_vocabulary(self.vocabulary, data.min_count)
         self.train = self._batches("train")
@@ -73,7 +72,7 @@ class CaptioningTask(Task):
 
     def load(self, recipe: Recipe) -> CaptionSet:
         """Captions, splits and features."""
-        return load_captions(recipe.data)
+        return load_captions(recipe.data, test=recipe.training.test)
 
     def _batches(self, split: str) -> CaptionBatches:
         images, data = self.dataset.splits[split], self.recipe.data
