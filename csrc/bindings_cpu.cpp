@@ -254,9 +254,4 @@ PYBIND11_MODULE(_C, m) {
     m.def("bfloat16_matmul", &s::matmul);
     s::bind_rewards(m);
     s::bind_sampling(m);
-#ifdef _OPENMP
-    m.attr("has_openmp") = true;
-#else
-    m.attr("has_openmp") = false;
-#endif
 }

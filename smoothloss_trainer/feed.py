@@ -53,6 +53,8 @@ class Feed:
             self._plan = list(plan)
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "This DataLoader will create")  # more than cores: as was asked
+                # Python 3.12 warns of any fork beside threads; a worker needs none of them.
+                warnings.filterwarnings("ignore", r"This process .* is multi-threaded", DeprecationWarning)
                 loader = DataLoader(_Batches(self.task, list(plan)), batch_size=None, num_workers=self.workers)
                 self._coming = iter(loader)
 

@@ -34,23 +34,27 @@ def profile(recipe: Recipe, steps: int) -> dict[str, Any]:
     Returns:
         ``ms`` a step (the median of the clock's) and ``tokens_per_second``; ``parts``: for each ``ms`` (the median)
         and ``share`` of the whole, ``other`` being what is in none of them; ``launches`` of kernels a step on a CUDA
-        device, elsewhere None; and what was measured: ``recipe``, ``device``, ``threads``, ``steps``.
+        device, elsewhere None; and what was measured: ``recipe``, ``device``, ``processes``, ``threads``, ``steps``.
+        Of several processes each tells of itself.
     """
-    processes = Processes(recipe.device)
+    processes = Processes(recipe.device, recipe.training.parallel)
     with tempfile.TemporaryDirectory() as folder:
         trainer = open_trainer(recipe, RunDirectory(Path(folder) / "run"), processes)
+        trainer.prepare()
         plan = trainer.task.train_plan(0)
         groups = [plan[start : start + trainer.width] for start in range(0, len(plan), trainer.width)]
         chosen = [groups[number % len(groups)] for number in range(WARM_UP + steps)]
-        trainer.feed.begin([examples for group in chosen for examples in group])
+        trainer.feed.begin([examples for group in chosen for _, examples, _ in trainer._own(group)])
         times = [_time_step(trainer, group) for group in chosen]
-        tokens = trainer.progress.tokens
+        [tokens] = processes.sum([trainer.progress.tokens])
         trainer.feed.end()
         launches = _launches(trainer, chosen[-1])
+        processes.close()
     seconds = sum(total for total, _ in times)
     return {
         "recipe": recipe.name,
         "device": str(processes.device),
+        "processes": processes.count,
         "threads": torch.get_num_threads(),
         "steps": steps,
         "tokens_per_second": tokens / seconds,
@@ -96,7 +100,7 @@ def _launches(trainer: Trainer, group: Any) -> int | None:
 
 def table(found: dict[str, Any]) -> str:
     """The result as lines of a table."""
-    place = f"{found['device']}, {found['threads']} threads, {found['steps']} steps"
+    place = f"{found['device']}, {found['processes']} processes of {found['threads']} threads, {found['steps']} steps"
     lines = [f"{found['recipe']} ({place})", f"{'part':<10}{'ms a step':>11}{'share':>9}"]
     lines += [f"{name:<10}{each['ms']:>11.2f}{each['share']:>9.1%}" for name, each in found["parts"].items()]
     lines.append(f"{'step':<10}{found['ms']:>11.2f}   {found['tokens_per_second']:,.0f} tokens a second")

@@ -9,7 +9,13 @@ from typing import Any
 from smoothloss_trainer.config import LossConfig, Recipe
 from smoothloss_trainer.run import recipe_values
 
-_SHOWN = ("training.epochs", "training.max_steps", "training.max_minutes", "training.patience", "training.batch_size")
+_SHOWN: tuple[str, ...] = (
+    "training.epochs",
+    "training.max_steps",
+    "training.max_minutes",
+    "training.patience",
+    "training.batch_size",
+)
 _SHOWN += ("training.clip", "optimizer.lr", "optimizer.schedule", "optimizer.decay", "optimizer.decay_start")
 _SHOWN += ("optimizer.weight_decay", "decoding.beam_size", "decoding.length_penalty")
 _OFF = (None, 0, 0.0)  # of keys that are left out then

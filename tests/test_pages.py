@@ -14,6 +14,7 @@ HOSTS = ("lightning", "transformers", "trl")  # of the adapters; the rest of a p
 MADE = ROOT / "docs" / "made"  # by the site's build
 WRITTEN = [page for page in sorted((ROOT / "docs").rglob("*.md")) if MADE not in page.parents]
 PAGES = [*sorted(ROOT.glob("*.md")), *WRITTEN]
+IN_ONE_PROCESS = [page for page in PAGES if page.name != "many_devices.md"]  # tests/docs/test_many_devices.py runs it
 
 
 def _blocks(page: Path, language: str) -> list[tuple[int, str]]:
@@ -24,7 +25,9 @@ def _blocks(page: Path, language: str) -> list[tuple[int, str]]:
 
 
 @pytest.mark.filterwarnings("ignore:::accelerate", "ignore:::lightning", "ignore:::transformers", "ignore:::trl")
-@pytest.mark.parametrize("page", [page for page in PAGES if _blocks(page, "python")], ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page", [page for page in IN_ONE_PROCESS if _blocks(page, "python")], ids=lambda page: page.name
+)
 def test_python_blocks_run_one_after_the_other(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {"__name__": "__main__"}

@@ -1,6 +1,7 @@
 // The arithmetic of the Jensen-Shannon divergence of a row, shared by the CPU and the CUDA kernels.
 //
-// The teacher's probability is a_v where a slot names v and the same, r, everywhere else. With m = beta a + (1 - beta) p
+// The teacher's probability is a_v where a slot names v and the same, r, everywhere else. With m = beta a + (1 - beta)
+// p
 //
 //   loss = beta sum a (log a - log m) + (1 - beta) K,   K = KL(p || m) = sum p h,   h = log p - log m
 //   dloss/dz_v = (1 - beta) p_v (h_v - K)
@@ -20,8 +21,8 @@ constexpr double kLowestLogShare = -80;
 // Beyond it d makes no difference, in either direction.
 constexpr double kLargestDistance = 700;
 
-// m is taken relative to r, or to e to this where r is less: log p - log r would lose digits beside a small r, and log r -
-// log m weighs little there.
+// m is taken relative to r, or to e to this where r is less: log p - log r would lose digits beside a small r, and log
+// r - log m weighs little there.
 constexpr double kLowestLogUnit = -16;
 
 // What a pass over the classes that no slot names is to know. `T` runs over them; u is what m is relative to.

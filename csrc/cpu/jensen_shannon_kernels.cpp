@@ -1,5 +1,5 @@
-// The Jensen-Shannon divergence, compiled once per instruction set (SMOOTHLOSS_ISA). The passes run in T; the scalars of
-// a row, and the classes that its slots name, in double.
+// The Jensen-Shannon divergence, compiled once per instruction set (SMOOTHLOSS_ISA). The passes run in T; the scalars
+// of a row, and the classes that its slots name, in double.
 #include "common/divergence_terms.h"
 #include "cpu/dispatch.h"
 #include "cpu/listed_classes.h"
@@ -70,7 +70,7 @@ struct UnlistedSums {
 template <class T>
 SMOOTHLOSS_HD void accumulate(UnlistedSums<T>& sums, Vector<T> z, const UnlistedTerms<T>& terms) {
     Vector<T> distance = clamp_exponent<T>(z - terms.center);
-    Vector<T> e = vector_exp<T>(distance);
+    Vector<T> e = vector_exp<T>(z - terms.center);  // 0 of -inf, which that of the clamped one is not
     Vector<T> log_m = vector_log<T>(e * terms.mixed + terms.beta);
     sums.log_m += log_m;
     sums.student += e * ((distance + terms.offset) - log_m);
@@ -101,8 +101,7 @@ SMOOTHLOSS_NOINLINE Divergences block_divergences(const Storage* row, int count,
 // Relative to 1 / sum, and to -r.
 template <Transform TRANSFORM, class T, class Storage>
 SMOOTHLOSS_NOINLINE Divergences unlisted_divergences(const Storage* row, const RowEntries<T>& slots,
-                                                     const UnlistedTerms<T>& terms,
-                                                     const TransformTerms<T>& transforms,
+                                                     const UnlistedTerms<T>& terms, const TransformTerms<T>& transforms,
                                                      const StatisticsScratch& scratch) {
     TransformTerms<T> plain{1, 0, 0};
     T buffer[kDenseBuffer];
@@ -116,8 +115,7 @@ SMOOTHLOSS_NOINLINE Divergences unlisted_divergences(const Storage* row, const R
         Divergences own;
         if (block[0] < block[1]) {
             transformed_block<TRANSFORM, T>(row + begin, count, buffer, transforms);
-            for (int32_t k = block[0]; k < block[1]; ++k)
-                buffer[scratch.index[k] - begin] = static_cast<T>(kNothing);
+            for (int32_t k = block[0]; k < block[1]; ++k) buffer[scratch.index[k] - begin] = static_cast<T>(kNothing);
             own = block_divergences<Transform::none, T>(buffer, count, terms, plain);
             own.teacher -= (block[1] - block[0]) * nothing;
         } else {
@@ -183,7 +181,7 @@ SMOOTHLOSS_HD Vector<T> unlisted_gradient(Vector<T> x, const UnlistedTerms<T>& t
                                           const TransformTerms<T>& transforms) {
     Transformed<T> transformed = transform<TRANSFORM, T>(x, transforms);
     Vector<T> distance = clamp_exponent<T>(transformed.z - terms.center);
-    Vector<T> e = vector_exp<T>(distance);
+    Vector<T> e = vector_exp<T>(transformed.z - terms.center);
     Vector<T> value = e * factor * ((distance + terms.offset) - vector_log<T>(e * terms.mixed + terms.beta));
     return TRANSFORM == Transform::softcap ? value * transformed.chain : value;
 }
@@ -193,8 +191,9 @@ template <Transform TRANSFORM, class T, class Storage, class OutStorage>
 SMOOTHLOSS_NOINLINE void write_unlisted(const Storage* row, OutStorage* out, int64_t classes, UnlistedTerms<T> terms,
                                         T factor, TransformTerms<T> transforms) {
     constexpr int width = Lanes<T>::width;
-    auto gradient = [&](Vector<T> x)
-        SMOOTHLOSS_INLINE_LAMBDA { return unlisted_gradient<TRANSFORM, T>(x, terms, factor, transforms); };
+    auto gradient = [&](Vector<T> x) SMOOTHLOSS_INLINE_LAMBDA {
+        return unlisted_gradient<TRANSFORM, T>(x, terms, factor, transforms);
+    };
     int64_t i = 0;
     for (; i + 2 * width <= classes; i += 2 * width)
         store_two<T>(out + i, gradient(load(row + i)), gradient(load(row + i + width)));

@@ -33,18 +33,18 @@ struct JensenShannonKernels {
 namespace baseline {
 extern const StatisticsKernels statistics_kernels;
 extern const JensenShannonKernels jensen_shannon_kernels;
-}
+}  // namespace baseline
 namespace avx2 {
 extern const StatisticsKernels statistics_kernels;
 extern const JensenShannonKernels jensen_shannon_kernels;
-}
+}  // namespace avx2
 namespace avx512 {
 extern const StatisticsKernels statistics_kernels;
 extern const JensenShannonKernels jensen_shannon_kernels;
-}
+}  // namespace avx512
 namespace avx512bf16 {
 extern const StatisticsKernels statistics_kernels;
 extern const JensenShannonKernels jensen_shannon_kernels;
-}
+}  // namespace avx512bf16
 
 }  // namespace smoothloss

@@ -1,5 +1,5 @@
-// One thread block per row: the normaliser in one pass, the divergences in a second that finds the row in the cache; the
-// gradient in one. The threads run in T, the scalars of a row and the classes that slots name in double.
+// One thread block per row: the normaliser in one pass, the divergences in a second that finds the row in the cache;
+// the gradient in one. The threads run in T, the scalars of a row and the classes that slots name in double.
 #include "cuda/jensen_shannon.h"
 
 #include "common/divergence_terms.h"
@@ -160,8 +160,8 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks<Storage>)
             Transformed<T> logit = transform<MODE>(to_accumulator(logits[begin + i]), transforms);
             T value;
             if (tile.is_listed[i]) {
-                ListedTerms listed = listed_terms(static_cast<double>(logit.z), static_cast<double>(tile.log_a[i]),
-                                                  softmax, a.beta);
+                ListedTerms listed =
+                    listed_terms(static_cast<double>(logit.z), static_cast<double>(tile.log_a[i]), softmax, a.beta);
                 value = T(factor * listed.p * (listed.from_student - student));
             } else {
                 T distance = logit.z - terms.center, e = exponential(distance);

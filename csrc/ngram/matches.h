@@ -62,8 +62,8 @@ SMOOTHLOSS_NGRAM_HD int agreement(const Sentence<A>& a, int i, const Sentence<B>
     return n;
 }
 
-// The first position from j on that holds `token`, or the length. A loop of its own: inside a larger one, compilers keep
-// its three values on the stack.
+// The first position from j on that holds `token`, or the length. A loop of its own: inside a larger one, compilers
+// keep its three values on the stack.
 template <class A, class B>
 SMOOTHLOSS_NGRAM_HD int next_position(A token, const Sentence<B>& b, int j) {
     while (j < b.length && b.tokens[j] != token) ++j;

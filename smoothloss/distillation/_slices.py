@@ -14,22 +14,24 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from smoothloss.backends.common import accumulator_dtype
 from smoothloss.ops.transforms import apply
-from smoothloss.ops.vocabulary_parallel import check_eager
+from smoothloss.ops.vocabulary_parallel import Split, check_eager
 
 
 class _Shared(torch.autograd.Function):
     """What all processes have the same of, and each of which uses it for its own classes."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, group: Any) -> Tensor:
-        ctx.group = group
+    def forward(ctx: Any, value: Tensor, split: Split) -> Tensor:
+        ctx.split = split
         return value.view_as(value)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        wide = grad.double() if grad.dtype == torch.float64 else grad.float()
-        return _all_reduced(wide, ctx.group).to(grad.dtype), None
+        wide = grad.to(accumulator_dtype(grad.dtype)).clone()
+        ctx.split.add_up(wide)
+        return wide.to(grad.dtype), None
 
 
 def _all_reduced(part: Tensor, group: Any, operation: Any = None) -> Tensor:
@@ -38,9 +40,9 @@ def _all_reduced(part: Tensor, group: Any, operation: Any = None) -> Tensor:
     return whole
 
 
-def shared(value: Tensor, group: Any) -> Tensor:
+def shared(value: Tensor, split: Split) -> Tensor:
     """Return the same, whose gradient is the sum over the processes."""
-    result: Tensor = apply(_Shared, value, group)
+    result: Tensor = apply(_Shared, value, split)
     return result
 
 

@@ -129,7 +129,7 @@ class OnHidden:
         weight = self.linear.weight.to(self.dtype)
         bias = None if self.linear.bias is None else self.linear.bias.to(self.dtype)
         rows = self.input.reshape(present.numel(), self.input.shape[-1])
-        rows = rows if self.split is None else _slices.shared(rows, self.split.group)
+        rows = rows if self.split is None else _slices.shared(rows, self.split)
 
         def scores(hidden: Tensor, present: Tensor) -> Tensor:
             hidden = hidden.where(present.unsqueeze(-1), 0.0)

@@ -84,6 +84,8 @@ from smoothloss.ops.checks import check_index_values, checked_op
 from smoothloss.options import Memory
 
 Divergence = Literal["forward_kl", "reverse_kl", "jensen_shannon"]
+# Asked for here, once: the compiler of torch 2.6 does not follow get_args.
+_DIVERGENCE, _MISSING, _MEMORY = get_args(Divergence), get_args(Missing), get_args(Memory)
 
 
 def loss(
@@ -220,8 +222,8 @@ def check(
     Raises:
         TypeError, ValueError: naming the option, what was got and what was expected.
     """
-    check_choice(divergence, "divergence", get_args(Divergence))
-    check_choice(missing, "missing", get_args(Missing))
+    check_choice(divergence, "divergence", _DIVERGENCE)
+    check_choice(missing, "missing", _MISSING)
     check_choice(reduction, "reduction", REDUCTIONS)
     check_choice(impl, "impl", IMPLEMENTATIONS)
     beta = check_number(beta, "beta", 0.0, 1.0)
@@ -240,7 +242,7 @@ def check_memory(chunk_bytes: int | None, memory: Memory) -> int | None:
     Raises:
         TypeError, ValueError: naming the option, what was got and what was expected.
     """
-    check_choice(memory, "memory", get_args(Memory))
+    check_choice(memory, "memory", _MEMORY)
     return None if chunk_bytes is None else check_integer(chunk_bytes, "chunk_bytes", 1)
 
 

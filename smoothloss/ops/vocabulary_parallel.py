@@ -37,11 +37,15 @@ _COLUMNS = 5
 
 
 class Split(NamedTuple):
-    """How the classes are split: rank r has `sizes[r]` of them, after those of the ranks before it."""
+    """How the classes are split: rank r has `sizes[r]` of them, after those of the ranks before it.
+
+    Where it `scatters`, somebody else adds up the processes' parts of the gradient of the hidden states.
+    """
 
     group: Any
     sizes: tuple[int, ...]
     rank: int
+    scatters: bool = False
 
     @property
     def start(self) -> int:
@@ -62,6 +66,11 @@ class Split(NamedTuple):
         """Return indices counted from the start of this process's classes, -1 for those of others."""
         outside = (indices < self.start) | (indices >= self.start + self.size)
         return (indices - self.start).masked_fill(outside, -1)
+
+    def add_up(self, d_inputs: Tensor) -> None:
+        """Add the other processes' parts to this one's of the gradient of the hidden states."""
+        if not self.scatters:
+            dist.all_reduce(d_inputs, group=self.group)
 
     def owner(self, indices: Tensor) -> Tensor:
         """Return the rank that holds each index; any rank for one that names no class."""
@@ -351,7 +360,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             upstream = upstream.expand(layer.num_rows).masked_fill(ignored, 0.0).contiguous()
             d_inputs, d_weight, d_bias = _linear_gradients(layer, upstream, statistics, call, wanted)
             if wanted[0]:
-                dist.all_reduce(d_inputs, group=call.split.group)
+                call.split.add_up(d_inputs)
             found = (d_inputs.to(inputs.dtype), d_weight.to(weight.dtype), d_bias.to(weight.dtype))
         grads: list[Tensor | None] = [value if use else None for value, use in zip(found, wanted, strict=True)]
         return *differentiable_once(grads, inputs, weight, bias, grad), None

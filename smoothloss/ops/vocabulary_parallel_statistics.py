@@ -261,7 +261,7 @@ class _LinearStatistics(torch.autograd.Function):
             layer = LinearLayer(inputs.detach(), weight.detach(), bias)
             found = _linear_gradients(grads, layer, saved[0], saved[1], call, ctx.wanted)
             if ctx.wanted[0]:
-                dist.all_reduce(found[0], group=call.split.group)
+                call.split.add_up(found[0])
         results = [
             value.to(like.dtype) if use else None
             for value, like, use in zip(found, (inputs, weight, weight), ctx.wanted, strict=True)

@@ -257,14 +257,25 @@ class ByLength:
     Args:
         lengths: (B,) steps of each row, on the CPU.
         steps: T, the most of them.
+
+    Attributes:
+        order: (B,) the rows by falling length.
+        going_on: How many of them go on in each step, up to the last one that any takes.
     """
 
     def __init__(self, lengths: Tensor, steps: int) -> None:
         self.order = torch.argsort(lengths, descending=True, stable=True)
-        self._back = torch.argsort(self.order)
-        self.going_on = (lengths[None] > torch.arange(steps)[:, None]).sum(1).tolist()
+        counts = (lengths[None] > torch.arange(steps)[:, None]).sum(1).tolist()
+        self.going_on = [count for count in counts if count]
+        self._size = (len(lengths), steps)
+        self._places = torch.cat([self.order[:count] * steps + step for step, count in enumerate(self.going_on)])
 
-    def restore(self, outputs: list[Tensor]) -> Tensor:
-        """(B, T, H) in the order that was given, with zeros behind the last step of each row."""
-        rows = len(self.order)
-        return torch.stack([_with_rows(output, rows) for output in outputs], 1).index_select(0, self._back)
+    def pack(self, sequences: Tensor) -> Tensor:
+        """(N, F) all that counts of (B, T, F), one step after the other."""
+        return sequences.flatten(0, 1).index_select(0, self._places)
+
+    def unpack(self, outputs: list[Tensor]) -> Tensor:
+        """(B, T, H) in the order that was given, from what each step gave; zeros behind the last step of each row."""
+        packed = torch.cat(outputs)
+        whole = packed.new_zeros(self._size[0] * self._size[1], packed.shape[1])
+        return whole.index_copy(0, self._places, packed).view(*self._size, -1)

@@ -6,7 +6,7 @@ Attention for Image Captioning and Visual Question Answering".
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from smoothloss_trainer.schema import PartialShare, Size
-from smoothloss_trainer.tasks import SequenceModel, map_tensors, select_rows
+from smoothloss_trainer.tasks import SequenceModel, select_rows
 from smoothloss_trainer.tasks.recurrence import ByLength, StepAttention, StepLinear, lstm_cell
 from smoothloss_trainer.vocabulary import PAD
 
@@ -79,14 +79,14 @@ class ShowAndTell(SequenceModel):
 
     def _read_going_on(self, words: Tensor, memory: LSTMState, rows: ByLength) -> Tensor:
         word_weight, recurrent_weight, *biases = self.lstm.all_weights[0]
-        gates = nn.functional.linear(words, word_weight, torch.add(*biases))
+        gates = nn.functional.linear(rows.pack(words), word_weight, torch.add(*biases)).split(rows.going_on)
         recurrent = StepLinear(recurrent_weight, None)
         state, hiddens = select_rows(memory, rows.order), []
-        for count, own in zip(rows.going_on, gates.index_select(0, rows.order).unbind(1), strict=True):
-            state = LSTMState(state.hidden[:count], state.cell[:count])
-            state = LSTMState(*lstm_cell(own[:count] + recurrent(state.hidden), state.cell))
+        for own in gates:
+            state = LSTMState(state.hidden[: len(own)], state.cell[: len(own)])
+            state = LSTMState(*lstm_cell(own + recurrent(state.hidden), state.cell))
             hiddens.append(state.hidden)
-        return rows.restore(hiddens)
+        return rows.unpack(hiddens)
 
     def initial_state(self, memory: LSTMState) -> LSTMState:
         """The state that has read the image."""
@@ -171,19 +171,24 @@ class TopDown(SequenceModel):
 
     def decode(self, memory: Regions, inputs: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Teacher forcing: (B, T) tokens to (B, T, H)."""
-        count, steps = inputs.shape
-        rows = ByLength(torch.full((count,), steps) if lengths is None else lengths, steps)
-        gates = self.word_gates(self.dropout(self.embedding(inputs))) + memory.gates[:, None]
-        if lengths is not None:
-            gates, memory = gates.index_select(0, rows.order), select_rows(memory, rows.order)
+        words = self.dropout(self.embedding(inputs))
+        if lengths is None:
+            gates = self.word_gates(words).unbind(1)
+            return self.dropout(torch.stack(self._read(gates, memory), 1))
+        rows = ByLength(lengths, inputs.shape[1])
+        gates = self.word_gates(rows.pack(words)).split(rows.going_on)
+        return self.dropout(rows.unpack(self._read(gates, select_rows(memory, rows.order))))
+
+    def _read(self, words: Sequence[Tensor], memory: Regions) -> list[Tensor]:
+        """The hidden states after each step's words, of which there may be fewer from step to step."""
         (attention, language, _), layers = self.initial_state(memory), self._layers(memory)
-        hiddens = []
-        for count, word_gates in zip(rows.going_on, gates.unbind(1), strict=True):
-            if count < len(attention.hidden):
-                attention, language = map_tensors(lambda part, count=count: part[:count], (attention, language))
-            attention, language = self._advance(word_gates[:count], attention, language, layers)
+        hiddens: list[Tensor] = []
+        for own in words:
+            count = len(own)
+            attention, language = (LSTMState(*(part[:count] for part in state)) for state in (attention, language))
+            attention, language = self._advance(own + memory.gates[:count], attention, language, layers)
             hiddens.append(language.hidden)
-        return self.dropout(torch.stack(hiddens, 1) if lengths is None else rows.restore(hiddens))
+        return hiddens
 
     def initial_state(self, memory: Regions) -> TopDownState:
         """Both LSTMs at zero."""
