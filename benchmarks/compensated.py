@@ -60,7 +60,8 @@ def dense(head: Head) -> tuple[Tensor, Tensor]:
 
 def kept_columns(d_logits: Tensor, labels: Tensor, tolerance: float) -> Tensor:
     """Return which columns stay: those of targets, and as many as bring the estimate below the tolerance."""
-    squares = torch.linalg.vector_norm(d_logits, dim=0, dtype=torch.float32).square()
+    # A product sums columns faster than torch's own sums do.
+    squares = (d_logits.new_ones(1, len(d_logits)) @ d_logits.square())[0].float()
     limit = (tolerance * ROUNDING) ** 2 * squares.sum()
     squares[labels] = torch.inf
     ascending, order = squares.sort()
@@ -153,7 +154,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", type=Path, help="of benchmarks.language_models")
     parser.add_argument("--rows", type=int, nargs="+", default=[1280], help="rows of the chunk")
-    parser.add_argument("--tolerance", type=float, nargs="+", default=[1.0], help="in units of bfloat16 rounding")
+    parser.add_argument(
+        "--tolerance", type=float, nargs="+", default=[0.25, 0.5, 1.0], help="in units of bfloat16 rounding"
+    )
     parser.add_argument("--clusters", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--out", type=Path, required=True)

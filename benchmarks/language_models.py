@@ -121,9 +121,8 @@ def train(text: Text, options: argparse.Namespace) -> None:
             found = heads(model, text, options.rows)
             options.out.mkdir(parents=True, exist_ok=True)
             save_file(found, options.out / f"step_{step}.safetensors")
-            print(
-                f"step {step}: V = {len(text.words)}, perplexity {perplexity(found):.1f}", file=sys.stderr, flush=True
-            )
+            said = f"step {step}: V = {len(text.words)}, perplexity {perplexity(found):.1f}"
+            print(said, file=sys.stderr, flush=True)
         if step == options.steps:
             return
         with torch.autocast("cpu", torch.bfloat16):
@@ -145,9 +144,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--rows", type=int, default=8192, help="hidden states to save")
-    parser.add_argument(
-        "--save", type=int, nargs="*", default=[0, 100, 300, 1000], help="steps to save besides the last"
-    )
+    parser.add_argument("--save", type=int, nargs="*", default=[0, 100, 300, 1000], help="at these steps, too")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args(arguments)
     train(Text(read(options.text, options.column), options.least), options)
