@@ -54,7 +54,7 @@ foreach(_arch IN LISTS CMAKE_CUDA_ARCHITECTURES)
 endforeach()
 
 set(_flags --threads=2 -Xfatbin=-compress-all -Xcompiler=-fvisibility=hidden -Wno-deprecated-gpu-targets)
-set(_sources csrc/cuda/forward.cu csrc/cuda/backward.cu csrc/cuda/forward_backward.cu csrc/cuda/reduce.cu
+set(_sources csrc/cuda/forward.cu csrc/cuda/backward.cu csrc/cuda/forward_backward.cu csrc/cuda/jensen_shannon.cu csrc/cuda/reduce.cu
              csrc/cuda/rewards.cu csrc/cuda/sampling.cu csrc/cuda/scaled_copy.cu csrc/cuda/smoothed_target.cu
              csrc/cuda/token_statistics_backward.cu csrc/cuda/token_statistics_forward.cu csrc/cuda/weights.cu)
 pybind11_add_module(_C_cuda MODULE csrc/bindings_cuda.cpp csrc/bindings_cuda_rewards.cpp

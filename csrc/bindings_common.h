@@ -209,6 +209,32 @@ inline RowOptions make_transform(double logit_scale, double softcap) {
     return options;
 }
 
+// With logarithms for weights and uniform mass, both given.
+inline JensenShannonArguments make_jensen_shannon(const Logits& logits, const TargetsTuple& t, double logit_scale,
+                                                  double softcap, double beta, const ArrayTuple& loss,
+                                                  const ArrayTuple& saved) {
+    Targets targets = make_targets(t, logits);
+    require(logits.rows == 0 || (targets.uniform && (targets.weights || targets.slots == 0)),
+            "weights, uniform: got none, expected log-probabilities");
+    require(beta > 0 && beta < 1, "beta: got " + std::to_string(beta) + ", expected a number between 0 and 1");
+    int type = accumulator_code(logits.type);
+    return {logits,
+            targets,
+            make_transform(logit_scale, softcap),
+            beta,
+            address(loss, "loss", type, logits.rows),
+            address(saved, "saved", type, logits.rows * kSavedJensenShannon)};
+}
+
+// `grad` takes the place of the loss.
+inline JensenShannonBackwardArguments make_jensen_shannon_backward(const Logits& logits, const TargetsTuple& targets,
+                                                                   double logit_scale, double softcap, double beta,
+                                                                   const ArrayTuple& saved, const ArrayTuple& grad,
+                                                                   const Output& out) {
+    JensenShannonArguments a = make_jensen_shannon(logits, targets, logit_scale, softcap, beta, grad, saved);
+    return {a.logits, a.targets, a.options, a.beta, a.saved, a.loss, out};
+}
+
 // log_prob, log_rest, entropy, logsumexp, argmax, what the backward is to know
 using StatisticsTuple = std::tuple<ArrayTuple, ArrayTuple, ArrayTuple, ArrayTuple, ArrayTuple, ArrayTuple>;
 

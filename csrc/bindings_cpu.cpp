@@ -8,6 +8,8 @@
 #include "cpu/bfloat16_matmul.h"
 #include "cpu/huge_pages.h"
 #include "cpu/isa.h"
+#include "cpu/jensen_shannon.h"
+#include "cpu/parallel.h"
 #include "cpu/smoothed_target.h"
 #include "cpu/sparse_cross_entropy.h"
 #include "cpu/target_indices.h"
@@ -168,6 +170,32 @@ void statistics_backward(const LogitsTuple& logits_tuple, const TargetsTuple& ta
     token_statistics_backward(a, execution);
 }
 
+int64_t divergence_forward(const LogitsTuple& logits_tuple, const TargetsTuple& targets, double logit_scale,
+                           double softcap, double beta, const ArrayTuple& loss, const ArrayTuple& saved, int threads) {
+    Logits logits = make_cpu_logits(logits_tuple);
+    JensenShannonArguments a = make_jensen_shannon(logits, targets, logit_scale, softcap, beta, loss, saved);
+    Execution execution = make_execution(threads);
+    py::gil_scoped_release release;
+    TargetIndices indices(a.targets, logits.rows, logits.classes);
+    if (indices.first_wrong() >= 0) return indices.first_wrong();
+    a.targets = indices.targets();
+    jensen_shannon_forward(a, execution);
+    return -1;
+}
+
+void divergence_backward(const LogitsTuple& logits_tuple, const TargetsTuple& targets, double logit_scale,
+                         double softcap, double beta, const ArrayTuple& saved, const ArrayTuple& grad,
+                         const OutputTuple& out, int threads) {
+    Logits logits = make_cpu_logits(logits_tuple);
+    JensenShannonBackwardArguments a = make_jensen_shannon_backward(logits, targets, logit_scale, softcap, beta, saved,
+                                                                    grad, make_cpu_output(out, logits));
+    Execution execution = make_execution(threads);
+    py::gil_scoped_release release;
+    TargetIndices indices(a.targets, logits.rows, logits.classes);
+    a.targets = indices.targets();
+    jensen_shannon_backward(a, execution);
+}
+
 void reduce_rows(const ArrayTuple& losses, const ArrayTuple& mass, int reduction, uintptr_t loss, uintptr_t scale) {
     reduce(make_reduce(losses, mass, reduction, loss, scale));
 }
@@ -211,11 +239,14 @@ PYBIND11_MODULE(_C, m) {
     namespace s = smoothloss;
     m.doc() = "The CPU kernels of smoothloss: raw pointers in, results written through pointers.";
     m.def("available_isas", &s::available_isas, "Instruction sets that can run here, the best first.");
+    m.def("has_openmp", &s::has_openmp, "Whether the process has an OpenMP library to take threads from.");
     m.def("sparse_cross_entropy_forward", &s::forward);
     m.def("sparse_cross_entropy_backward", &s::backward);
     m.def("sparse_cross_entropy_forward_backward", &s::forward_backward);
     m.def("token_statistics_forward", &s::statistics_forward);
     m.def("token_statistics_backward", &s::statistics_backward);
+    m.def("jensen_shannon_forward", &s::divergence_forward);
+    m.def("jensen_shannon_backward", &s::divergence_backward);
     m.def("smoothed_target", &s::build_target);
     m.def("reduce", &s::reduce_rows);
     m.def("prefer_huge_pages", [](uintptr_t data, int64_t bytes) { s::prefer_huge_pages(s::pointer(data), bytes); });

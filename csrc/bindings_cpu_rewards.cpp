@@ -43,7 +43,8 @@ template <class Token>
 void check_tokens(const Candidates& c, int64_t inputs) {
     for (int64_t i = 0; i < c.count; ++i) {
         const Token* tokens = static_cast<const Token*>(c.tokens) + i * c.width;
-        for (int64_t t = 0; t < given_length(c, i, i % inputs); ++t) {
+        int64_t length = given_length(c, i, i % inputs);
+        for (int64_t t = 0; t < length; ++t) {
             int64_t token = static_cast<int64_t>(tokens[t]);
             if (token >= 0 && token < INT32_MAX) continue;
             throw std::out_of_range("candidates: got token " + std::to_string(token) + " at position " +

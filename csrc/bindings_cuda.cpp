@@ -3,6 +3,7 @@
 #include "bindings_cuda_common.h"
 #include "bindings_cuda_rewards.h"
 #include "bindings_cuda_sampling.h"
+#include "cuda/jensen_shannon.h"
 #include "cuda/token_statistics.h"
 
 namespace smoothloss {
@@ -98,6 +99,25 @@ void statistics_backward(const LogitsTuple& logits_tuple, const TargetsTuple& ta
     check(cuda::token_statistics_backward(a, device, pointer(stream)), "token_statistics_backward");
 }
 
+void divergence_forward(const LogitsTuple& logits_tuple, const TargetsTuple& targets, double logit_scale,
+                        double softcap, double beta, const ArrayTuple& loss, const ArrayTuple& saved, int device,
+                        uintptr_t stream) {
+    Logits logits = make_logits(logits_tuple);
+    JensenShannonArguments a = make_jensen_shannon(logits, targets, logit_scale, softcap, beta, loss, saved);
+    py::gil_scoped_release release;
+    check(cuda::jensen_shannon_forward(a, device, pointer(stream)), "jensen_shannon_forward");
+}
+
+void divergence_backward(const LogitsTuple& logits_tuple, const TargetsTuple& targets, double logit_scale,
+                         double softcap, double beta, const ArrayTuple& saved, const ArrayTuple& grad,
+                         const OutputTuple& out, int device, uintptr_t stream) {
+    Logits logits = make_logits(logits_tuple);
+    JensenShannonBackwardArguments a = make_jensen_shannon_backward(logits, targets, logit_scale, softcap, beta, saved,
+                                                                    grad, make_output(out, logits));
+    py::gil_scoped_release release;
+    check(cuda::jensen_shannon_backward(a, device, pointer(stream)), "jensen_shannon_backward");
+}
+
 void smoothed_target(const CandidatesTuple& candidates, const TableTuple& table, uintptr_t out_indices,
                      uintptr_t out_weights, uintptr_t out_uniform, int device, uintptr_t stream) {
     SmoothedTargetArguments a = make_smoothed_target(candidates, table, out_indices, out_weights, out_uniform);
@@ -136,6 +156,8 @@ PYBIND11_MODULE(_C_cuda, m) {
     m.def("sparse_cross_entropy_forward_backward", &s::forward_backward);
     m.def("token_statistics_forward", &s::statistics_forward);
     m.def("token_statistics_backward", &s::statistics_backward);
+    m.def("jensen_shannon_forward", &s::divergence_forward);
+    m.def("jensen_shannon_backward", &s::divergence_backward);
     m.def("smoothed_target", &s::smoothed_target);
     m.def("reduce", &s::reduce);
     m.def("scaled_copy", &s::scaled_copy);

@@ -10,7 +10,6 @@ from smoothloss._prior import fitted_prior
 from smoothloss._validation import check_constant, check_device, check_shape, check_tensor
 from smoothloss.backends import Implementation
 from smoothloss.backends.common import (
-    DenseRows,
     OutOfRange,
     RowOptions,
     has_autocast,
@@ -43,9 +42,9 @@ def check_linear(input: Tensor, weight: Tensor, bias: Tensor | None, options: Op
     """Check hidden states and classifier, and cast them as autocast would cast `F.linear`'s."""
     check_tensor(input, "input", floating=True)
     check_tensor(weight, "linear_weight", floating=True)
-    group = options.group
+    group, scatters = options.group, False
     if is_distributed():
-        input, weight, bias, group = slice_of_linear(input, weight, bias, group)
+        input, weight, bias, group, scatters = slice_of_linear(input, weight, bias, group)
     check_device(weight, "linear_weight", input, "input")
     fits = weight.dim() == 2 and input.dim() > 0 and weight.shape[1] == input.shape[-1]
     if not fits or (weight.shape[0] < 1 and group is None):
@@ -64,7 +63,7 @@ def check_linear(input: Tensor, weight: Tensor, bias: Tensor | None, options: Op
         bias = None if bias is None else _autocast(bias, dtype)
     if weight.dtype != input.dtype:
         raise TypeError(f"linear_weight: got {weight.dtype}, expected {input.dtype}, the dtype of input")
-    return input, Linear(weight, bias, options.chunk_bytes, options.memory, group)
+    return input, Linear(weight, bias, options.chunk_bytes, options.memory, group, scatters)
 
 
 def check_lazy(input: Tensor, samples: Tensor) -> None:
@@ -148,6 +147,8 @@ def classes_of(input: Tensor, options: Options, linear: Linear | None) -> tuple[
     if group is None:
         return input, None, num_classes
     split = vocabulary_parallel.split_over(group, num_classes, input.device)
+    if linear is not None and linear.scatters:
+        split = replaced(Split, split, scatters=True)
     return input, split, split.total
 
 
@@ -238,12 +239,10 @@ def _weighted(target: Target, class_weight: Tensor, eps: float, prior: Tensor | 
     spread = eps * flat.mass(num_classes, dtype)
     if uniform is not None:
         spread, total = spread + (1 - eps) * uniform, total + uniform * mean_weight
-    source = None
+    share = by = None
     if eps != 0.0 or uniform is not None:  # spread over the classes as their weights are
-        row = (spread_weight / mean_weight.clamp(min=torch.finfo(dtype).tiny)).unsqueeze(0)
-        share = (spread * mean_weight).unsqueeze(-1)
-        source = DenseRows(row, torch.zeros_like(share, dtype=torch.int32), share)
-    weighted = FlatTarget(flat.indices, (1 - eps) * own, None, None, source)
+        share, by = spread * mean_weight, spread_weight / mean_weight.clamp(min=torch.finfo(dtype).tiny)
+    weighted = FlatTarget(flat.indices, (1 - eps) * own, share, prior=by)
     return Target(target.shape, weighted, target._given, target.num_classes, target.counted), total
 
 

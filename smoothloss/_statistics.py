@@ -64,7 +64,7 @@ def token_statistics(
     row, impl, _ = _check_options(logit_scale, softcap, impl, None)
     check_group(group)
     check_logits(input)
-    return _evaluate(input, indices, Options(row=row, impl=impl, group=group), None)
+    return evaluate(input, indices, Options(row=row, impl=impl, group=group), None)
 
 
 def linear_token_statistics(
@@ -99,7 +99,7 @@ def linear_token_statistics(
     check_group(group)
     how = Options(row=row, impl=impl, chunk_bytes=chunk_bytes, group=group)
     input, linear = check_linear(input, linear_weight, linear_bias, how)
-    return _evaluate(input, indices, how, linear)
+    return evaluate(input, indices, how, linear)
 
 
 _Checked = tuple[RowOptions, Implementation, int | None]
@@ -124,7 +124,7 @@ def _check(logit_scale: Any, softcap: Any, impl: Any, chunk_bytes: Any) -> _Chec
 _remembered = functools.lru_cache(maxsize=256, typed=True)(_check)
 
 
-def _evaluate(input: Tensor, indices: Tensor, options: Options, linear: Linear | None) -> TokenStatistics:
+def evaluate(input: Tensor, indices: Tensor, options: Options, linear: Linear | None) -> TokenStatistics:
     """Return the statistics of logits, or of hidden states with `linear`, in the shape of the positions."""
     input, split, num_classes = classes_of(input, options, linear)
     row, shape = options.row, input.shape[:-1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from smoothloss._files import write_atomically, write_out
 from smoothloss._tensor_file import open_tensors
 from smoothloss_trainer.errors import RecipeError
+
+Spread = Callable[[Tensor, Tensor], Tensor]
 
 
 def write_json(path: str | Path, content: Any) -> None:
@@ -66,14 +68,17 @@ def load_model(path: str | Path, model: nn.Module) -> dict[str, Any]:
     return state
 
 
-def put_model(tensors: Mapping[str, Tensor], model: nn.Module, path: str | Path) -> None:
-    """Put a checkpoint's model, read from ``path``, into ``model``.
+def put_model(tensors: Mapping[str, Tensor], model: nn.Module, path: str | Path, spread: Spread | None = None) -> None:
+    """Put a checkpoint's model, read from ``path``, into ``model``; ``spread`` makes its tensors like the model's.
 
     Raises:
         RecipeError: when it is of other sizes, because data, features or vocabulary have changed since.
     """
+    own, given = model.state_dict(), without_prefix("model", tensors)
+    if spread is not None:
+        given = {name: spread(value, own[name]) if name in own else value for name, value in given.items()}
     try:
-        model.load_state_dict(without_prefix("model", tensors))
+        model.load_state_dict(given)
     except RuntimeError as error:
         raise RecipeError(f"{path} does not fit its recipe and data: {' '.join(str(error).split())}") from None
 
@@ -121,26 +126,17 @@ def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tenso
     return tensors, {"values": values, "param_groups": state["param_groups"]}
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], rest: Mapping[str, Any]) -> None:
-    """Put back what :func:`flatten_optimizer` took."""
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer,
+    tensors: Mapping[str, Tensor],
+    rest: Mapping[str, Any],
+    spread: Spread | None = None,
+) -> None:
+    """Put back what :func:`flatten_optimizer` took; ``spread`` makes its tensors like the parameters."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Any]] = {int(parameter): dict(values) for parameter, values in rest["values"].items()}
     for key, tensor in tensors.items():
         parameter, _, name = key.partition(".")
-        state.setdefault(int(parameter), {})[name] = tensor
+        like = tensor if spread is None else spread(tensor, parameters[int(parameter)])
+        state.setdefault(int(parameter), {})[name] = like
     optimizer.load_state_dict({"state": state, "param_groups": rest["param_groups"]})
-
-
-def random_states(generator: torch.Generator) -> dict[str, Tensor]:
-    """The states of torch's global generators and of the sampler's own."""
-    states = {"cpu": torch.get_rng_state(), "sampler": generator.get_state()}
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state()
-    return states
-
-
-def restore_random_states(states: Mapping[str, Tensor], generator: torch.Generator) -> None:
-    """Put back what :func:`random_states` took."""
-    torch.set_rng_state(states["cpu"])
-    generator.set_state(states["sampler"])
-    if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"])

@@ -190,8 +190,14 @@ class TrainingConfig:
         epochs: Passes over the training part.
         batch_size: Target sequences per batch, of which each process takes ``accumulate`` a step.
         accumulate: Batches whose gradients make one step, as if they were one batch; what samplers and rewards draw
-            from one batch, they draw from each.
+            from one batch, they draw from each. A run that is resumed by another number of processes goes on with the
+            batches a step that it began with.
+        parallel: What several processes do: ``ddp``: each has all weights; ``fsdp``: weights, gradients and moments
+            are spread over them (FSDP2), for models that one device does not hold.
+        workers: Processes that prepare batches while a step is computed, for each process that trains; null: one for
+            a GPU, none on the CPU, whose cores they would take. They change no result.
         precision: ``bfloat16`` runs forward passes under autocast; weights, loss and optimizer stay in float32.
+            ``float64`` has everything in it, to compare runs.
         clip: Largest gradient norm; 0 does not clip.
         max_steps: Stop after so many steps, whatever the epoch; null: when the epochs are done.
         max_minutes: Stop after so many minutes of training (validation included), at a step's end; null: when the
@@ -205,12 +211,16 @@ class TrainingConfig:
         keep_checkpoints: Keep the models of the last so many validations besides the best one, to be averaged; 0 keeps
             none.
         tensorboard: Write what ``metrics.jsonl`` holds to ``tensorboard/`` too.
+        test: Whether the best checkpoint is scored on the test splits at the end. Otherwise nothing of them is kept or
+            looked at, and it is scored on the validation part.
     """
 
     epochs: Count = 10
     batch_size: Count = 64
     accumulate: Count = 1
-    precision: Literal["float32", "bfloat16"] = "float32"
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    workers: Annotated[int, Field(ge=0, le=256)] | None = None
+    precision: Literal["float32", "bfloat16", "float64"] = "float32"
     clip: GradientNorm = 1.0
     max_steps: Count | None = None
     max_minutes: Annotated[float, Field(ge=0.01)] | None = None
@@ -221,6 +231,7 @@ class TrainingConfig:
     patience: CountOrNone = 0
     keep_checkpoints: CountOrNone = 0
     tensorboard: bool = False
+    test: bool = True
 
 
 @dataclass

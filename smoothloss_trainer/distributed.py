@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from smoothloss_trainer.devices import choose_device
 from smoothloss_trainer.errors import RecipeError, RunError
 
-# The others wait while the first one validates.
+# The others wait while the first one reads the data, learns vectors and scores.
 _TIMEOUT = timedelta(hours=12)
+# What gloo, NCCL and the store say when another process is gone.
+_GONE = ("onnection closed", "onnection reset", "onnection refused", "roken pipe", "imed out", "Socket", "NCCL", "gloo")
+_SAID = "smoothloss/said"
 
 
 @contextmanager
@@ -26,7 +31,45 @@ def _others() -> Iterator[None]:
     except (RuntimeError, ValueError) as error:
         if isinstance(error, RecipeError | RunError):
             raise
-        raise RunError(f"the other processes of this training cannot be reached: {str(error)[:200]}") from None
+        raise _unreachable(error) from None
+
+
+@contextmanager
+def others_may_end() -> Iterator[None]:
+    """Tell in one line, and how to go on, when others end while they are needed; other errors stay what they are."""
+    try:
+        yield
+    except RuntimeError as error:
+        gone = isinstance(error, _Unreachable)
+        if not gone and (isinstance(error, RunError) or not any(words in str(error) for words in _GONE)):
+            raise
+        lost = error if gone else _unreachable(error)
+        raise RunError(f"{lost}; --resume goes on from the last checkpoint") from None
+
+
+class _Unreachable(RunError):
+    """Another process does not answer."""
+
+
+def _unreachable(error: Exception) -> _Unreachable:
+    # Without the place in gloo's sources before it, and the advice behind it.
+    reason = re.sub(r"^\s*(\[\S*\]\s*)?", "", " ".join(str(error).split())).split(". ")[0]
+    return _Unreachable(f"the other processes of this training cannot be reached: {reason[:200]}")
+
+
+def speaks_first() -> bool:
+    """Whether no other process of this training has told yet what ended it: one line is enough for all.
+
+    The launcher's store is asked, which outlives any process. Where it is gone with the process that held it, the
+    first one of the others speaks.
+    """
+    group = torch.distributed
+    if not (group.is_available() and group.is_initialized()):
+        return True
+    try:
+        return int(group.distributed_c10d._get_default_store().add(_SAID, 1)) == 1
+    except (RuntimeError, ValueError):
+        return group.get_rank() <= 1
 
 
 def _world_size() -> int:
@@ -40,11 +83,13 @@ def _world_size() -> int:
 class Processes:
     """The processes of a training run, of which this is one.
 
-    All of them run the same steps on different batches; the first one alone writes files and validates. Whatever they
-    tell each other is a sum over processes.
+    All of them run the same steps on different batches, and share the work of validation; the first one alone writes
+    files. Devices, process groups, DDP and accumulation are accelerate's; FSDP2 is torch's own ``fully_shard``, since
+    accelerate does not apply it on CPUs.
 
     Args:
         device: The recipe's. With several processes each gets a GPU of its own, unless it is ``cpu``.
+        parallel: ``ddp`` or ``fsdp``: what :meth:`prepare` does.
 
     Attributes:
         count: How many there are.
@@ -56,8 +101,9 @@ class Processes:
         RunError: when several were started and accelerate is not installed, or the others cannot be reached.
     """
 
-    def __init__(self, device: str) -> None:
-        self.count, self.rank = 1, 0
+    def __init__(self, device: str, parallel: Literal["ddp", "fsdp"] = "ddp") -> None:
+        self.count, self.rank, self.parallel = 1, 0, parallel
+        self._accelerator: Any = None
         if _world_size() > 1:
             self._join(device)
         else:
@@ -65,18 +111,72 @@ class Processes:
 
     def _join(self, device: str) -> None:
         try:
-            from accelerate import PartialState
+            from accelerate import Accelerator, InitProcessGroupKwargs
         except ImportError:
             raise RunError('several processes need accelerate: pip install "smoothloss[train]"') from None
         if device not in ("auto", "cpu", "cuda"):
             raise RecipeError(f"device must be auto, cpu or cuda for several processes, got {device!r}")
         with _others():
-            state = PartialState(cpu=choose_device(device).type == "cpu", timeout=_TIMEOUT)
+            handlers = [InitProcessGroupKwargs(timeout=_TIMEOUT)]
+            on_cpu = choose_device(device).type == "cpu"
+            self._accelerator = state = Accelerator(cpu=on_cpu, mixed_precision="no", kwargs_handlers=handlers)
         self.count, self.rank, self.device = state.num_processes, state.process_index, state.device
+
+    def prepare(self, module: nn.Module) -> nn.Module:
+        """The module as all processes train it: averages of gradients over them come of its backward."""
+        if self.count == 1:
+            return module
+        with _others():
+            if self.parallel == "fsdp":
+                from torch.distributed.device_mesh import init_device_mesh
+                from torch.distributed.fsdp import fully_shard
+
+                fully_shard(module, mesh=init_device_mesh(self.device.type, (self.count,)))  # in place
+                return module
+            prepared: nn.Module = self._accelerator.prepare(module)
+            return prepared
+
+    def accumulating(self, module: nn.Module) -> AbstractContextManager[None]:
+        """In it, a backward of a prepared module adds to the gradients of this process and tells no other."""
+        if self.count == 1:
+            return nullcontext()
+        if self.parallel == "fsdp":
+            return _without_sync(module)
+        context: AbstractContextManager[None] = self._accelerator.no_sync(module)
+        return context
+
+    @contextmanager
+    def gathered(self, module: nn.Module) -> Iterator[None]:
+        """Have all weights of a prepared module here, for work outside its ``forward``."""
+        if self.count == 1 or self.parallel == "ddp":
+            yield
+            return
+        module.unshard()  # type: ignore[operator]
+        try:
+            yield
+        finally:
+            module.reshard()  # type: ignore[operator]
+
+    def whole(self, tensor: Tensor) -> Tensor:
+        """A weight or moment that is spread over the processes in one; all of them have to ask."""
+        return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+    def spread(self, whole: Tensor, like: Tensor) -> Tensor:
+        """The inverse of :meth:`whole`: spread as another tensor of this shape is."""
+        if not hasattr(like, "full_tensor") or whole.shape != like.shape:
+            return whole
+        from torch.distributed.tensor import distribute_tensor
+
+        own = whole.to(self.device)
+        return distribute_tensor(own, like.device_mesh, like.placements, src_data_rank=None)  # type: ignore[attr-defined]
+
+    def takes(self, number: int) -> bool:
+        """Whether the work of this number is this process's."""
+        return number % self.count == self.rank
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the process that writes files and validates."""
+        """Whether this is the process that writes files."""
         return self.rank == 0
 
     def wait(self) -> None:
@@ -114,29 +214,32 @@ class Processes:
         """The numbers of the first process."""
         return self.sum([value if self.is_main else 0.0 for value in values])
 
-    def sum_gradients(self, parameters: Sequence[Tensor]) -> None:
-        """Sum the gradients over the processes, in one message; a missing one counts as zero."""
+    def gather(self, value: Any) -> list[Any]:
+        """What each process gives, by its number: plain values that JSON holds."""
         if self.count == 1:
-            return
-        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        flat = torch.cat([gradient.flatten() for gradient in gradients])
+            return [value]
+        text = torch.tensor(list(json.dumps(value).encode()), dtype=torch.uint8, device=self.device)
+        sizes = self.sum([float(len(text)) * (rank == self.rank) for rank in range(self.count)])
+        rows = [torch.empty(int(max(sizes)), dtype=torch.uint8, device=self.device) for _ in sizes]
         with _others():
-            torch.distributed.all_reduce(flat)
-        for parameter, total in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-            parameter.grad = total.view_as(parameter)
-
-    def gather(self, tensor: Tensor) -> Tensor:
-        """``stack([tensor of process 0, tensor of process 1, ...])`` of small integers, all of one shape."""
-        if self.count == 1:
-            return tensor[None]
-        rows = torch.zeros(self.count, *tensor.shape, dtype=torch.int64, device=self.device)
-        rows[self.rank] = tensor
-        with _others():
-            torch.distributed.all_reduce(rows)
-        return rows.to(tensor.device, tensor.dtype)
+            torch.distributed.all_gather(rows, nn.functional.pad(text, (0, int(max(sizes)) - len(text))))
+        return [json.loads(bytes(row[: int(size)].tolist())) for row, size in zip(rows, sizes, strict=True)]
 
     def close(self) -> None:
         """Leave the others, once all are done."""
         if self.count > 1:
             self.wait()
-            torch.distributed.destroy_process_group()
+            self._accelerator.end_training()
+
+
+@contextmanager
+def _without_sync(module: nn.Module) -> Iterator[None]:
+    module.set_requires_gradient_sync(False)  # type: ignore[operator]
+    try:
+        yield
+    finally:
+        module.set_requires_gradient_sync(True)  # type: ignore[operator]
+
+
+ALONE = Processes.__new__(Processes)
+ALONE.count, ALONE.rank, ALONE.parallel, ALONE._accelerator = 1, 0, "ddp", None

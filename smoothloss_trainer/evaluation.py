@@ -31,6 +31,7 @@ from smoothloss_trainer.config import DecodingConfig
 from smoothloss_trainer.decoding import Ensemble, Hypothesis, beam_search, sample
 from smoothloss_trainer.devices import choose_device as choose_device
 from smoothloss_trainer.devices import sum_dtype
+from smoothloss_trainer.distributed import ALONE, Processes
 from smoothloss_trainer.folder import Folder, check_part_name
 from smoothloss_trainer.losses import encode
 from smoothloss_trainer.run import RunDirectory
@@ -43,31 +44,64 @@ _NO_SETTINGS = ("validation_beam_size", "batch_size")  # of the decoding: they h
 
 
 @torch.inference_mode()
-def negative_log_likelihood(model: SequenceModel, batches: Iterable[Batch], device: torch.device) -> float:
-    """``-log p(token)`` per target token, EOS included: the MLE loss, whatever the model was trained with."""
+def negative_log_likelihood(
+    model: SequenceModel,
+    batches: Iterable[Batch],
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+    *,
+    among: Processes = ALONE,
+) -> float:
+    """``-log p(token)`` per target token, EOS included: the MLE loss, whatever the model was trained with.
+
+    Args:
+        model: The model; it is put into evaluation mode.
+        batches: What is predicted.
+        device: Where the model is.
+        dtype: What it computes in; None: as the batches are.
+        among: Processes that share the batches out.
+    """
     model.eval()
     total = torch.zeros((), dtype=sum_dtype(device), device=device)
     count = torch.zeros((), dtype=torch.int64, device=device)
-    for batch in batches:
-        batch = batch.to(device)
+    for number, batch in enumerate(batches):
+        if not among.takes(number):
+            continue
+        batch = batch.to(device, dtype)
         hidden = model.decode(encode(model, batch), batch.decoder_inputs)
         classifier = model.classifier
         total += F.linear_cross_entropy(
             hidden, classifier.weight, batch.target, linear_bias=classifier.bias, ignore_index=PAD, reduction="sum"
         )
         count += (batch.target != PAD).sum()
-    return float(total / count)
+    total_sum, total_count = among.sum([float(total), float(count)])
+    return total_sum / total_count
 
 
 def search_split(
-    model: SequenceModel | Ensemble, task: Task, split: str, decoding: DecodingConfig, device: torch.device
+    model: SequenceModel | Ensemble,
+    task: Task,
+    split: str,
+    decoding: DecodingConfig,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+    *,
+    among: Processes = ALONE,
 ) -> dict[str, list[Hypothesis]]:
-    """``decoding.n_best`` hypotheses at most, best first, for every input of a split by its id, in their order."""
-    search = Search(model, decoding, device)
-    found: dict[str, list[Hypothesis]] = {}
-    for ids, source in task.sources(split, decoding.batch_size):
-        found.update(zip(ids, search(source, len(ids)), strict=True))
-    return {each.name: found[each.name] for each in task.inputs(split)}
+    """``decoding.n_best`` hypotheses at most, best first, for every input of a split by its id, in their order.
+
+    ``among``: processes that share the batches of a beam search out; sampling goes on with one stream of draws.
+    """
+    search, shared = Search(model, decoding, device, dtype), decoding.method == "beam"
+    own: dict[str, list[Hypothesis]] = {}
+    for number, (ids, source) in enumerate(task.sources(split, decoding.batch_size)):
+        if among.takes(number) or not shared:
+            own.update(zip(ids, search(source, len(ids)), strict=True))
+    if shared and among.count > 1:
+        plain = {name: [[each.tokens, each.score] for each in ranked] for name, ranked in own.items()}
+        found = {name: ranked for part in among.gather(plain) for name, ranked in part.items()}
+        own = {name: [Hypothesis(*each) for each in ranked] for name, ranked in found.items()}
+    return {each.name: own[each.name] for each in task.inputs(split)}
 
 
 class Search:
@@ -77,16 +111,24 @@ class Search:
         model: One model or several; it is put into evaluation mode.
         decoding: How.
         device: Where the model is.
+        dtype: What it computes in; None: as its input is.
     """
 
-    def __init__(self, model: SequenceModel | Ensemble, decoding: DecodingConfig, device: torch.device) -> None:
-        self.model, self.decoding, self.device = model.eval(), decoding, device
+    def __init__(
+        self,
+        model: SequenceModel | Ensemble,
+        decoding: DecodingConfig,
+        device: torch.device,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self.model, self.decoding, self.device, self.dtype = model.eval(), decoding, device, dtype
         self._generator = torch.Generator(device).manual_seed(decoding.seed)
 
     @torch.inference_mode()
     def __call__(self, source: Sequence[Tensor], inputs: int) -> list[list[Hypothesis]]:
         """``decoding.n_best`` hypotheses at most, best first, for each of so many inputs."""
-        memory = self.model.encode(*(tensor.to(self.device) for tensor in source))
+        given = (each.to(self.device, self.dtype if each.is_floating_point() else None) for each in source)
+        memory = self.model.encode(*given)
         found = _search(self.model, memory, inputs, self.decoding, self._generator, self.device)
         return [ranked[: self.decoding.n_best] for ranked in found]
 
@@ -108,10 +150,17 @@ def _search(
 
 
 def generate(
-    model: SequenceModel | Ensemble, task: Task, split: str, decoding: DecodingConfig, device: torch.device
+    model: SequenceModel | Ensemble,
+    task: Task,
+    split: str,
+    decoding: DecodingConfig,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+    *,
+    among: Processes = ALONE,
 ) -> dict[str, str]:
-    """The best hypothesis, tokens joined by spaces, for every input of a split by its id."""
-    found = search_split(model, task, split, decoding, device)
+    """The best hypothesis, tokens joined by spaces, for every input of a split by its id; see :func:`search_split`."""
+    found = search_split(model, task, split, decoding, device, dtype, among=among)
     return {name: _text(task, hypotheses) for name, hypotheses in found.items()}
 
 
@@ -142,9 +191,17 @@ def evaluate_split(
     split: str,
     decoding: DecodingConfig,
     device: torch.device,
+    dtype: torch.dtype | None = None,
+    *,
+    among: Processes = ALONE,
 ) -> dict[str, float | str]:
-    """Generate for a split, score it, and write the files above to the folder; the scores come last."""
-    found = search_split(model, task, split, decoding, device)
+    """Generate for a split, score it, and write the files above to the folder; the scores come last.
+
+    Processes ``among`` which the search is shared out, other than the first, write and return nothing.
+    """
+    found = search_split(model, task, split, decoding, device, dtype, among=among)
+    if not among.is_main:
+        return {}
     texts = {name: _text(task, hypotheses) for name, hypotheses in found.items()}
     scores = task.score(split, texts)
     write_json(folder / f"hypotheses.{split}.json", texts)

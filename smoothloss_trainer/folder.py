@@ -207,7 +207,7 @@ def folder_of_runs(path: Path, command: str, names: Iterable[str], known: Contai
 
     Args:
         path: The folder.
-        command: ``reproduce`` or ``demo``.
+        command: ``reproduce``, ``tune`` or ``demo``.
         names: Of the files that it writes besides the runs.
         known: Those of them that an earlier version wrote without listing them.
 

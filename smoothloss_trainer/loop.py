@@ -1,35 +1,19 @@
-"""The training loop: one class that can stop anywhere and go on as if it had not."""
+"""How training begins, goes on from a checkpoint, and ends."""
 
 from __future__ import annotations
 
-import math
-import sys
-import time
-from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, replace
 from typing import Any
-
-import torch
-from tqdm import tqdm
 
 from smoothloss.rewards import Cider
 from smoothloss.similarity import SimilarityTable
-from smoothloss_trainer import checkpoint, loss_inputs, report
+from smoothloss_trainer import loss_inputs
 from smoothloss_trainer.config import Recipe
-from smoothloss_trainer.devices import sum_dtype
-from smoothloss_trainer.distributed import Processes
-from smoothloss_trainer.errors import RecipeError, RunError
-from smoothloss_trainer.evaluation import evaluate_split, generate, negative_log_likelihood, result_files
-from smoothloss_trainer.losses import build_loss
-from smoothloss_trainer.metrics import deciding
-from smoothloss_trainer.metrics_log import MetricsLog
-from smoothloss_trainer.optimizer import build_optimizer, learning_rate
-from smoothloss_trainer.progress import Progress
-from smoothloss_trainer.rewards import SampleWeights
+from smoothloss_trainer.distributed import Processes, others_may_end
+from smoothloss_trainer.evaluation import result_files
 from smoothloss_trainer.run import RunDirectory
-from smoothloss_trainer.stopwatch import Stopwatch
-from smoothloss_trainer.tasks import Task, task_class
+from smoothloss_trainer.tasks import task_class
+from smoothloss_trainer.trainer import Trainer
 
 
 def train(recipe: Recipe, run: RunDirectory, *, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
@@ -48,9 +32,9 @@ def train(recipe: Recipe, run: RunDirectory, *, resume: bool = False, overwrite:
     Raises:
         RecipeError: before training starts, when something is missing or contradictory, or another process trains
             there.
-        RunError: when training diverges.
+        RunError: when training diverges, or another process of it has ended.
     """
-    processes = Processes(recipe.device)
+    processes = Processes(recipe.device, recipe.training.parallel)
     with ExitStack() as held:
 
         def check() -> bool:
@@ -62,12 +46,14 @@ def train(recipe: Recipe, run: RunDirectory, *, resume: bool = False, overwrite:
         processes.first(lambda: begun.append(_begin(recipe, run, processes, goes_on=goes_on)))
         # The others read what the first one has written.
         trainer = begun[0] if begun else _open(recipe, run, processes, opened=True)[0]
-        if goes_on:
-            trainer.restore()
-        else:
-            trainer.save()
-        trainer.run_epochs()
-        scores = trainer.test() if processes.is_main else {}
+        trainer.prepare()
+        with others_may_end():
+            if goes_on:
+                trainer.restore()
+            else:
+                trainer.save()
+            trainer.run_epochs()
+            scores = trainer.test()
         processes.close()
     return scores
 
@@ -77,7 +63,8 @@ def _begin(recipe: Recipe, run: RunDirectory, processes: Processes, *, goes_on: 
     trainer, table, cider = _open(recipe, run, processes, opened=goes_on)
     task, splits = trainer.task, trainer.scored_splits
     trainer.check_metric()
-    trainer.check_warmup()
+    if not goes_on:
+        trainer.check_warmup()
     names = ["report.html", *(name for split in splits for name in result_files(task, split))]
     parts = ["train", "validation", *(f"vocabulary.{name}" for name in task.vocabularies)]
     if goes_on:
@@ -108,290 +95,6 @@ def _open(
     return Trainer(recipe, run, task, table, processes, weights), table, cider
 
 
-class Trainer:
-    """Model, optimizer, loss and where they stand.
-
-    Args:
-        recipe: What to train.
-        run: Where the checkpoints and metrics go.
-        task: The data.
-        table: The similarity table, when the loss has one.
-        processes: Those that train.
-        weights: What weighs samples by their reward, when the loss has one.
-
-    Raises:
-        RecipeError: when loss and table do not fit.
-    """
-
-    def __init__(
-        self,
-        recipe: Recipe,
-        run: RunDirectory,
-        task: Task,
-        table: SimilarityTable | None,
-        processes: Processes,
-        weights: SampleWeights | None = None,
-    ) -> None:
-        self.recipe, self.run, self.task, self.weights = recipe, run, task, weights
-        self.processes, self.device = processes, processes.device
-        self.stopwatch, self.log = Stopwatch(self.device), MetricsLog(run, tensorboard=recipe.training.tensorboard)
-        table = None if table is None else table.to(self.device)
-        self.loss = build_loss(recipe.loss, table, len(task.vocabulary), weights, self.stopwatch)
-        torch.manual_seed(recipe.seed)
-        self.model = task.build_model().to(self.device)
-        self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self.optimizer = build_optimizer(self.parameters, recipe.optimizer, self.device)
-        if not processes.is_main:  # the same weights everywhere, but dropout and samples of its own
-            torch.manual_seed(recipe.seed + processes.rank)
-        self.generator = torch.Generator(self.device).manual_seed(recipe.seed + processes.rank)
-        self.progress = Progress()
-        self._loss_sum = torch.zeros((), dtype=sum_dtype(self.device), device=self.device)
-        self._started = self._logged = time.perf_counter()
-
-    def run_epochs(self) -> None:
-        """Train from where the run stands until the recipe's end."""
-        self._logged = time.perf_counter()
-        self._started = self._logged - self.progress.seconds
-        progress, config = self.progress, self.recipe.training
-        while not self._over():
-            plan = self.task.train_plan(progress.epoch)
-            self._epoch(plan)
-            whole, number = progress.position == len(plan), progress.epoch + 1
-            if (whole and number % config.validate_every == 0) or number == config.epochs or self._budget_spent():
-                self._validate()
-            if whole:
-                progress.epoch, progress.position = number, 0
-            progress.finished = self._over()
-            self.save()
-        if progress.best is None:  # a budget too small for a single step
-            self._validate()
-        self.log.close()
-
-    def test(self) -> dict[str, Any]:
-        """Score the best checkpoint, and write ``report.html``: the scores of each split by its name."""
-        checkpoint.load_model(self.run.best, self.model)
-        scores = {
-            split: evaluate_split(self.run.path, self.task, self.model, split, self.recipe.decoding, self.device)
-            for split in self.scored_splits
-        }
-        page = self.run.path / "report.html"
-        report.write([self.run], page, title=self.recipe.name, task=self.task)
-        self.run.folder.claim([], finished=True)
-        sys.stderr.write(f"report: {page}\nbest checkpoint: {self.run.best}\n")
-        return scores
-
-    @property
-    def scored_splits(self) -> Sequence[str]:
-        """The test splits, or the validation part where there are none."""
-        return self.task.test_splits or ["validation"]
-
-    def _over(self) -> bool:
-        """Whether all epochs are done, the budget is spent, or patience has run out."""
-        config = self.recipe.training
-        impatient = bool(config.patience) and self.progress.stale >= config.patience
-        return self.progress.epoch >= config.epochs or self._budget_spent() or impatient
-
-    def _budget_spent(self) -> bool:
-        config = self.recipe.training
-        if config.max_steps is not None and self.progress.step >= config.max_steps:
-            return True
-        if config.max_minutes is None:
-            return False
-        [seconds] = self.processes.of_main([self._seconds()])  # the clocks of others might say otherwise
-        return seconds >= 60 * config.max_minutes
-
-    def _seconds(self) -> float:
-        return time.perf_counter() - self._started
-
-    def _epoch(self, plan: Sequence[Sequence[int]]) -> None:
-        """The rest of an epoch, or of the budget of steps or time."""
-        progress, config = self.progress, self.recipe.training
-        width = self.processes.count * config.accumulate
-        total_steps = self._total_steps(plan)
-        bar = tqdm(
-            desc=f"{self.recipe.name} epoch {progress.epoch + 1}/{config.epochs}",
-            total=len(plan),
-            initial=progress.position,
-            dynamic_ncols=True,
-            mininterval=1 if sys.stderr.isatty() else 60,  # a log file need not hold a line a second
-            disable=not self.processes.is_main,
-        )
-        with bar:
-            for start in range(progress.position, len(plan), width):
-                for group in self.optimizer.param_groups:
-                    group["lr"] = learning_rate(self.recipe.optimizer, progress.epoch, progress.step, total_steps)
-                together = plan[start : start + width]
-                self._step(together[self.processes.rank :: self.processes.count])
-                progress.position, progress.step = progress.position + len(together), progress.step + 1
-                bar.update(len(together))
-                if progress.step % config.log_every == 0:
-                    bar.set_postfix(loss=f"{self._log_loss():.3f}", refresh=False)
-                if self._budget_spent():
-                    break
-                if config.checkpoint_every and progress.step % config.checkpoint_every == 0:
-                    self.save()
-
-    def _step(self, plan: Sequence[Sequence[int]]) -> None:
-        """One step on these batches and those of the other processes, as if all were one batch."""
-        self.model.train()
-        with self.stopwatch("data"):
-            batches = [self.task.train_batch(examples) for examples in plan]
-            # On the CPU still, so no synchronisation.
-            tokens = [int(batch.lengths.sum()) + len(batch.lengths) for batch in batches]
-            batches = [batch.to(self.device) for batch in batches]
-        [total] = self.processes.sum([sum(tokens)])
-        self.optimizer.zero_grad(set_to_none=True)
-        for batch, count in zip(batches, tokens, strict=True):
-            with torch.autocast(self.device.type, torch.bfloat16, self.recipe.training.precision == "bfloat16"):
-                loss = self.loss(self.model, batch, self.generator)
-            with self.stopwatch("backward"):
-                (loss * (count / total)).backward()
-            self._loss_sum += loss.detach() * count
-        with self.stopwatch("optimizer"):
-            self.processes.sum_gradients(self.parameters)
-            if self.recipe.training.clip:
-                torch.nn.utils.clip_grad_norm_(self.parameters, self.recipe.training.clip)
-            self.optimizer.step()
-        self.progress.tokens += sum(tokens)
-
-    def _log_loss(self) -> float:
-        loss_sum, tokens = self.processes.sum([float(self._loss_sum), self.progress.tokens])
-        loss = loss_sum / tokens
-        if not math.isfinite(loss):
-            at = f"training diverged: the loss is {loss} before step {self.progress.step}"
-            raise RunError(f"{at}; a smaller optimizer.lr or training.clip may help")
-        now = time.perf_counter()
-        values: dict[str, Any] = {"train_loss": loss, **self._reward_means()}
-        values |= {"lr": self.optimizer.param_groups[0]["lr"], "tokens_per_second": tokens / (now - self._logged)}
-        self._write({**values, "seconds": self._seconds(), "time": self.stopwatch.shares()})
-        self._loss_sum.zero_()
-        self.progress.tokens, self._logged = 0, now
-        return loss
-
-    def _reward_means(self) -> dict[str, float]:
-        """What the samples were worth since the last line, over all processes."""
-        if self.weights is None:
-            return {}
-        means = self.weights.means(self.processes.sum)
-        self.weights.reset()
-        return means
-
-    def _write(self, values: dict[str, Any]) -> None:
-        if self.processes.is_main:
-            self.log.write(self.progress.step, self.progress.epoch + 1, values)
-
-    def _validate(self) -> None:
-        """Score the validation part; keep the best checkpoint and the last ones."""
-        metric = self._validate_here() if self.processes.is_main else 0.0
-        [metric] = self.processes.of_main([metric])
-        self._logged = time.perf_counter()
-        if self.progress.best is not None and metric <= self.progress.best:
-            self.progress.stale += 1
-        else:
-            self.progress.best, self.progress.stale = metric, 0
-
-    def _validate_here(self) -> float:
-        loss = negative_log_likelihood(self.model, self.task.validation_batches(), self.device)
-        texts = generate(self.model, self.task, "validation", self.recipe.decoding.for_validation(), self.device)
-        found = self.task.score("validation", texts)
-        scores = {f"validation_{key}": value for key, value in found.items() if not isinstance(value, str)}
-        name = self.recipe.training.metric or self.task.metric
-        metric = deciding(name, loss, found)
-        self._write({"validation_loss": loss, **scores, "seconds": self._seconds()})
-        tqdm.write(f"epoch {self.progress.epoch + 1}: validation loss {loss:.4f}, {name} {abs(metric):.2f}")
-        about = {"step": self.progress.step, "epoch": self.progress.epoch + 1, "validation_loss": loss, **scores}
-        weights = checkpoint.with_prefix("model", self.model.state_dict())
-        if self.recipe.training.keep_checkpoints:
-            kept = self.run.step_file(self.progress.step)
-            self.run.folder.claim([self.run.name(kept)])
-            checkpoint.save_checkpoint(kept, weights, about)
-            old = self.run.step_files()[: -self.recipe.training.keep_checkpoints]
-            self.run.folder.remove(map(self.run.name, old))
-        if self.progress.best is None or metric > self.progress.best:
-            checkpoint.save_checkpoint(self.run.best, weights, about)
-        return metric
-
-    def _total_steps(self, plan: Sequence[Sequence[int]]) -> int:
-        """Steps of the whole training, when every epoch is as long as this one."""
-        config = self.recipe.training
-        total_steps = config.epochs * -(-len(plan) // (self.processes.count * config.accumulate))
-        return min(total_steps, config.max_steps or total_steps)
-
-    def check_warmup(self) -> None:
-        """Refuse a warm-up that lasts as long as the training, which may then train next to nothing.
-
-        Raises:
-            RecipeError: saying how many steps there are.
-        """
-        warmup, steps = self.recipe.optimizer.warmup_steps, self._total_steps(self.task.train_plan(0))
-        if warmup and warmup >= steps:
-            raise RecipeError(f"optimizer.warmup_steps must be below the {steps} steps of all epochs, got {warmup}")
-
-    def check_metric(self) -> None:
-        """Refuse a ``training.metric`` that the task does not score, before an epoch is trained.
-
-        Raises:
-            RecipeError: naming those that it does.
-        """
-        if self.recipe.training.metric is not None:
-            people = {each.name: each.references[0] for each in self.task.inputs("validation")}
-            deciding(self.recipe.training.metric, 0.0, self.task.score("validation", people))
-
-    def save(self) -> None:
-        """Write the last checkpoint: all that the next step depends on."""
-        progress = replace(self.progress, seconds=self._seconds(), metric_lines=self.log.lines)
-        sums = [float(self._loss_sum), progress.tokens]
-        if self.weights is not None:
-            rewards, count = self.weights.state()
-            sums += [*rewards, count]
-        progress.loss_sum, tokens, *rewards = self.processes.sum(sums)
-        progress.tokens = int(tokens)
-        if rewards:
-            progress.reward_sums, progress.rewarded = rewards[:2], int(rewards[2])
-        random = {
-            name: self.processes.gather(state) for name, state in checkpoint.random_states(self.generator).items()
-        }
-        if not self.processes.is_main:
-            return
-        optimizer, rest = checkpoint.flatten_optimizer(self.optimizer)
-        tensors = checkpoint.with_prefix("model", self.model.state_dict())
-        tensors |= checkpoint.with_prefix("optimizer", optimizer)
-        tensors |= checkpoint.with_prefix("random", random)
-        self.log.sync()
-        state = {"progress": asdict(progress), "optimizer": rest, "seed": self.recipe.seed}
-        checkpoint.save_checkpoint(self.run.last, tensors, state)
-
-    def restore(self) -> None:
-        """Go back to the last checkpoint.
-
-        Raises:
-            RecipeError: when it, or the best one so far, is missing or broken, or of another number of processes.
-        """
-        tensors, state = checkpoint.load_checkpoint(self.run.last)
-        random = checkpoint.without_prefix("random", tensors)
-        if "cpu" not in random or "progress" not in state:
-            raise RecipeError(f"{self.run.last} holds a model and not where its training stood: it cannot be resumed")
-        if len(random["cpu"]) != self.processes.count:
-            counts = f"was trained by {len(random['cpu'])} processes, these are {self.processes.count}"
-            raise RecipeError(f"cannot resume {self.run.path}: it {counts}")
-        checkpoint.put_model(tensors, self.model, self.run.last)
-        checkpoint.restore_optimizer(
-            self.optimizer, checkpoint.without_prefix("optimizer", tensors), state["optimizer"]
-        )
-        # Copies: torch takes a state to begin where its storage does.
-        own = {name: states[self.processes.rank].clone() for name, states in random.items()}
-        checkpoint.restore_random_states(own, self.generator)
-        self.progress = progress = Progress(**state["progress"])
-        if progress.best is not None:  # it may stay the best one, and is tested then
-            checkpoint.load_checkpoint(self.run.best)
-        if not self.processes.is_main:  # the first one has the sums of all
-            progress.loss_sum, progress.tokens, progress.reward_sums, progress.rewarded = 0.0, 0, [0.0, 0.0], 0
-        self._loss_sum.fill_(progress.loss_sum)
-        if self.weights is not None:
-            self.weights.restore(progress.reward_sums, progress.rewarded)
-        if not self.processes.is_main:
-            return
-        self.log.restore(progress.metric_lines, progress.step)
-        # Of a future that may come out differently.
-        later = [file for file in self.run.step_files() if file > self.run.step_file(progress.step)]
-        self.run.folder.remove(map(self.run.name, later))
+def open_trainer(recipe: Recipe, run: RunDirectory, processes: Processes) -> Trainer:
+    """A trainer that stands at its beginning, of a run that has written nothing."""
+    return _open(recipe, run, processes, opened=False)[0]

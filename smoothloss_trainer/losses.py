@@ -54,39 +54,45 @@ class TrainingLoss:
         """One forward pass and the loss; the samples come from ``generator``."""
         if self.sampler is None:
             with self.timed("forward"):
-                hidden = model.decode(encode(model, batch), batch.decoder_inputs)
+                hidden = decode(model, batch)
             with self.timed("loss"):
                 return self._token_loss(model, hidden, batch.target)
-        samples, weights = self._draw(batch, generator)
+        samples, weights, lengths = self._draw(batch, generator)
         if self.config.is_lazy:
             with self.timed("forward"):
-                hidden = model.decode(encode(model, batch), batch.decoder_inputs)
+                hidden = decode(model, batch)
             function, target = F.linear_lazy_sequence_cross_entropy, batch.target
         else:
             # As wide as samples with insertions.
             target = torch.nn.functional.pad(batch.target, (0, samples.shape[-1] - batch.target.shape[-1]), value=PAD)
             with self.timed("forward"):
-                hidden = decode_samples(model, encode(model, batch), target, samples)
+                lengths = torch.cat((batch.lengths[None], lengths)).flatten() + 1
+                hidden = decode_samples(model, encode(model, batch), target, samples, lengths)
             function = F.linear_sequence_cross_entropy
         with self.timed("loss"):
             options = self._sequence_options(model)
+            if self.config.sampler == "hamming":  # samples end where the target does
+                hidden, target, samples, weights = counted_positions(hidden, target, samples, weights)
             return function(hidden, model.classifier.weight, target, samples, weights, **options)
 
-    def _draw(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
-        """Samples (L, B, T'), and their weights (L, B) where a reward tells them apart."""
+    def _draw(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Samples (L, B, T'), their weights (L, B) where a reward tells them apart, and their lengths (L, B)."""
         assert self.sampler is not None
         with self.timed("sampling"):
             drawn = self.sampler(
                 batch.target, batch.lengths, self.config.num_samples, generator=generator, references=batch.references
             )
         if self.weights is None:
-            return drawn.tokens, None
+            return drawn.tokens, None, drawn.lengths
         with self.timed("reward"):
-            return drawn.tokens, self.weights(drawn, batch)
+            return drawn.tokens, self.weights(drawn, batch), drawn.lengths
 
     def _token_loss(self, model: SequenceModel, hidden: Tensor, target: Tensor) -> Tensor:
         alpha = self.config.alpha if self.table is not None else 0.0
         options = self._options(model)
+        if hidden.device.type == "cpu":
+            counted = (target != PAD).flatten().nonzero().squeeze(-1)
+            hidden, target = hidden.flatten(0, 1).index_select(0, counted), target.flatten().index_select(0, counted)
         return F.linear_cross_entropy(hidden, model.classifier.weight, target, table=self.table, alpha=alpha, **options)
 
     def _options(self, model: SequenceModel) -> dict[str, Any]:
@@ -110,12 +116,52 @@ def encode(model: SequenceModel, batch: Batch) -> Any:
     return memory if batch.source_index is None else select_rows(memory, batch.source_index)
 
 
-def decode_samples(model: SequenceModel, memory: Any, target: Tensor, samples: Tensor) -> Tensor:
-    """Teacher forcing on the ground truth (B, T) and its samples (L, B, T) in one pass: (1 + L, B, T, D)."""
+def decode(model: SequenceModel, batch: Batch) -> Tensor:
+    """Teacher forcing on the ground truth: hidden states (B, T, D)."""
+    return model.decode(encode(model, batch), batch.decoder_inputs, _known(batch.lengths + 1))
+
+
+def decode_samples(
+    model: SequenceModel, memory: Any, target: Tensor, samples: Tensor, lengths: Tensor | None = None
+) -> Tensor:
+    """Teacher forcing on the ground truth (B, T) and its samples (L, B, T) in one pass: (1 + L, B, T, D).
+
+    ``lengths``: (1 + L) B, how many states of each are wanted; None: all.
+    """
     sequences = torch.cat((target[None], samples))
     rows = torch.arange(target.shape[0], device=target.device).repeat(sequences.shape[0])
-    hidden = model.decode(select_rows(memory, rows), shift_right(sequences.flatten(0, 1)))
+    inputs = shift_right(sequences.flatten(0, 1))
+    hidden = model.decode(select_rows(memory, rows), inputs, None if lengths is None else _known(lengths))
     return hidden.view(*sequences.shape[:2], *hidden.shape[1:])
+
+
+def _known(lengths: Tensor) -> Tensor | None:
+    """Lengths where reading them does not wait for a device."""
+    return lengths if lengths.device.type == "cpu" else None
+
+
+def counted_positions(
+    hidden: Tensor, target: Tensor, samples: Tensor, weights: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """What a sequence loss is given, without the positions that are PAD in the target, and in samples of its lengths.
+
+    The loss is a sum over positions, so each that counts becomes a sentence of one token with the weights of its own.
+    On a device that would have to be waited for, nothing is left out.
+
+    Args:
+        hidden: (..., B, T, D).
+        target: (B, T).
+        samples: (L, B, T).
+        weights: (L, B), or None.
+    """
+    if hidden.device.type != "cpu":
+        return hidden, target, samples, weights
+    counted = (target != PAD).flatten().nonzero().squeeze(-1)
+    if weights is not None:
+        weights = weights.index_select(1, counted // target.shape[1])
+    states = hidden.flatten(-3, -2).index_select(-2, counted).unsqueeze(-2)
+    tokens = samples.flatten(1).index_select(1, counted).unsqueeze(-1)
+    return states, target.flatten().index_select(0, counted).unsqueeze(-1), tokens, weights
 
 
 def build_loss(

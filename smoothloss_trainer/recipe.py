@@ -121,8 +121,10 @@ def recipe_help(task: str) -> str:
     Raises:
         RecipeError: when there is no such task.
     """
-    usage = "usage: smoothloss train RECIPE [--section.key VALUE ...]\n\nKeys of recipes for the task"
-    return f"{usage} {task}. VALUE is written as in YAML.\n\n{explain(iter(recipe_keys(task).values()))}\n"
+    usage = "usage: smoothloss train RECIPE [--out DIR] [--resume] [--overwrite] [--section.key VALUE ...]"
+    more = "`smoothloss train --help` explains the options before it"
+    keys = f"Keys of recipes for the task {task}. VALUE is written as in YAML; {more}."
+    return f"{usage}\n\n{keys}\n\n{explain(iter(recipe_keys(task).values()))}\n"
 
 
 def _override(values: dict[str, Any], words: Sequence[str], keys: dict[str, Key]) -> dict[str, Any]:
@@ -171,6 +173,11 @@ def _value_of(word: str, schema: dict[str, Any], what: str) -> Any:
     return string(word) if "string" in kinds and not is_null and not is_list else parse_yaml(word, what, string)
 
 
+def command_line_values(task: str, words: Sequence[str]) -> dict[str, Any]:
+    """What words of the command line change in a recipe of this task, as its file would say it."""
+    return _override({}, words, recipe_keys(task))
+
+
 def parse_recipe(values: dict[str, Any], overrides: Sequence[str] = (), *, here: bool = True) -> Recipe:
     """A :class:`Recipe` from a mapping and command-line overrides (``["--training.epochs", "3"]``).
 
@@ -186,6 +193,7 @@ def parse_recipe(values: dict[str, Any], overrides: Sequence[str] = (), *, here:
         raise RecipeError(f"task is needed, one of {', '.join(TASKS)}")
     task = values["task"]
     task_class(task)  # is there one?
+    values = {key: value for key, value in values.items() if key != "tune"}  # what `smoothloss tune` reads
     values = _override(values, overrides, recipe_keys(task))
     if values["task"] != task:
         raise RecipeError(f"task is {task} in the recipe, and its keys are those of that task")

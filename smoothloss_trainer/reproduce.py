@@ -12,9 +12,9 @@ import math
 import subprocess
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from statistics import mean, median, stdev
+from statistics import median
 from typing import Any
 
 import torch
@@ -29,10 +29,12 @@ from smoothloss_trainer.files import read_json
 from smoothloss_trainer.folder import LOCK, check_part_name, folder_of_runs
 from smoothloss_trainer.models import open_checkpoints, open_task
 from smoothloss_trainer.processes import Children, last_words
+from smoothloss_trainer.provenance import loss_settings, settings_note
 from smoothloss_trainer.recipe import load_recipe, read_yaml
-from smoothloss_trainer.run import RunDirectory
+from smoothloss_trainer.result_table import Result, base_ms_of, cells, headings, legend, markdown
+from smoothloss_trainer.run import RunDirectory, recipe_values
 from smoothloss_trainer.schema import FilePath, Seed, SplitName, Words, build
-from smoothloss_trainer.significance import Comparison, paired_bootstrap
+from smoothloss_trainer.significance import Comparison, interval, paired_bootstrap
 from smoothloss_trainer.tasks import Task
 
 FILES = ("table.md", "table.json", "report.html")  # besides the runs and their logs
@@ -240,22 +242,11 @@ def _log(run: Run) -> Path:
     return run.directory.path.with_suffix(".log")
 
 
-@dataclass(frozen=True)
-class Result:
-    """What a row came to."""
-
-    key: str
-    label: str
-    scores: dict[str, list[float]]  # by metric, one for each seed
-    paper: dict[str, float]
-    step_ms: list[float]
-    comparison: Comparison | None
-
-
 def _write(table: Table, runs: list[Run], out: Path) -> Path:
     """Write the table of the runs that are done."""
     done = [run for run in runs if run.is_done(table.split)]
     results = _results(table, done)
+    table = replace(table, note=_note(table, done))
     text = f"# {table.title}\n\n{markdown(table, results)}\n"
     write_atomically(out / "table.md", text.encode())
     content = {"title": table.title, "split": table.split, "rows": [asdict(result) for result in results]}
@@ -292,15 +283,47 @@ def _results(table: Table, done: list[Run]) -> list[Result]:
             metric: [float(values[metric]) for values in scores if metric in values] for metric in table.metrics
         }
         times = [step_ms(run.directory) for run in by_row[key]]
-        found.append(Result(key, row.label or key, by_metric, row.paper, times, comparison))
+        first = by_row[key][0].directory
+        found.append(
+            Result(
+                key, row.label or key, by_metric, row.paper, times, comparison,
+                interval=None if task is None else _interval(task, table.split, by_row[key]),
+                seeds=[run.seed for run in by_row[key]], loss=loss_settings(first.recipe()),
+                recipe=recipe_values(first.recipe()), fingerprints=first.folder.facts().get("fingerprints", {}),
+            )
+        )  # fmt: skip
     return found
 
 
-def _compare(task: Task, split: str, system: list[Run], baseline: list[Run]) -> Comparison:
-    def statistics(runs: list[Run]) -> Tensor:
-        return torch.stack([task.statistics(split, _read(run, f"hypotheses.{split}.json")) for run in runs])
+def missing(table: Table, done: list[Run]) -> list[str]:
+    """What of a table is not there yet, a line for each row."""
+    there = {(run.row, run.seed) for run in done}
+    lacking = {key: [seed for seed in table.seeds if (key, seed) not in there] for key in table.rows}
+    return [
+        f"{table.rows[key].label or key}: seed {', '.join(map(str, each))}" for key, each in lacking.items() if each
+    ]
 
-    return paired_bootstrap(task.metric_of, statistics(system), statistics(baseline))
+
+def _note(table: Table, done: list[Run]) -> str:
+    """The table's own note, what its runs were trained with, and what is missing."""
+    labels = {key: row.label or key for key, row in table.rows.items()}
+    recipes = {labels[key]: [run.directory.recipe() for run in done if run.row == key] for key in table.rows}
+    lacking = missing(table, done)
+    gaps = f"Not there yet: {'; '.join(lacking)}." if lacking else ""
+    return " ".join(part for part in (table.note, settings_note(recipes), gaps) if part)
+
+
+def _compare(task: Task, split: str, system: list[Run], baseline: list[Run]) -> Comparison:
+    return paired_bootstrap(task.metric_of, _statistics(task, split, system), _statistics(task, split, baseline))
+
+
+def _interval(task: Task, split: str, runs: list[Run]) -> tuple[float, float]:
+    return interval(task.metric_of, _statistics(task, split, runs))
+
+
+def _statistics(task: Task, split: str, runs: list[Run]) -> Tensor:
+    """``(S, N, K)`` what the metric adds up, for each run and input."""
+    return torch.stack([task.statistics(split, _read(run, f"hypotheses.{split}.json")) for run in runs])
 
 
 def _read(run: Run, name: str) -> Any:
@@ -318,55 +341,10 @@ def step_ms(run: RunDirectory) -> float:
     return median(steps) if steps else math.nan
 
 
-def cells(table: Table, result: Result, base_ms: float) -> list[str]:
-    """A row's cells, as text."""
-    shown = [result.label]
-    for metric in table.metrics:
-        values = result.scores[metric]
-        spread = f" ± {stdev(values):.2f}" if len(values) > 1 else ""
-        shown += [f"{mean(values):.2f}{spread}" if values else "–"]
-    comparison = result.comparison
-    if comparison is None:
-        shown += ["–", "–"]
-    else:
-        shown += [
-            f"{comparison.difference:+.2f} [{comparison.low:+.2f}, {comparison.high:+.2f}]",
-            f"{comparison.p_value:.3f}",
-        ]
-    shown += [f"{result.paper[metric]:.2f}" if metric in result.paper else "–" for metric in table.metrics]
-    milliseconds = mean(result.step_ms)
-    return [*shown, str(len(result.step_ms)), f"{milliseconds:.0f}", f"{milliseconds / base_ms:.2f}"]
-
-
-def headings(table: Table) -> list[str]:
-    """The headings of :func:`cells`."""
-    names = list(table.metrics.values())
-    compared = [f"{names[0]} less {table.rows[table.baseline].label or table.baseline}", "p"]
-    return ["", *names, *compared, *(f"{name}, paper" for name in names), "seeds", "ms a step", "relative"]
-
-
-def _legend(table: Table) -> str:
-    spread = "± is the standard deviation over seeds. The difference is averaged over seeds, with its 95 % interval and"
-    bootstrap = "two-sided p of a paired bootstrap over the test sentences (2,000 resamples)."
-    return f"Split {table.split}. {spread} {bootstrap} {table.note}".strip()
-
-
-def _base_ms(table: Table, results: list[Result]) -> float:
-    return next((mean(result.step_ms) for result in results if result.key == table.baseline), math.nan)
-
-
-def markdown(table: Table, results: list[Result]) -> str:
-    """The table and what it means."""
-    head = headings(table)
-    base_ms = _base_ms(table, results)
-    lines = [head, ["---"] * len(head), *(cells(table, result, base_ms) for result in results)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{_legend(table)}"
-
-
 def _write_report(table: Table, results: list[Result], runs: list[RunDirectory], out: Path) -> None:
-    base_ms = _base_ms(table, results)
+    base_ms = base_ms_of(table, results)
     rows = [cells(table, result, base_ms) for result in results]
-    section = report.section(table.title, headings(table), rows, _legend(table))
+    section = report.section(table.title, headings(table), rows, legend(table))
     introduction = f"Curves, examples and settings below are of seed {table.seeds[0]}."
     report.write(
         runs,

@@ -321,7 +321,8 @@ def expected(schema: Mapping[str, Any]) -> str:
         parts = [expected(each) for each in schema.get("prefixItems", [schema.get("items", {})])]
         return "a list of " + (parts[0] if len(parts) == 1 else f"{len(parts)}: {', '.join(parts)}")
     if kind == "object":
-        return f"a mapping of names to {expected(schema.get('additionalProperties') or {})}"
+        inner = schema.get("additionalProperties")  # True: anything
+        return f"a mapping of names to {expected(inner if isinstance(inner, Mapping) else {})}"
     if kind == "string":
         return "a path" if schema.get("format") == "path" else "text"
     return {"boolean": "true or false", "null": "null"}.get(str(kind), "a value")

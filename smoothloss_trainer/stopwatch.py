@@ -41,12 +41,16 @@ class Stopwatch:
     def _add(self, name: str, seconds: float) -> None:
         self._seconds[name] = self._seconds.get(name, 0.0) + seconds
 
-    def shares(self) -> dict[str, float]:
-        """Share of each part, one in all, of what was timed since the last call."""
+    def seconds(self) -> dict[str, float]:
+        """Seconds of each part that was timed since the last call of this or of :meth:`shares`."""
         for name, begin, end in self._events:
             end.synchronize()
             self._add(name, begin.elapsed_time(end) / 1000)
-        total = sum(self._seconds.values())
-        shares = {name: seconds / total for name, seconds in self._seconds.items() if total > 0}
-        self._seconds, self._events = {}, []
-        return shares
+        seconds, self._seconds, self._events = self._seconds, {}, []
+        return seconds
+
+    def shares(self) -> dict[str, float]:
+        """Share of each part, one in all, of what was timed since the last call."""
+        seconds = self.seconds()
+        total = sum(seconds.values())
+        return {name: each / total for name, each in seconds.items() if total > 0}

@@ -68,6 +68,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {path.stem.removesuffix("_cpu"): json.loads(path.read_text()) for path in folder.glob("*.json")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "suite",
     ["logits", "linear", "lazy", "exact", "rewards", "sampling", "statistics", "distillation", "linear_distillation"],
@@ -547,6 +548,7 @@ def test_the_check_on_a_gpu_goes_on_where_the_last_call_ended(tmp_path: Path) ->
     assert suites(fourth) == ["exact", "linear"], "what was over its own limit comes last"
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:::transformers", "ignore:::accelerate", "ignore:::torch")
 def test_a_step_of_the_trainer_is_measured() -> None:
     for name in ("transformers", "accelerate"):

@@ -53,3 +53,16 @@ def test_report_gives_a_reason_for_whatever_cannot_run() -> None:
     for line in _diagnostics.report().split("implementations\n", 1)[1].splitlines():
         if "no:" in line:
             assert len(line.split("no:", 1)[1].strip()) > 10, line
+
+
+def test_neither_the_import_nor_a_first_step_waits_for_the_compiler() -> None:
+    """``torch._dynamo`` takes longer to import than all that is needed here, and so does triton."""
+    program = """
+import sys, torch, smoothloss.functional as F
+import smoothloss.distillation, smoothloss.nn, smoothloss.rewards, smoothloss.sampling
+logits = torch.randn(4, 9, requires_grad=True)
+F.cross_entropy(logits, torch.arange(4)).backward()
+F.linear_cross_entropy(logits, torch.randn(20, 9), torch.arange(4)).backward()
+assert not {"torch._dynamo", "triton"} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)

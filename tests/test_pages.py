@@ -11,7 +11,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 HOSTS = ("lightning", "transformers", "trl")  # of the adapters; the rest of a page does without them
-PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+MADE = ROOT / "docs" / "made"  # by the site's build
+WRITTEN = [page for page in sorted((ROOT / "docs").rglob("*.md")) if MADE not in page.parents]
+PAGES = [*sorted(ROOT.glob("*.md")), *WRITTEN]
+IN_ONE_PROCESS = [page for page in PAGES if page.name != "many_devices.md"]  # tests/docs/test_many_devices.py runs it
 
 
 def _blocks(page: Path, language: str) -> list[tuple[int, str]]:
@@ -22,7 +25,9 @@ def _blocks(page: Path, language: str) -> list[tuple[int, str]]:
 
 
 @pytest.mark.filterwarnings("ignore:::accelerate", "ignore:::lightning", "ignore:::transformers", "ignore:::trl")
-@pytest.mark.parametrize("page", [page for page in PAGES if _blocks(page, "python")], ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page", [page for page in IN_ONE_PROCESS if _blocks(page, "python")], ids=lambda page: page.name
+)
 def test_python_blocks_run_one_after_the_other(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {"__name__": "__main__"}
@@ -33,8 +38,17 @@ def test_python_blocks_run_one_after_the_other(page: Path, tmp_path: Path, monke
         missing |= absent
         if not absent:
             exec(compile("\n" * line + code, str(page), "exec"), names)
+    _train_written_recipes(page)
     if missing:
         pytest.skip(f"the other blocks run; not installed: {', '.join(sorted(missing))}")
+
+
+def _train_written_recipes(page: Path) -> None:
+    """Train the recipes that the page's blocks have written, as its commands say."""
+    for words in (words for place, words in _commands() if place.startswith(f"{page.name}:")):
+        if words[0] == "train" and Path(words[1]).is_file():
+            cli = pytest.importorskip("smoothloss_trainer.cli")
+            assert cli.main([*words, "--device", "cpu"]) == 0
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

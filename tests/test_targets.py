@@ -181,6 +181,7 @@ def counted_by_hand(y: Tensor, samples: Tensor, omega: Tensor, alpha: float) -> 
     return total
 
 
+@pytest.mark.slow
 @given(
     data=st.data(), num_samples=st.integers(0, 3), alpha=st.sampled_from([0.0, 0.6, 1.0]),
     ignored=st.sampled_from([0.0, 0.5, 1.0]), in_samples=st.sampled_from([0.0, 0.5, 1.0]), seed=st.integers(0, 1000),

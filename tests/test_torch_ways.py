@@ -248,6 +248,7 @@ class Model(torch.nn.Module):
         return F.cross_entropy(self.classifier(hidden), y, label_smoothing=0.1, impl=self.impl)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize("is_linear", [False, True])
 def test_export_with_a_dynamic_batch(impl: str, is_linear: bool, strict: bool) -> None:
@@ -292,6 +293,7 @@ OF_ANY_BATCH: dict[str, Callable[..., Tensor]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr Node:UserWarning")  # of torch 2.6
 @pytest.mark.filterwarnings("ignore:(?s).*does not reference an nn.Module:UserWarning")  # of torch 2.6
 @pytest.mark.parametrize("name", OF_ANY_BATCH)
@@ -311,6 +313,7 @@ def test_every_loss_is_exported_with_a_dynamic_batch(impl: str, name: str) -> No
         torch.testing.assert_close(exported(*again), model(*again))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["labels", "lazy", "linear"])
 def test_compiled_code_says_which_index_is_out_of_range(impl: str, name: str) -> None:
     if impl == "triton":

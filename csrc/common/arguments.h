@@ -137,6 +137,30 @@ struct TokenStatisticsBackwardArguments {
     Output out;
 };
 
+// What the Jensen-Shannon divergence keeps of a row: center = max z, sum exp(z - center) and KL(p || m).
+constexpr int64_t kSavedJensenShannon = 3;
+
+// See jensen_shannon in backends/reference.py. The targets are logarithms: weights those of the teacher's probabilities
+// of the classes that slots name, each of them once, and uniform that of what every other class has.
+struct JensenShannonArguments {
+    Logits logits;
+    Targets targets;
+    RowOptions options;
+    double beta;
+    void* loss;   // (rows,)
+    void* saved;  // (rows, kSavedJensenShannon)
+};
+
+struct JensenShannonBackwardArguments {
+    Logits logits;
+    Targets targets;
+    RowOptions options;
+    double beta;
+    const void* saved;
+    const void* grad;  // (rows,)
+    Output out;
+};
+
 // For each of batch x length positions its candidates, the ground truth and one of each sample: their tokens, equal
 // ones merged into the first, each followed by its row of the table. See smoothed_target in backends/reference.py.
 struct SmoothedTargetArguments {

@@ -4,6 +4,9 @@
 #include <stdexcept>
 #include <vector>
 
+#include "cpu/parallel.h"
+#include "cpu/processor.h"
+
 #ifdef SMOOTHLOSS_HAS_AVX512BF16
 
 #include <immintrin.h>
@@ -92,7 +95,7 @@ void multiply_panel(const MatmulArguments& m, int64_t first, const uint32_t* pan
 }  // namespace
 
 bool has_bfloat16_matmul() {
-    return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512f");
+    return processor().avx512bf16;
 }
 
 void bfloat16_matmul(const MatmulArguments& m, int threads) {
@@ -100,20 +103,13 @@ void bfloat16_matmul(const MatmulArguments& m, int threads) {
     int workers = static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(threads, panels)));
     int64_t size = pairs_of(m.inner) * kColumns;
     std::vector<uint32_t> scratch(workers * size);
-    // Panels are taken as threads get free: a neighbour may have taken a core.
-    int64_t next = 0;
-#ifdef _OPENMP
-#pragma omp parallel for num_threads(workers) schedule(static, 1)
-#endif
-    for (int worker = 0; worker < workers; ++worker) {
+    share_out(panels, 1, workers, [&](Chunks& chunks, int worker) {
         uint32_t* panel = scratch.data() + worker * size;
-        for (;;) {
-            int64_t mine = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED);
-            if (mine >= panels) break;
+        chunks.for_each([&](int64_t mine, int64_t) {
             pack_panel(m, mine * kColumns, panel);
             multiply_panel(m, mine * kColumns, panel);
-        }
-    }
+        });
+    });
 }
 
 }  // namespace smoothloss

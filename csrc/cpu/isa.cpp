@@ -2,6 +2,8 @@
 
 #include <stdexcept>
 
+#include "cpu/processor.h"
+
 namespace smoothloss {
 namespace {
 
@@ -10,31 +12,26 @@ struct Candidate {
     const RowKernels* rows;
     const DrawKernels* draws;
     const StatisticsKernels* statistics;
+    const JensenShannonKernels* jensen_shannon;
     bool supported;
 };
 
-#ifdef SMOOTHLOSS_HAS_AVX512
-bool supports_avx512() {
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-}
-#endif
-
-// __builtin_cpu_supports also asks whether the operating system saves the wide registers.
 const std::vector<Candidate>& candidates() {
     static const std::vector<Candidate> all = {
 #ifdef SMOOTHLOSS_HAS_AVX512BF16
         {"avx512bf16", &avx512bf16::row_kernels, &avx512bf16::draw_kernels, &avx512bf16::statistics_kernels,
-         supports_avx512() && __builtin_cpu_supports("avx512bf16")},
+         &avx512bf16::jensen_shannon_kernels, processor().avx512bf16},
 #endif
 #ifdef SMOOTHLOSS_HAS_AVX512
-        {"avx512", &avx512::row_kernels, &avx512::draw_kernels, &avx512::statistics_kernels, supports_avx512()},
+        {"avx512", &avx512::row_kernels, &avx512::draw_kernels, &avx512::statistics_kernels,
+         &avx512::jensen_shannon_kernels, processor().avx512},
 #endif
 #ifdef SMOOTHLOSS_HAS_AVX2
-        {"avx2", &avx2::row_kernels, &avx2::draw_kernels, &avx2::statistics_kernels,
-         __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")},
+        {"avx2", &avx2::row_kernels, &avx2::draw_kernels, &avx2::statistics_kernels, &avx2::jensen_shannon_kernels,
+         processor().avx2},
 #endif
-        {"baseline", &baseline::row_kernels, &baseline::draw_kernels, &baseline::statistics_kernels, true},
+        {"baseline", &baseline::row_kernels, &baseline::draw_kernels, &baseline::statistics_kernels,
+         &baseline::jensen_shannon_kernels, true},
     };
     return all;
 }
@@ -70,6 +67,10 @@ const DrawKernels& draw_kernels_for(const std::string& isa) {
 
 const StatisticsKernels& statistics_kernels_for(const std::string& isa) {
     return *candidate_for(isa).statistics;
+}
+
+const JensenShannonKernels& jensen_shannon_kernels_for(const std::string& isa) {
+    return *candidate_for(isa).jensen_shannon;
 }
 
 }  // namespace smoothloss

@@ -18,5 +18,6 @@ std::vector<std::string> available_isas();
 const RowKernels& row_kernels_for(const std::string& isa);
 const DrawKernels& draw_kernels_for(const std::string& isa);
 const StatisticsKernels& statistics_kernels_for(const std::string& isa);
+const JensenShannonKernels& jensen_shannon_kernels_for(const std::string& isa);
 
 }  // namespace smoothloss

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "cpu/parallel.h"
 #include "ngram/alignment.h"
 #include "ngram/cider.h"
 
@@ -37,17 +38,12 @@ Sentence<int32_t> load(const Candidates& candidates, int64_t c, int64_t input, S
 
 template <class Score>
 void for_each(int64_t count, int num_threads, Score score) {
-#ifdef _OPENMP
-#pragma omp parallel num_threads(num_threads)
-#endif
-    {
+    share_out(count, 16, num_threads, [&](Chunks& chunks, int) {
         Scratch scratch;
-#ifdef _OPENMP
-#pragma omp for schedule(dynamic, 16)
-#endif
-        for (int64_t c = 0; c < count; ++c) score(c, scratch);
-    }
-    (void)num_threads;
+        chunks.for_each([&](int64_t begin, int64_t end) {
+            for (int64_t c = begin; c < end; ++c) score(c, scratch);
+        });
+    });
 }
 
 template <class Score>

@@ -4,12 +4,9 @@
 #include <algorithm>
 #include <cstdint>
 
-#ifdef _OPENMP
-#include <omp.h>
-#endif
-
 #include "common/arguments.h"
 #include "cpu/huge_pages.h"
+#include "cpu/parallel.h"
 
 namespace smoothloss {
 
@@ -25,20 +22,10 @@ inline int useful_threads(const Logits& logits, int threads) {
 // without mass are nearly free and a neighbour may have taken a core.
 template <class Function>
 void for_row_chunks(int64_t rows, int threads, Function function) {
-    if (threads == 1) return function(int64_t{0}, rows, 0);
-    int64_t chunk = std::max<int64_t>(1, rows / (threads * 16));
-    int64_t chunks = (rows + chunk - 1) / chunk;
-    (void)chunks;
-#ifdef _OPENMP
-#pragma omp parallel num_threads(threads)
-    {
-        int thread = omp_get_thread_num();
-#pragma omp for schedule(dynamic)
-        for (int64_t c = 0; c < chunks; ++c) function(c * chunk, std::min(rows, (c + 1) * chunk), thread);
-    }
-#else
-    function(int64_t{0}, rows, 0);
-#endif
+    int64_t chunk = threads == 1 ? std::max<int64_t>(1, rows) : std::max<int64_t>(1, rows / (threads * 16));
+    share_out(rows, chunk, threads, [&](Chunks& chunks, int thread) {
+        chunks.for_each([&](int64_t begin, int64_t end) { function(begin, end, thread); });
+    });
 }
 
 inline int64_t element_size(DataType type) {

@@ -8,6 +8,8 @@
 #include <tuple>
 #include <vector>
 
+#include "cpu/parallel.h"
+
 namespace smoothloss {
 namespace {
 
@@ -322,17 +324,12 @@ void draw_hamming(const DrawArguments& a, const DrawKernels& kernels, int thread
     add_all(a, positions);
     int64_t draws = a.samples * static_cast<int64_t>(positions.position.size());
     int workers = static_cast<int>(std::clamp<int64_t>(draws / kMinDrawsPerThread, 1, threads));
-#ifdef _OPENMP
-#pragma omp parallel num_threads(workers)
-#endif
-    {
+    share_out(a.samples, even_share(a.samples, workers), workers, [&](Chunks& chunks, int) {
         SampleDraw draw(a, kernels, positions);
-#ifdef _OPENMP
-#pragma omp for schedule(static)
-#endif
-        for (int64_t l = 0; l < a.samples; ++l) draw.draw(l);
-    }
-    (void)workers;
+        chunks.for_each([&](int64_t begin, int64_t end) {
+            for (int64_t l = begin; l < end; ++l) draw.draw(l);
+        });
+    });
 }
 
 void draw_edit(const EditArguments& a, const DrawKernels& kernels, int threads) {
@@ -342,26 +339,22 @@ void draw_edit(const EditArguments& a, const DrawKernels& kernels, int threads) 
     int64_t sample_words = edit_sample_words(a.draw.width, a.max_insertions);
     int workers = static_cast<int>(std::clamp<int64_t>(count * sample_words / kMinDrawsPerThread, 1, threads));
     uint64_t seed = static_cast<uint64_t>(*a.draw.seed);
-#ifdef _OPENMP
-#pragma omp parallel num_threads(workers)
-#endif
-    {
+    auto draw_one = [&](int64_t i, EditScratch& scratch) {
+        uint32_t sentence = static_cast<uint32_t>(i / a.draw.samples);
+        EditDraw draw{a, sentences[sentence], scratch, seed, static_cast<uint32_t>(i % a.draw.samples)};
+        int64_t pair = draw.draw_pair();
+        if (draw.needs_keys(pair)) {
+            kernels.coins(seed, sentence, draw.sample, kEditReplaced, draw.s.length, scratch.keys.data);
+        }
+        draw.run(pair);
+    };
+    share_out(count, 8, workers, [&](Chunks& chunks, int) {
         std::vector<int64_t> memory(static_cast<size_t>(sample_words));
         EditScratch scratch = edit_scratch(memory.data(), 1, a.draw.width, a.max_insertions);
-#ifdef _OPENMP
-#pragma omp for schedule(dynamic, 8)
-#endif
-        for (int64_t i = 0; i < count; ++i) {
-            uint32_t sentence = static_cast<uint32_t>(i / a.draw.samples);
-            EditDraw draw{a, sentences[sentence], scratch, seed, static_cast<uint32_t>(i % a.draw.samples)};
-            int64_t pair = draw.draw_pair();
-            if (draw.needs_keys(pair)) {
-                kernels.coins(seed, sentence, draw.sample, kEditReplaced, draw.s.length, scratch.keys.data);
-            }
-            draw.run(pair);
-        }
-    }
-    (void)workers;
+        chunks.for_each([&](int64_t begin, int64_t end) {
+            for (int64_t i = begin; i < end; ++i) draw_one(i, scratch);
+        });
+    });
 }
 
 }  // namespace smoothloss

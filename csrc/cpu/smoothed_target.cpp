@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "common/candidates.h"
+#include "cpu/parallel.h"
 
 namespace smoothloss {
 
@@ -89,14 +90,14 @@ void smoothed_target(const SmoothedTargetArguments& a, int threads) {
     int64_t slots = a.num_candidates * (a.num_neighbours + 1);
     int64_t by_work = std::max<int64_t>(1, positions * slots / kMinEntriesPerThread);
     int workers = static_cast<int>(std::min<int64_t>(threads, by_work));
-#ifdef _OPENMP
-#pragma omp parallel for num_threads(workers) schedule(static)
-#endif
-    for (int64_t n = 0; n < positions; ++n) {
-        if (n + 1 < positions) prefetch_rows(a, n + 1);
-        build_position(a, n, n / a.length);
-    }
-    (void)workers;
+    share_out(positions, even_share(positions, workers), workers, [&](Chunks& chunks, int) {
+        chunks.for_each([&](int64_t begin, int64_t end) {
+            for (int64_t n = begin; n < end; ++n) {
+                if (n + 1 < positions) prefetch_rows(a, n + 1);
+                build_position(a, n, n / a.length);
+            }
+        });
+    });
 }
 
 }  // namespace smoothloss

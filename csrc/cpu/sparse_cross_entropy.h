@@ -1,4 +1,4 @@
-// Sparse soft-target cross-entropy on the CPU: rows shared out among `threads` OpenMP threads.
+// Sparse soft-target cross-entropy on the CPU: rows shared out among `threads` threads.
 // Every row is computed by one thread in one order, so results do not depend on the number of threads.
 //
 // The targets are what TargetIndices makes of them.

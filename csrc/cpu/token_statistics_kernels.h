@@ -24,17 +24,27 @@ struct StatisticsKernels {
     void (*backward)(const TokenStatisticsBackwardArguments&, int64_t begin, int64_t end, const StatisticsScratch&);
 };
 
+// Of jensen_shannon_kernels.cpp, which lists classes likewise.
+struct JensenShannonKernels {
+    void (*forward)(const JensenShannonArguments&, int64_t begin, int64_t end, const StatisticsScratch&);
+    void (*backward)(const JensenShannonBackwardArguments&, int64_t begin, int64_t end, const StatisticsScratch&);
+};
+
 namespace baseline {
 extern const StatisticsKernels statistics_kernels;
+extern const JensenShannonKernels jensen_shannon_kernels;
 }
 namespace avx2 {
 extern const StatisticsKernels statistics_kernels;
+extern const JensenShannonKernels jensen_shannon_kernels;
 }
 namespace avx512 {
 extern const StatisticsKernels statistics_kernels;
+extern const JensenShannonKernels jensen_shannon_kernels;
 }
 namespace avx512bf16 {
 extern const StatisticsKernels statistics_kernels;
+extern const JensenShannonKernels jensen_shannon_kernels;
 }
 
 }  // namespace smoothloss

@@ -62,13 +62,20 @@ SMOOTHLOSS_NGRAM_HD int agreement(const Sentence<A>& a, int i, const Sentence<B>
     return n;
 }
 
+// The first position from j on that holds `token`, or the length. A loop of its own: inside a larger one, compilers keep
+// its three values on the stack.
+template <class A, class B>
+SMOOTHLOSS_NGRAM_HD int next_position(A token, const Sentence<B>& b, int j) {
+    while (j < b.length && b.tokens[j] != token) ++j;
+    return j;
+}
+
 // counts[n - 1]: how often the n-gram at position i of `a` occurs in `b`, n = 1 .. order.
 template <int ORDER, class A, class B>
 SMOOTHLOSS_NGRAM_HD void count_in(const Sentence<A>& a, int i, const Sentence<B>& b, int order, int* counts) {
     for (int n = 0; n < ORDER; ++n) counts[n] = 0;
     A first = a.tokens[i];
-    for (int j = 0; j < b.length; ++j) {
-        if (b.tokens[j] != first) continue;
+    for (int j = next_position(first, b, 0); j < b.length; j = next_position(first, b, j + 1)) {
         int agreed = agreement(a, i, b, j, order);
         for (int n = 0; n < ORDER; ++n) counts[n] += n < agreed;
     }
@@ -81,8 +88,8 @@ SMOOTHLOSS_NGRAM_HD void count_own(const Sentence<Token>& a, int i, int order, i
     int repeated = 0;  // n-grams up to this order have occurred before
     for (int n = 0; n < ORDER; ++n) counts[n] = i + n < a.length;
     Token first = a.tokens[i];
-    for (int j = 0; j < a.length; ++j) {
-        if (a.tokens[j] != first || j == i) continue;
+    for (int j = next_position(first, a, 0); j < a.length; j = next_position(first, a, j + 1)) {
+        if (j == i) continue;
         int agreed = agreement(a, i, a, j, order);
         if (j < i) repeated = larger(repeated, agreed);
         for (int n = 0; n < ORDER; ++n) counts[n] += n < agreed;

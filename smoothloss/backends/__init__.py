@@ -13,6 +13,7 @@ from typing import Literal, Protocol, cast, get_args
 import torch
 from torch import Tensor
 
+from smoothloss import _graphs as graphs
 from smoothloss.backends.common import (
     Candidates,
     Forward,
@@ -122,6 +123,37 @@ class Kernels(Backend, Protocol):
         A row whose gradients are all zero gets 0, whatever its logits are.
         """
 
+    def jensen_shannon(
+        self, logits: Tensor, teacher: RowTarget, beta: float, options: RowOptions
+    ) -> tuple[Tensor, Tensor]:
+        """Return the divergence of each row of logits ``(N, V)``, and what its backward is to know.
+
+        It is ``beta KL(a || m) + (1 - beta) KL(p || m)``, ``m = beta a + (1 - beta) p``, which
+        `distillation._jensen_shannon.definition` defines. Of the options logit_scale and softcap count.
+
+        Args:
+            logits: as everywhere.
+            teacher: ``log a``: that of each class in a slot as `weights`, each class once, and that of every other
+                class as `uniform`. A row without a filled slot has no teacher: loss 0, and its logits may be anything.
+            beta: strictly between 0 and 1.
+            options: of the row.
+
+        The second result is ``(N, SAVED_JENSEN_SHANNON)``: largest logit z, ``sum exp(z - largest)``, ``KL(p || m)``.
+
+        Raises:
+            OutOfRange: an index is out of range, where that can be seen without waiting for a device.
+        """
+
+    def jensen_shannon_backward(
+        self, grad: Tensor, logits: Tensor, teacher: RowTarget, saved: Tensor, beta: float, options: RowOptions,
+        out: Tensor,
+    ) -> None:  # fmt: skip
+        """Write ``grad_n (1 - beta) p_v (log p_v - log m_v - KL(p || m))`` to `out`, which may be `logits` itself.
+
+        Times what logit_scale and softcap add, as in `token_statistics_backward`. A row whose gradient is 0, or that
+        has no teacher, gets 0, whatever its logits are.
+        """
+
     def scaled_copy(self, values: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
         """Return ``(values * factor).to(dtype)``, rounded once, of contiguous values in the accumulator dtype."""
 
@@ -178,6 +210,6 @@ def _choose(impl: str, device_type: str, dtype: torch.dtype) -> str:
     return next(name for name in candidates if unavailable(name, device_type, dtype) is None)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@graphs.constant
 def _choose_constant(impl: str, device_type: str, dtype: torch.dtype) -> str:
     return _choose(impl, device_type, dtype)

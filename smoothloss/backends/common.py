@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from smoothloss import _graphs as graphs
 from smoothloss.row_options import RowOptions as RowOptions
 
 
@@ -140,6 +141,8 @@ class StatisticsGradients(NamedTuple):
 
 # Numbers of a row that the forward of the token statistics keeps for its backward.
 SAVED_STATISTICS = 5
+# And that of the Jensen-Shannon divergence.
+SAVED_JENSEN_SHANNON = 3
 
 
 class OutOfRange(IndexError):
@@ -160,7 +163,7 @@ def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@graphs.constant
 def has_autocast(device_type: str) -> bool:
     """Return whether a device has autocast; torch 2.6 does not compile the question."""
     return torch.amp.is_autocast_available(device_type)

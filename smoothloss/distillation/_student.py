@@ -9,13 +9,17 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from smoothloss import functional as F
-from smoothloss._evaluate import check_linear, check_logits, implementation
+from smoothloss import targets
+from smoothloss._evaluate import check_linear, check_logits, classes_of, evaluate, implementation, rows_of
+from smoothloss._statistics import evaluate as evaluate_statistics
 from smoothloss.backends import Implementation
-from smoothloss.backends.common import RowOptions, TokenStatistics, accumulator_dtype, without_autocast
+from smoothloss.backends.common import RowOptions, TokenStatistics, accumulator_dtype, replaced, without_autocast
+from smoothloss.distillation import _slices
+from smoothloss.distillation._jensen_shannon import Spread, jensen_shannon
 from smoothloss.ops.linear_cross_entropy import Linear
 from smoothloss.ops.linear_layer import default_chunk_bytes
 from smoothloss.ops.transforms import is_eager
+from smoothloss.ops.vocabulary_parallel import Split
 from smoothloss.options import Memory, Options
 
 # Tensors of the size of a chunk's logits that the definition of a row keeps for its gradient.
@@ -28,11 +32,13 @@ class Student(Protocol):
     Attributes:
         input: logits ``(..., V)`` or hidden states ``(..., D)``.
         num_classes: V.
+        split: how the classes are split over processes, or None.
         dtype: that losses are computed in.
     """
 
     input: Tensor
     num_classes: int
+    split: Split | None
     dtype: torch.dtype
 
     def cross_entropy(self, indices: Tensor, weights: Tensor, uniform: Tensor | None, reduction: str) -> Tensor:
@@ -44,6 +50,9 @@ class Student(Protocol):
         Nothing comes back for them there, and then no gradient goes on, whatever the input is.
         """
 
+    def jensen_shannon(self, teacher: Spread, beta: float) -> Tensor | None:
+        """Return the divergence of each row ``(N,)`` from a teacher over all classes; None where no kernel runs."""
+
     def over_all_classes(self, terms: Callable[..., Tensor], present: Tensor, *arguments: Tensor) -> Tensor:
         """Return ``terms(log_p, *arguments)``, ``(N,)``, of log-probabilities ``(N, V)`` and row-wise arguments.
 
@@ -54,33 +63,37 @@ class Student(Protocol):
 class OnLogits:
     """Logits ``(..., V)``."""
 
-    def __init__(self, input: Tensor, row: RowOptions, impl: Implementation) -> None:
+    def __init__(self, input: Tensor, row: RowOptions, impl: Implementation, group: Any = None) -> None:
         """Check them."""
         check_logits(input)
-        self.input, self.row, self.impl = input, row, impl
-        self.num_classes, self.dtype = input.shape[-1], accumulator_dtype(input.dtype)
+        options = Options(row=row, impl=impl, group=group)
+        self.input, self.split, self.num_classes = classes_of(input, options, None)
+        self.options = replaced(Options, options, group=self.split)
+        self.dtype = accumulator_dtype(input.dtype)
 
     def cross_entropy(self, indices: Tensor, weights: Tensor, uniform: Tensor | None, reduction: str) -> Tensor:
         """See `Student`."""
-        return F.sparse_cross_entropy(
-            self.input, indices, weights, uniform=uniform, reduction=reduction, impl=self.impl, **_given(self.row)
-        )
+        options = replaced(Options, self.options, reduction=reduction)
+        return evaluate(self.input, targets.entries(indices, weights, uniform), options)
 
     def statistics(self, indices: Tensor, present: Tensor) -> TokenStatistics:
         """See `Student`."""
-        input = _without_others(self.input, present, self.impl)
-        return F.token_statistics(input, indices, impl=self.impl, **_given(self.row))
+        input = _without_others(self.input, present, self.options.impl)
+        return evaluate_statistics(input, indices, self.options, None)
+
+    def jensen_shannon(self, teacher: Spread, beta: float) -> Tensor | None:
+        """See `Student`."""
+        return _by_kernel(self.input, None, teacher, beta, self.options, self.split)
 
     def over_all_classes(self, terms: Callable[..., Tensor], present: Tensor, *arguments: Tensor) -> Tensor:
         """See `Student`."""
-        _check_is_reference(self.input, self.impl)
+        rows = self.input.reshape(present.numel(), self.input.shape[-1])
+        size = _rows_of(self, self.input.shape[-1], default_chunk_bytes(rows.device))
 
-        def of_rows(logits: Tensor, present: Tensor, *arguments: Tensor) -> Tensor:
-            logits = logits.masked_fill(~present.unsqueeze(-1), 0.0)
-            return terms(_log_probs(logits.to(self.dtype), self.row), *arguments)
+        def scores(logits: Tensor, present: Tensor) -> Tensor:
+            return _scores(logits.masked_fill(~present.unsqueeze(-1), 0.0).to(self.dtype), self.options.row)
 
-        rows = self.input.reshape(present.numel(), self.num_classes)
-        return _by_chunks(of_rows, rows, (present, *arguments), _rows_of(self, None))
+        return _over_all_classes(scores, rows, terms, (present, *arguments), size, self.split)
 
 
 class OnHidden:
@@ -88,55 +101,64 @@ class OnHidden:
 
     def __init__(
         self, input: Tensor, weight: Tensor, bias: Tensor | None, row: RowOptions, impl: Implementation,
-        chunk_bytes: int | None, memory: Memory,
+        chunk_bytes: int | None, memory: Memory, group: Any = None,
     ) -> None:  # fmt: skip
         """Check them."""
-        options = Options(row=row, kl=False, reduction="none", impl=impl, chunk_bytes=chunk_bytes, memory=memory)
-        self.input, self.linear = check_linear(input, weight, bias, options)
-        self.row, self.impl, self.memory = row, impl, memory
-        self.num_classes, self.dtype = weight.shape[0], accumulator_dtype(self.input.dtype)
+        options = Options(row=row, impl=impl, chunk_bytes=chunk_bytes, memory=memory, group=group)
+        self.input, linear = check_linear(input, weight, bias, options)
+        _, self.split, self.num_classes = classes_of(self.input, options, linear)
+        self.linear = replaced(Linear, linear, group=self.split)
+        self.options, self.dtype = options, accumulator_dtype(self.input.dtype)
 
     def cross_entropy(self, indices: Tensor, weights: Tensor, uniform: Tensor | None, reduction: str) -> Tensor:
         """See `Student`."""
-        linear = self.linear
-        return F.linear_sparse_cross_entropy(
-            self.input, linear.weight, indices, weights, linear_bias=linear.bias, uniform=uniform, reduction=reduction,
-            chunk_bytes=linear.chunk_bytes, memory=self.memory, impl=self.impl, **_given(self.row),
-        )  # fmt: skip
+        options = replaced(Options, self.options, reduction=reduction)
+        return evaluate(self.input, targets.entries(indices, weights, uniform), options, self.linear)
 
     def statistics(self, indices: Tensor, present: Tensor) -> TokenStatistics:
         """See `Student`."""
-        input, linear = _without_others(self.input, present, self.impl), self.linear
-        return F.linear_token_statistics(
-            input, linear.weight, indices, linear_bias=linear.bias, chunk_bytes=linear.chunk_bytes, impl=self.impl,
-            **_given(self.row),
-        )  # fmt: skip
+        input = _without_others(self.input, present, self.options.impl)
+        return evaluate_statistics(input, indices, self.options, self.linear)
+
+    def jensen_shannon(self, teacher: Spread, beta: float) -> Tensor | None:
+        """See `Student`."""
+        return _by_kernel(self.input, self.linear, teacher, beta, self.options, self.split)
 
     def over_all_classes(self, terms: Callable[..., Tensor], present: Tensor, *arguments: Tensor) -> Tensor:
         """See `Student`."""
-        _check_is_reference(self.input, self.impl)
         weight = self.linear.weight.to(self.dtype)
         bias = None if self.linear.bias is None else self.linear.bias.to(self.dtype)
+        rows = self.input.reshape(present.numel(), self.input.shape[-1])
+        rows = rows if self.split is None else _slices.shared(rows, self.split)
 
-        def of_rows(hidden: Tensor, present: Tensor, *arguments: Tensor) -> Tensor:
+        def scores(hidden: Tensor, present: Tensor) -> Tensor:
             hidden = hidden.where(present.unsqueeze(-1), 0.0)
             with without_autocast(hidden.device.type):
                 logits = torch.nn.functional.linear(hidden.to(self.dtype), weight, bias)
-            return terms(_log_probs(logits.to(self.dtype), self.row), *arguments)
+            return _scores(logits.to(self.dtype), self.options.row)
 
-        rows = self.input.reshape(present.numel(), self.input.shape[-1])
-        return _by_chunks(of_rows, rows, (present, *arguments), _rows_of(self, self.linear))
+        size = _rows_of(self, weight.shape[0], self.linear.budget())
+        return _over_all_classes(scores, rows, terms, (present, *arguments), size, self.split)
 
 
-def _log_probs(z: Tensor, row: RowOptions) -> Tensor:
-    """Return ``log softmax(softcap * tanh(logit_scale * z / softcap))``."""
+def _over_all_classes(
+    scores: Callable[..., Tensor], rows: Tensor, terms: Callable[..., Tensor], arguments: tuple[Tensor, ...], size: int,
+    split: Split | None,
+) -> Tensor:  # fmt: skip
+    """Return ``terms(log_p, *arguments)``, a few rows at a time, of what softmax makes of ``scores(rows, present)``."""
+    if split is not None:
+        return _slices.over_slices(_by_chunks, scores, rows, terms, arguments, size, split.group)
+
+    def of_rows(rows: Tensor, present: Tensor, *arguments: Tensor) -> Tensor:
+        return terms(scores(rows, present).log_softmax(-1), *arguments)
+
+    return _by_chunks(of_rows, rows, arguments, size)
+
+
+def _scores(z: Tensor, row: RowOptions) -> Tensor:
+    """Return ``softcap * tanh(logit_scale * z / softcap)``."""
     z = z * row.logit_scale
-    z = row.softcap * torch.tanh(z / row.softcap) if row.softcap else z
-    return z.log_softmax(-1)
-
-
-def _given(row: RowOptions) -> dict[str, Any]:
-    return {"logit_scale": row.logit_scale, "softcap": row.softcap or None}
+    return row.softcap * torch.tanh(z / row.softcap) if row.softcap else z
 
 
 def _without_others(input: Tensor, present: Tensor, impl: Implementation) -> Tensor:
@@ -147,19 +169,23 @@ def _without_others(input: Tensor, present: Tensor, impl: Implementation) -> Ten
     return input.where(present.unsqueeze(-1), 0.0) if implementation(input, impl) == "reference" else input
 
 
-def _check_is_reference(input: Tensor, impl: Implementation) -> None:
-    chosen = implementation(input, impl)
-    if impl not in ("auto", "reference"):
+def _by_kernel(
+    input: Tensor, linear: Linear | None, teacher: Spread, beta: float, options: Options, split: Split | None
+) -> Tensor | None:
+    chosen = implementation(input, options.impl)
+    if split is not None and options.impl not in ("auto", "reference"):
         raise RuntimeError(
             f"impl: got {chosen!r}, expected 'auto' or 'reference': no kernel has Jensen-Shannon with"
-            " missing='uniform', which is computed in plain PyTorch, a chunk of rows at a time"
+            " missing='uniform' of classes that are split over processes"
         )
+    if split is not None or chosen == "reference":
+        return None
+    return jensen_shannon(rows_of(input), linear, teacher, beta, options.row, chosen)
 
 
-def _rows_of(student: Student, linear: Linear | None) -> int:
+def _rows_of(student: Student, num_classes: int, budget: int) -> int:
     """Return how many rows of logits, and what is computed from them, fit the scratch."""
-    budget = default_chunk_bytes(student.input.device) if linear is None else linear.budget()
-    return max(1, budget // (_COPIES * student.num_classes * student.dtype.itemsize))
+    return max(1, budget // (_COPIES * max(1, num_classes) * student.dtype.itemsize))
 
 
 def _by_chunks(function: Callable[..., Tensor], rows: Tensor, arguments: tuple[Tensor, ...], size: int) -> Tensor:

@@ -43,7 +43,7 @@ How they are computed:
 
 * Forward KL but for "bucket" is a target, entries and uniform mass, and one call of the primitive, less the target's
   own entropy: three GEMMs in the linear version.
-* Jensen-Shannon with "uniform" needs every single p, and is computed in plain PyTorch, a chunk of rows at a time.
+* Jensen-Shannon with "uniform" needs every single p, and has an operation of its own: `_jensen_shannon`.
 * Everything else is a few operations on what `token_statistics` returns: ``log p`` of the K classes, ``log s``, which
   is summed over the rest itself, and ``H(p)``. ``log(1 - P)`` would lose a small rest, and its gradient with it.
 
@@ -57,7 +57,7 @@ tends to in relation to beta, and to 1 - beta (but in "drop", where P - Q comes 
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -67,6 +67,7 @@ from smoothloss._validation import (
     check_choice,
     check_constant,
     check_device,
+    check_group,
     check_integer,
     check_number,
     check_shape,
@@ -75,6 +76,7 @@ from smoothloss._validation import (
 from smoothloss.backends import IMPLEMENTATIONS, Implementation
 from smoothloss.backends.common import RowOptions
 from smoothloss.distillation import _terms
+from smoothloss.distillation._jensen_shannon import Spread
 from smoothloss.distillation._known import Known, Missing, known
 from smoothloss.distillation._student import OnHidden, OnLogits, Student
 from smoothloss.distillation.teacher import Teacher
@@ -82,6 +84,8 @@ from smoothloss.ops.checks import check_index_values, checked_op
 from smoothloss.options import Memory
 
 Divergence = Literal["forward_kl", "reverse_kl", "jensen_shannon"]
+# Asked for here, once: the compiler of torch 2.6 does not follow get_args.
+_DIVERGENCE, _MISSING, _MEMORY = get_args(Divergence), get_args(Missing), get_args(Memory)
 
 
 def loss(
@@ -97,6 +101,7 @@ def loss(
     softcap: float | None = None,
     reduction: str = "mean",
     impl: Implementation = "auto",
+    group: Any = None,
 ) -> Tensor:
     """Return the divergence of ``softmax(input / temperature)`` from what a teacher knows of its distribution.
 
@@ -132,7 +137,10 @@ def loss(
         logit_scale, softcap: the student's logits are ``softcap * tanh(logit_scale * input / softcap)``.
         reduction: "mean", over the positions that have a teacher, by weight where there are weights (nan when there are
             none), "sum" or "none".
-        impl: see `smoothloss.options`. Jensen-Shannon with "uniform" has no kernel, and only "auto" and "reference".
+        impl: see `smoothloss.options`. Jensen-Shannon with "uniform" has no kernel where classes are split.
+        group: see `smoothloss.options`; a teacher's classes are those of all processes, its columns the same on each.
+            A DTensor says the same without it. Two collectives forward and at most one back, but for Jensen-Shannon
+            with "uniform": four forward.
 
     Returns:
         The loss, float32 (float64 for float64 logits): a scalar, or ``(...)`` for ``reduction="none"``.
@@ -146,7 +154,8 @@ def loss(
     Source: Hinton et al. 2015 (temperature); Agarwal et al. 2024, "On-policy distillation" (Jensen-Shannon).
     """
     call = check(divergence, beta, temperature, missing, logit_scale, softcap, reduction, impl)
-    return _evaluate(OnLogits(input, call.row, impl), teacher, weight, call)
+    check_group(group)
+    return _evaluate(OnLogits(input, call.row, impl, group), teacher, weight, call)
 
 
 def linear_loss(
@@ -166,6 +175,7 @@ def linear_loss(
     chunk_bytes: int | None = None,
     memory: Memory = "fast",
     impl: Implementation = "auto",
+    group: Any = None,
 ) -> Tensor:
     """``loss(F.linear(input, linear_weight, linear_bias), teacher, ...)`` that never holds the logits.
 
@@ -176,13 +186,15 @@ def linear_loss(
         chunk_bytes: see `smoothloss.options`.
         memory: see `smoothloss.options`; of forward KL other than "bucket". All others compute the logits again in the
             backward, whatever it says.
-        teacher, divergence, beta, temperature, missing, weight, logit_scale, softcap, reduction, impl: as in `loss`.
+        teacher, divergence, beta, temperature, missing, weight, logit_scale, softcap, reduction, impl, group: as in
+            `loss`.
 
     Returns, raises: as `loss`.
     """
     call = check(divergence, beta, temperature, missing, logit_scale, softcap, reduction, impl)
     chunk_bytes = check_memory(chunk_bytes, memory)
-    student = OnHidden(input, linear_weight, linear_bias, call.row, impl, chunk_bytes, memory)
+    check_group(group)
+    student = OnHidden(input, linear_weight, linear_bias, call.row, impl, chunk_bytes, memory, group)
     return _evaluate(student, teacher, weight, call)
 
 
@@ -210,8 +222,8 @@ def check(
     Raises:
         TypeError, ValueError: naming the option, what was got and what was expected.
     """
-    check_choice(divergence, "divergence", get_args(Divergence))
-    check_choice(missing, "missing", get_args(Missing))
+    check_choice(divergence, "divergence", _DIVERGENCE)
+    check_choice(missing, "missing", _MISSING)
     check_choice(reduction, "reduction", REDUCTIONS)
     check_choice(impl, "impl", IMPLEMENTATIONS)
     beta = check_number(beta, "beta", 0.0, 1.0)
@@ -230,7 +242,7 @@ def check_memory(chunk_bytes: int | None, memory: Memory) -> int | None:
     Raises:
         TypeError, ValueError: naming the option, what was got and what was expected.
     """
-    check_choice(memory, "memory", get_args(Memory))
+    check_choice(memory, "memory", _MEMORY)
     return None if chunk_bytes is None else check_integer(chunk_bytes, "chunk_bytes", 1)
 
 
@@ -288,14 +300,15 @@ def _total(student: Student, said: Known, weight: Tensor | None, call: Call) -> 
 
 def _by_target(student: Student, said: Known, weight: Tensor | None, call: Call) -> Tensor:
     """Return ``sum q (log q - log p)`` of a target: its cross-entropy, less its entropy."""
-    q, uniform, share = said.log_q.exp(), None, None
-    negative_entropy = (q * said.log_q).where(q > 0, 0.0).sum(-1)
+    q, uniform = said.log_q.exp(), None
     if call.missing == "uniform":
         uniform = said.log_rest.exp()
         share = uniform / student.num_classes
-        own = q + share.unsqueeze(-1)
-        others = student.num_classes - said.filled.sum(-1)
-        negative_entropy = torch.xlogy(own, own).where(said.filled, 0.0).sum(-1) + others * torch.xlogy(share, share)
+        # An empty slot has what every other class has: of them there are V - K more than there are slots.
+        others = (student.num_classes - q.shape[-1]) * torch.special.entr(share)
+        negative_entropy = -(torch.special.entr(q + share.unsqueeze(-1)).sum(-1) + others)
+    else:
+        negative_entropy = -torch.special.entr(q).sum(-1)
     if weight is not None:
         q, negative_entropy = q * weight.unsqueeze(-1), negative_entropy * weight
         uniform = None if uniform is None else uniform * weight
@@ -329,14 +342,24 @@ def _by_statistics(student: Student, said: Known, call: Call) -> Tensor:
 def _over_all_classes(student: Student, said: Known, beta: float) -> Tensor:
     """Return the Jensen-Shannon divergence of each position from a teacher whose rest is spread evenly."""
     num_classes, indices = student.num_classes, said.indices
+    first = 0 if student.split is None else student.split.start
     if torch.compiler.is_compiling():  # nobody else could say that an index is out of range
         indices = checked_op(indices, num_classes, None)
     check_index_values(indices, num_classes)
 
+    shape = said.present.numel(), indices.shape[-1]
+    log_a = torch.logaddexp(said.log_q, said.log_share(num_classes))
+    teacher = Spread(indices.reshape(shape), log_a.reshape(shape), said.log_share(num_classes).reshape(-1))
+    losses = student.jensen_shannon(teacher, beta)
+    if losses is not None:
+        return losses.reshape(said.present.shape)
+
     def terms(log_p: Tensor, indices: Tensor, log_q: Tensor, log_share: Tensor) -> Tensor:
-        place = indices.masked_fill((indices < 0) | (indices >= num_classes), num_classes).long()
-        spread = log_share.expand(-1, num_classes + 1)
-        dense = spread.scatter(-1, place, torch.logaddexp(log_q, log_share))[:, :num_classes]
+        size = log_p.shape[-1]  # of this process's slice
+        place = (indices - first).long()
+        place = place.masked_fill((place < 0) | (place >= size), size)
+        spread = log_share.expand(-1, size + 1)
+        dense = spread.scatter(-1, place, torch.logaddexp(log_q, log_share))[:, :size]
         return _terms.jensen_shannon(dense, log_p, beta)
 
     shape = said.present.numel(), indices.shape[-1]

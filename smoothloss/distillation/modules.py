@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from smoothloss._validation import check_group
 from smoothloss.backends import Implementation
 from smoothloss.distillation._known import Missing
 from smoothloss.distillation.divergences import Divergence, check, check_memory, linear_loss, loss
@@ -17,10 +18,11 @@ from smoothloss.options import Memory
 class _Distillation(torch.nn.Module):
     """What both have in common: named options, checked when they are given."""
 
-    def __init__(self, options: dict[str, Any]) -> None:
+    def __init__(self, options: dict[str, Any], group: Any) -> None:
         super().__init__()
         check(**options)
-        self.options = options
+        check_group(group)
+        self.options, self.group = options, group
 
     def extra_repr(self) -> str:
         """Name the options that were given."""
@@ -31,7 +33,7 @@ class DistillationLoss(_Distillation):
     """`distillation.loss` as a module.
 
     Args:
-        divergence, beta, temperature, missing, logit_scale, softcap, reduction, impl: see `distillation.loss`.
+        divergence, beta, temperature, missing, logit_scale, softcap, reduction, impl, group: see `distillation.loss`.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class DistillationLoss(_Distillation):
         softcap: float | None = None,
         reduction: str = "mean",
         impl: Implementation = "auto",
+        group: Any = None,
     ) -> None:
         super().__init__(
             {
@@ -56,19 +59,20 @@ class DistillationLoss(_Distillation):
                 "softcap": softcap,
                 "reduction": reduction,
                 "impl": impl,
-            }
+            },
+            group,
         )
 
     def forward(self, input: Tensor, teacher: Teacher, weight: Tensor | None = None) -> Tensor:
         """Return the loss of logits ``(..., V)`` against a teacher, with a weight for each position, ``(...)``."""
-        return loss(input, teacher, weight=weight, **self.options)
+        return loss(input, teacher, weight=weight, group=self.group, **self.options)
 
 
 class LinearDistillationLoss(_Distillation):
     """`distillation.linear_loss` as a module.
 
     Args:
-        divergence, beta, temperature, missing, logit_scale, softcap, reduction, chunk_bytes, memory, impl: see
+        divergence, beta, temperature, missing, logit_scale, softcap, reduction, chunk_bytes, memory, impl, group: see
             `distillation.linear_loss`.
     """
 
@@ -85,6 +89,7 @@ class LinearDistillationLoss(_Distillation):
         chunk_bytes: int | None = None,
         memory: Memory = "fast",
         impl: Implementation = "auto",
+        group: Any = None,
     ) -> None:
         super().__init__(
             {
@@ -96,7 +101,8 @@ class LinearDistillationLoss(_Distillation):
                 "softcap": softcap,
                 "reduction": reduction,
                 "impl": impl,
-            }
+            },
+            group,
         )
         self.memory = {"chunk_bytes": check_memory(chunk_bytes, memory), "memory": memory}
 
@@ -107,5 +113,6 @@ class LinearDistillationLoss(_Distillation):
         """Return the loss of hidden states ``(..., D)`` and a classifier ``(V, D)``, ``(V,)``, against a teacher."""
         memory: dict[str, Any] = self.memory
         return linear_loss(
-            input, linear_weight, teacher, linear_bias=linear_bias, weight=weight, **memory, **self.options
-        )
+            input, linear_weight, teacher, linear_bias=linear_bias, weight=weight, group=self.group, **memory,
+            **self.options,
+        )  # fmt: skip

@@ -4,4 +4,5 @@
 * `smoothloss.integrations.teacher`: a cached teacher in the batches.
 * `smoothloss.integrations.trl`: TRL's fine-tuning and distillation.
 * `smoothloss.integrations.lightning`: steps of a LightningModule.
+* `smoothloss.integrations.torchtitan`, `smoothloss.integrations.megatron`: their hooks for a loss, with split classes.
 """

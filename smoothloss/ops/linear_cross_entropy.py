@@ -32,6 +32,7 @@ class Linear(NamedTuple):
         chunk_bytes: size of the scratch, or None for the default of the device.
         memory: "fast" or "low".
         group: the processes over which the classes are split, or None.
+        scatters: the gradient of the hidden states is wanted as each of these processes' part of it.
     """
 
     weight: Tensor
@@ -39,6 +40,7 @@ class Linear(NamedTuple):
     chunk_bytes: int | None = None
     memory: str = "fast"
     group: Any = None
+    scatters: bool = False
 
     def budget(self) -> int:
         """Return the size of the scratch."""

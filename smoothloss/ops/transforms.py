@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from smoothloss import _graphs as graphs
+
 _PLAIN = (Tensor, torch.nn.Parameter)
 _TransformType = torch._C._functorch.TransformType
 
@@ -47,7 +49,7 @@ def needs_the_reference() -> bool:
     return len(levels) > 1 or any(level.key() != _TransformType.Grad for level in levels)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@graphs.constant
 def _is_transformed_while_compiling() -> bool:
     return is_transformed()
 

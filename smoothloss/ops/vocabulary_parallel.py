@@ -37,11 +37,15 @@ _COLUMNS = 5
 
 
 class Split(NamedTuple):
-    """How the classes are split: rank r has `sizes[r]` of them, after those of the ranks before it."""
+    """How the classes are split: rank r has `sizes[r]` of them, after those of the ranks before it.
+
+    Where it `scatters`, somebody else adds up the processes' parts of the gradient of the hidden states.
+    """
 
     group: Any
     sizes: tuple[int, ...]
     rank: int
+    scatters: bool = False
 
     @property
     def start(self) -> int:
@@ -63,6 +67,11 @@ class Split(NamedTuple):
         outside = (indices < self.start) | (indices >= self.start + self.size)
         return (indices - self.start).masked_fill(outside, -1)
 
+    def add_up(self, d_inputs: Tensor) -> None:
+        """Add the other processes' parts to this one's of the gradient of the hidden states."""
+        if not self.scatters:
+            dist.all_reduce(d_inputs, group=self.group)
+
     def owner(self, indices: Tensor) -> Tensor:
         """Return the rank that holds each index; any rank for one that names no class."""
         ends = torch.tensor(self.sizes, device=indices.device).cumsum(0)
@@ -73,10 +82,12 @@ _known: dict[tuple[Any, int], tuple[int, ...]] = {}
 
 
 def split_over(group: Any, size: int, device: torch.device) -> Split:
-    """Return how the classes are split over a group of which this process holds `size` of them.
+    """Return how the classes are split over a group of which this process holds `size` of them; a `Split` as it is.
 
     An accelerator is asked for the sizes once for each `size`, and afterwards only whether they are still the same.
     """
+    if isinstance(group, Split):  # asked for already
+        return group
     world, rank = dist.get_world_size(group), dist.get_rank(group)
     own = torch.tensor([size], dtype=torch.int64, device=device)
     sizes = own.new_empty(world)
@@ -201,7 +212,12 @@ def _summary(logits: Tensor, target: RowTarget, call: _Call) -> Tensor:
         plain = RowOptions(logit_scale=options.logit_scale, softcap=options.softcap)
         summary[:, 3] += backend.forward(logits, nothing, plain, "none").loss
         summary[:, 4] += target.uniform if target.prior is None else target.uniform * target.prior.sum()
-    return summary
+    ruled_out = summary[:, 0] == -torch.inf  # all classes of the slice: it has no softmax of its own
+    infinite = torch.where(summary[:, 4] != 0, torch.inf, 0.0)
+    nothing_there = torch.stack(
+        (summary[:, 0], *torch.zeros_like(summary[:, :2]).unbind(-1), infinite, summary[:, 4]), -1
+    )
+    return torch.where(ruled_out.unsqueeze(-1), nothing_there, summary)
 
 
 def _merged(summary: Tensor, call: _Call) -> tuple[Tensor, Tensor]:
@@ -227,13 +243,14 @@ def largest_share(largest: Tensor, total: Tensor) -> tuple[Tensor, Tensor, Tenso
 
     Returns:
         The largest logit of all, ``sum exp(z - largest)``, and the share of each rank in it, with its logarithm (0
-        where the share is).
+        where a rank has no probability at all).
     """
     centre = largest.where(total != 0, -torch.inf).amax(0)
     weighted = total * (largest - centre).where(total != 0, 0.0).exp()
     sum_exp = weighted.sum(0)
     share = weighted / sum_exp
-    return centre, sum_exp, share, share.log().where(total != 0, 0.0)
+    far = (largest - centre) + total.log() - sum_exp.log()  # a share may be nothing in any dtype
+    return centre, sum_exp, share, torch.where(share > 0.5, share.log(), far).where(total != 0, 0.0)
 
 
 def whole_of(saved: Tensor) -> tuple[Tensor, Tensor]:
@@ -343,7 +360,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             upstream = upstream.expand(layer.num_rows).masked_fill(ignored, 0.0).contiguous()
             d_inputs, d_weight, d_bias = _linear_gradients(layer, upstream, statistics, call, wanted)
             if wanted[0]:
-                dist.all_reduce(d_inputs, group=call.split.group)
+                call.split.add_up(d_inputs)
             found = (d_inputs.to(inputs.dtype), d_weight.to(weight.dtype), d_bias.to(weight.dtype))
         grads: list[Tensor | None] = [value if use else None for value, use in zip(found, wanted, strict=True)]
         return *differentiable_once(grads, inputs, weight, bias, grad), None

@@ -66,8 +66,7 @@ def _summary(logits: Tensor, indices: Tensor, call: _Call) -> Tensor:
     rows, classes = logits.shape
     summary = torch.zeros(rows, _COLUMNS + indices.shape[1], dtype=torch.float64, device=logits.device)
     if classes == 0:
-        summary[:, [0, 3, 5, 6, 8]] = -torch.inf
-        return summary
+        return _of_nothing(summary)
     if logits.stride(-1) != 1:
         logits = logits.contiguous()
     found, saved = backends.get(call.impl).token_statistics(logits, indices.contiguous(), call.options)
@@ -85,6 +84,17 @@ def _summary(logits: Tensor, indices: Tensor, call: _Call) -> Tensor:
     summary[:, 6] = logits.gather(-1, found.argmax.unsqueeze(-1)).squeeze(-1)
     summary[:, 7] = found.argmax + call.split.start
     summary[:, _COLUMNS:] = found.log_prob
+    ruled_out = (summary[:, 0] == -torch.inf).unsqueeze(-1)  # all classes of the slice: it has no softmax of its own
+    nothing_there = _of_nothing(summary)
+    nothing_there[:, 7] = call.split.start
+    nothing_there[:, _COLUMNS:] = torch.where(indices >= 0, -torch.inf, 0.0)
+    return torch.where(ruled_out, nothing_there, summary)
+
+
+def _of_nothing(like: Tensor) -> Tensor:
+    """Return the columns of no probability at all."""
+    summary = torch.zeros_like(like)
+    summary[:, [0, 3, 5, 6, 8]] = -torch.inf
     return summary
 
 
@@ -96,7 +106,7 @@ def _merged(summary: Tensor, call: _Call, dtype: torch.dtype) -> tuple[TokenStat
     largest, total, entropy, rest_largest, rest_total, rests, inputs, places = parts[..., :8].unbind(-1)
     centre, sum_exp, share, log_share = largest_share(largest, total)
     rest_centre, rest_sum, _, _ = largest_share(rest_largest, rest_total)
-    log_rest = _log_mean_exp(rests, share, log_share)
+    log_rest = _log_mean_exp(rests.where(total != 0, -torch.inf), share, log_share)
     row_entropy = (share * (entropy - log_share)).sum(0)
     owner = split.owner(call.indices).unsqueeze(0)
     log_prob = (parts[..., _COLUMNS:] + log_share.unsqueeze(-1)).gather(0, owner)[0]
@@ -117,7 +127,7 @@ def _merged(summary: Tensor, call: _Call, dtype: torch.dtype) -> tuple[TokenStat
 def _log_mean_exp(values: Tensor, share: Tensor, log_share: Tensor) -> Tensor:
     """Return ``log sum_r share_r exp(values_r)`` for values of at most 0 and shares that add up to one."""
     near = torch.log1p((share * torch.expm1(values)).sum(0).clamp(min=-0.5))
-    far = (values + log_share).where(share != 0, -torch.inf).logsumexp(0)
+    far = (values + log_share).logsumexp(0)
     return torch.where(far > -0.5, near, far)
 
 
@@ -251,7 +261,7 @@ class _LinearStatistics(torch.autograd.Function):
             layer = LinearLayer(inputs.detach(), weight.detach(), bias)
             found = _linear_gradients(grads, layer, saved[0], saved[1], call, ctx.wanted)
             if ctx.wanted[0]:
-                dist.all_reduce(found[0], group=call.split.group)
+                call.split.add_up(found[0])
         results = [
             value.to(like.dtype) if use else None
             for value, like, use in zip(found, (inputs, weight, weight), ctx.wanted, strict=True)

@@ -89,8 +89,10 @@ def _choose(low, high, size):
 
 @triton.jit
 def _words(seed, position, sentence, sample, PURPOSE: tl.constexpr):
+    position = position.to(tl.uint32)  # counters of 64 bits would be those of another generator
     zero = position * 0
-    a, b, c, d = tl.philox(seed, position, zero + sentence, zero + sample, zero + PURPOSE)
+    sentence, sample = zero + sentence.to(tl.uint32), zero + sample.to(tl.uint32)
+    a, b, c, d = tl.philox(seed, position, sentence, sample, zero + PURPOSE)
     return (
         a.to(tl.uint32).to(tl.int64),
         b.to(tl.uint32).to(tl.int64),

@@ -13,10 +13,14 @@ from smoothloss.sampling.hamming import Temperature
 from smoothloss.sampling.pools import UniformPool, wide_enough
 from smoothloss.sampling.samples import Sampler, Samples, Sentences, check_tau
 
-Implementation = Literal["auto", "reference", "native"]
+Implementation = Literal["auto", "reference", "native", "triton"]
 _IMPLEMENTATIONS = Implementations(
-    {"reference": "smoothloss.sampling._edit_reference", "native": "smoothloss.sampling._edit_native"},
-    preference={"cpu": ("native", "reference"), "cuda": ("native", "reference")},
+    {
+        "reference": "smoothloss.sampling._edit_reference",
+        "native": "smoothloss.sampling._edit_native",
+        "triton": "smoothloss.sampling._edit_triton",
+    },
+    preference={"cpu": ("native", "reference"), "cuda": ("native", "triton", "reference")},
 )
 
 
@@ -71,8 +75,8 @@ class EditSampler(Sampler):
             there is no row of a :class:`SimilarPool` to draw it from.
         max_insertions: Insertions at most, >= 1: the samples are that much wider than the ground truth.
         pad: What fills a sample beyond the ground truth's tail: PAD, or the ``ignore_index`` of the loss.
-        impl: ``"auto"``, or the implementation that must draw: ``"reference"`` or ``"native"``. Both draw the same
-            samples.
+        impl: ``"auto"``, or the implementation that must draw: ``"reference"``, ``"native"`` or ``"triton"``. All
+            of them draw the same samples.
 
     Raises:
         TypeError: ``pool`` is another pool or none, or a number no integer.

@@ -24,9 +24,11 @@ Train sequence models with token-level and sequence-level loss smoothing, and us
   smoothloss score output.txt reference.txt --tokenize 13a   BLEU, ROUGE-L and CIDEr-D of text or COCO captions
   smoothloss report runs/mle runs/tok --out report.html      runs side by side: curves, scores, examples, settings
   smoothloss reproduce tables/multi30k                       all runs of a table, and the table
+  smoothloss tune multi30k/seq_space                         settings of a recipe, chosen on the validation part
   smoothloss table build VECTORS --vocabulary V.json --out table.safetensors
   smoothloss table show runs/tok/table.safetensors --vocabulary runs/tok/vocabulary.target.json dog
   smoothloss cache inspect teacher                           what a cache of a teacher's probabilities holds
+  smoothloss profile multi30k/mle                            where the time of a training step goes
   smoothloss demo                                            a few minutes from nothing to a report
 
 `python -m smoothloss` tells what of the library works on this machine."""
@@ -44,6 +46,20 @@ key can be given on the command line as --section.key value, for example --train
 The run directory gets the recipe, vocabularies, metrics.jsonl, the checkpoints `last` and `best`, and the test scores
 and hypotheses. After a crash, the same command with --resume goes on from the last checkpoint and gives the same losses
 as if nothing had happened."""
+
+TUNE_EPILOG = """\
+The recipe says what may vary in a section of its own:
+
+  base: seq.yaml
+  tune:
+    trials: 20                        # a first one with the recipe's own settings
+    space:
+      loss.alpha: [0.05, 0.9]         # from ... to; whole numbers where the key takes whole numbers
+      loss.tau: {log: [0.03, 1]}      # the same on a logarithmic scale; log alone: the recipe's value, / 4 to x 4
+      loss.pool: {choices: [batch, vocabulary]}
+
+Optuna draws; a trial behind the median of the others is stopped; the test part is not read. The same command goes on
+after a kill, and with more --trials. DIR gets tune.md, tune.json, tune.png, report.html and best.yaml, a recipe."""
 
 OUTPUT_EPILOG = """\
 One line an input, in the order of the inputs, written as soon as it is there. With --n_best or --scores the lines are
@@ -88,7 +104,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     if not words:
         parser.error(f"a command is needed: {', '.join(commands)}")
     options, rest = parser.parse_known_args(words)
-    if options.command not in ("train", "reproduce"):
+    if options.command not in ("train", "reproduce", "tune", "profile"):
         options.parser.refuse_unknown(rest)
     options.overrides = rest
     return options
@@ -100,7 +116,7 @@ def build() -> tuple[Parser, dict[str, Parser]]:
     parser.add_argument("--version", action="version", version=f"smoothloss {smoothloss.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     use = (_recipes, _train, _translate, _caption, _evaluate, _average, _report)
-    for add in (*use, _features, _score, _reproduce, _table, _cache, _demo):
+    for add in (*use, _features, _score, _reproduce, _tune, _table, _cache, _profile, _demo):
         add(commands)
     for command in commands.choices.values():
         command.set_defaults(parser=command)
@@ -274,6 +290,20 @@ def _reproduce(commands: Subcommands) -> None:
     )
 
 
+def _tune(commands: Subcommands) -> None:
+    text = "choose settings of a recipe by what they score on the validation part"
+    examples = (
+        "smoothloss tune multi30k/seq_space --workers 2",
+        "smoothloss tune my.yaml --trials 40 --training.epochs 10",
+    )
+    tune = commands.add_parser("tune", help=text, description=text, epilog=TUNE_EPILOG, examples=examples)
+    tune.add_argument("recipe", metavar="RECIPE", help="a recipe with a tune: section: a YAML file, or a name")
+    tune.add_argument("--out", metavar="DIR", help="trials and results (default: runs/<name of the file>-tune)")
+    tune.add_argument("--trials", type=whole(1), metavar="N", help="settings to try in all (default: the recipe's)")
+    workers = "trials side by side, sharing the cores (default: 1)"
+    tune.add_argument("--workers", type=whole(1), default=1, metavar="N", help=workers)
+
+
 def _table(commands: Subcommands) -> None:
     text = "build a similarity table, or look into one"
     examples = (
@@ -340,6 +370,18 @@ def _cache(commands: Subcommands) -> None:
     copy.add_argument("--shard_bytes", type=whole(1), metavar="N", default=1 << 27, help="default: %(default)s")
     for action in actions.choices.values():
         action.set_defaults(parser=action)
+
+
+def _profile(commands: Subcommands) -> None:
+    text = "train some steps of a recipe, and say where their time goes; nothing is kept"
+    examples = (
+        "smoothloss profile multi30k/mle",
+        "smoothloss profile multi30k/tok_seq_lazy --steps 50 --out profile.json --training.batch_size 128",
+    )
+    profile = commands.add_parser("profile", help=text, description=text, examples=examples)
+    profile.add_argument("recipe", metavar="RECIPE", help="a YAML file, or a name such as multi30k/mle")
+    profile.add_argument("--steps", type=whole(1), metavar="N", default=20, help="steps (default: %(default)s)")
+    profile.add_argument("--out", metavar="FILE", help="JSON with the same and more digits")
 
 
 def _demo(commands: Subcommands) -> None:

@@ -44,7 +44,7 @@ def run_command(words: Sequence[str], signals: Signals) -> int:
             traceback.print_exc()
         if signals.alone:
             _give_up_output()
-        if status != BROKEN_PIPE:
+        if status != BROKEN_PIPE and _speaks():
             _write_error(line)
         return status
     return 0
@@ -129,6 +129,12 @@ def flush() -> None:
     """Write out what stdout holds, while an error can still be told."""
     if sys.stdout is not None:
         sys.stdout.flush()
+
+
+def _speaks() -> bool:
+    """Whether this process is to tell: of several that train together the first that has something to say."""
+    distributed = sys.modules.get("smoothloss_trainer.distributed")
+    return distributed is None or bool(distributed.speaks_first())
 
 
 def _write_error(line: str) -> None:

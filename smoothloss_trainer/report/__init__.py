@@ -32,7 +32,7 @@ def write(
     step_times: Mapping[str, Sequence[float]] | None = None,
     sections: Sequence[Section] = (),
 ) -> None:
-    """Write one HTML file that needs nothing else: no script, no font, no address outside.
+    """Write one HTML file that needs nothing else: no script, no font, no address from outside.
 
     Args:
         runs: The runs to compare; the first is the baseline. They may be unfinished, and lack files.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from xml.etree import ElementTree
 
 from markupsafe import Markup
 
-from smoothloss_trainer.report.styles import DASHES, MARKERS, Style
+from smoothloss_trainer.report.styles import DASHES, MARKERS, Style, style_of
 
 SIZE = (5.4, 3.1)  # inches of 72 points
 MOST_POINTS = 300  # of one line; the eye sees no more
@@ -69,6 +70,50 @@ def line_chart(title: str, name: str, lines: Sequence[Line], x_label: str) -> Ch
             every = max(1, len(points) // 8)
             start = number % every if len(points) > 8 else 0  # lines that meet do not hide each other's markers
             axes.plot(*zip(*points, strict=True), **_look(style), markevery=(start, every))
+        return _chart(title, name, figure)
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One bar of a chart.
+
+    Args:
+        label: What it is.
+        value: Its length.
+        low: Where its whisker begins.
+        high: Where its whisker ends.
+        text: What stands at its end.
+    """
+
+    label: str
+    value: float
+    low: float
+    high: float
+    text: str
+
+
+def bar_chart(title: str, name: str, bars: Sequence[Bar], x_label: str) -> Chart | None:
+    """A chart of bars, the first on top; None when there is none. Arguments as of :func:`line_chart`."""
+    if not bars:
+        return None
+    with _settings(name), warnings.catch_warnings():
+        # The font that lengths are measured in may lack a letter; the reader's has it.
+        warnings.simplefilter("ignore", UserWarning)
+        figure, axes = _axes(x_label)
+        figure.set_figheight(0.9 + 0.36 * len(bars))
+        places = range(len(bars))
+        values = [bar.value for bar in bars]
+        whiskers = [[bar.value - bar.low for bar in bars], [bar.high - bar.value for bar in bars]]
+        look = {"elinewidth": 1, "ecolor": _INK}
+        axes.barh(places, values, height=0.62, color=_look(style_of(0))["color"], xerr=whiskers, error_kw=look)
+        for place, bar in zip(places, bars, strict=True):
+            at = {"xytext": (6, 0), "textcoords": "offset points", "va": "center"}
+            axes.annotate(_plain(bar.text), (bar.high, place), color=_INK, **at)
+        axes.set_yticks(places, [_plain(bar.label) for bar in bars])
+        axes.invert_yaxis()
+        axes.grid(visible=False)  # lines would run through the texts
+        axes.xaxis.get_major_locator().set_params(nbins=5)
+        axes.set_xlim(0, 1.35 * max(bar.high for bar in bars))
         return _chart(title, name, figure)
 
 
@@ -158,6 +203,11 @@ def _make_plain(element: ElementTree.Element, name: str) -> None:
     for child in list(element):
         if child.tag.endswith("style") or child.tag.endswith("metadata"):
             element.remove(child)
+
+
+def _plain(text: str) -> str:
+    """The text as it can stand in a drawing: no control characters, no formulas."""
+    return "".join(char if char.isprintable() else " " for char in text).replace("$", r"\$")
 
 
 def _variable(colour: str) -> str:

@@ -9,13 +9,16 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import yaml
 from markupsafe import Markup
 
 from smoothloss_trainer.report import tables
-from smoothloss_trainer.report.charts import Chart, Line, key, line_chart
+from smoothloss_trainer.report.charts import Bar, Chart, Line, bar_chart, key, line_chart
 from smoothloss_trainer.report.examples import Group, SentenceScores, choose, sentence_scores
 from smoothloss_trainer.report.inputs import Data
+from smoothloss_trainer.report.playground import Playground, Start, first_fit, playground
+from smoothloss_trainer.report.playground import html as playground_html
 from smoothloss_trainer.report.runs import RunResults
 from smoothloss_trainer.report.similarity import Similarity, read_similarity
 
@@ -45,7 +48,9 @@ class Report:
         groups: The examples.
         data: The data of the runs.
         similarity: What a similarity table holds.
+        playground: The table to play with.
         step_times: Seconds of single training steps by loss.
+        step_chart: A drawing of them.
         split: The split that is shown.
     """
 
@@ -61,7 +66,9 @@ class Report:
     groups: list[Group]
     data: list[Data]
     similarity: Similarity | None
+    playground: Playground | None
     step_times: Mapping[str, Sequence[float]]
+    step_chart: Chart | None
     split: str
 
 
@@ -94,7 +101,9 @@ def assemble(
         groups=choose(compared, data[0], sentences),
         data=data,
         similarity=similarity,
+        playground=_playground(similarity, data[0]),
         step_times=step_times,
+        step_chart=_step_chart(step_times),
         split=split,
     )
 
@@ -109,6 +118,22 @@ def _lead(results: Sequence[RunResults], split: str) -> str:
         ends = [f"{result.scores[metric]:.1f} ({result.label})" for result in (ranked[0], ranked[-1])]
         return f"{name} on {split}: from {ends[1]} to {ends[0]}, {len(scored)} runs"
     return f"{name} on {split}: " + ", ".join(f"{result.label} {result.scores[metric]:.1f}" for result in scored)
+
+
+def _playground(similarity: Similarity | None, data: Data) -> Playground | None:
+    if similarity is None:
+        return None
+    result, loss = similarity.result, similarity.result.recipe.loss
+    vocabulary = result.vocabularies["target"]
+    # The first input that has a sentence of words which all are known.
+    said = ([text.split() for text in each.references] for each in data.inputs)
+    sentences = next((texts for texts in said if first_fit(texts, vocabulary.tokens)), [])
+    share = loss.alpha if loss.name == "tok" else loss.token_alpha
+    start = Start(loss.token_tau, loss.beta, loss.neighbours, share or Start.alpha)
+    words = [each.word for each in similarity.words]
+    return playground(
+        vocabulary.words, similarity.table, vocabulary.counts, chosen=words, sentences=sentences, start=start
+    )
 
 
 def _notices(results: Sequence[RunResults], data: Sequence[Data], split: str) -> list[str]:
@@ -143,12 +168,23 @@ def _charts(results: Sequence[RunResults]) -> list[Chart]:
     return [chart for chart in drawn if chart is not None]
 
 
+def _step_chart(step_times: Mapping[str, Sequence[float]]) -> Chart | None:
+    """A bar for each loss: the median, with the quartiles as a whisker, and how many times the first one's it is."""
+    bars: list[Bar] = []
+    for name, times in step_times.items():
+        if len(times):
+            low, middle, high = (1000 * float(each) for each in np.quantile(times, (0.25, 0.5, 0.75)))
+            relative = middle / (bars[0].value if bars else middle)
+            bars.append(Bar(name, middle, low, high, f"{middle:.1f} ms, {relative:.2f} times"))
+    return bar_chart("Time of a training step on this machine", "steps", bars, "ms")
+
+
 def render(report: Report) -> str:
     """The page."""
     recipes = [yaml.safe_dump(result.settings, sort_keys=False, allow_unicode=True) for result in report.results]
     style = Markup((_TEMPLATES / "report.css").read_text(encoding="utf-8"))
     template = _environment().get_template("page.html.j2")
-    page = template.render(report=report, tables=tables, recipes=recipes, style=style)
+    page = template.render(report=report, tables=tables, recipes=recipes, style=style, playground_html=playground_html)
     return _CONTROLS.sub("\ufffd", page)
 
 

@@ -68,8 +68,14 @@ class SequenceModel(nn.Module, ABC):
         """The memory of a batch's source tensors."""
 
     @abstractmethod
-    def decode(self, memory: State, inputs: Tensor) -> Tensor:
-        """Teacher forcing: hidden states (B, T, D) for input tokens (B, T), ready for ``classifier``."""
+    def decode(self, memory: State, inputs: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Teacher forcing: hidden states (B, T, D) for input tokens (B, T), ready for ``classifier``.
+
+        Args:
+            memory: What :meth:`encode` gave.
+            inputs: The tokens.
+            lengths: (B,) on the CPU: how many states of each row are wanted; what the others hold is open. None: all.
+        """
 
     @abstractmethod
     def initial_state(self, memory: State) -> State:
@@ -106,13 +112,13 @@ class Batch:
         """(B, T) what teacher forcing reads: BOS and the target less its last position."""
         return shift_right(self.target)
 
-    def to(self, device: torch.device) -> Batch:
-        """The batch on another device."""
-        moved = {
-            name: map_tensors(lambda tensor: tensor.to(device, non_blocking=True), getattr(self, name))
-            for name in self.__dataclass_fields__
-        }
-        return replace(self, **moved)
+    def to(self, device: torch.device, dtype: torch.dtype | None = None) -> Batch:
+        """The batch on another device; with a dtype, numbers that are no integers in that."""
+
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(device, dtype if tensor.is_floating_point() else None, non_blocking=True)
+
+        return replace(self, **{name: map_tensors(move, getattr(self, name)) for name in self.__dataclass_fields__})
 
 
 def shift_right(target: Tensor) -> Tensor:
@@ -155,7 +161,8 @@ class Task(ABC):
     data_config: ClassVar[type]  # the dataclass of the recipe's data: section
     model_config: ClassVar[type]  # the dataclass of the recipe's model: section
     metric: ClassVar[str]  # the key of `score` that chooses the best checkpoint; higher is better
-    test_splits: Sequence[str]  # the splits that a finished run is scored on; "validation" is always there besides
+    # The splits that a finished run is scored on, none with `training.test` false; "validation" is there besides.
+    test_splits: Sequence[str]
 
     reader: ClassVar[type[Reader] | None] = None  # what reads new input for a trained model; None: nothing does
 
@@ -169,6 +176,11 @@ class Task(ABC):
         Raises:
             RecipeError: naming them.
         """
+
+    @classmethod
+    def without_test(cls, data: dict[str, Any]) -> dict[str, Any]:
+        """The plain values of a recipe's data section, less what names files that only test splits need."""
+        return data
 
     @abstractmethod
     def __init__(self, recipe: Recipe, vocabularies: dict[str, Vocabulary] | None = None) -> None: ...

@@ -46,6 +46,7 @@ def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 # Less than a vector, vectors and a rest, one block, several blocks with a rest.
+@pytest.mark.slow
 @pytest.mark.parametrize(("v", "s", "u", "j"), [(7, 2, 2, 2), (45, 4, 3, 1), (1003, 0, 4, 3), (4500, 9, 5, 6)])
 @pytest.mark.parametrize("name", OPTIONS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])

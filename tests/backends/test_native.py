@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from smoothloss import _compiled
 from smoothloss.backends import native
 from smoothloss.backends.common import RowOptions, RowTarget
 from smoothloss.backends.native import linear as native_linear
@@ -488,8 +489,8 @@ def test_what_cannot_run_says_why() -> None:
 
 
 @pytest.mark.skipif("SMOOTHLOSS_SANITIZED" in os.environ, reason="a sanitized process maps more than one runtime")
-def test_one_openmp_runtime() -> None:
-    """Two runtimes would each keep a pool of threads, twice as many as there are cores."""
+def test_threads_come_from_the_openmp_library_of_torch() -> None:
+    """A second library would keep a pool of threads of its own: twice as many as there are cores."""
     run_once()
     try:
         with open("/proc/self/maps") as maps:  # noqa: PTH123
@@ -497,6 +498,9 @@ def test_one_openmp_runtime() -> None:
     except FileNotFoundError:
         pytest.skip("no /proc here")
     assert len(runtimes) == 1, runtimes
+    module, _ = _compiled.load("_C")
+    assert module is not None
+    assert module.has_openmp()
 
 
 needs_widening_matmul = pytest.mark.skipif(

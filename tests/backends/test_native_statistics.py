@@ -75,6 +75,7 @@ def assert_budget(actual: Tensor, eager: Tensor, exact: Tensor) -> None:
         assert_error_budget(actual, eager, exact)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIONS)
 @pytest.mark.parametrize("types", TYPES)
 def test_every_instruction_set(isa: str, types: str, name: str) -> None:

@@ -45,6 +45,16 @@ from smoothloss.backends.triton.config import (
     UNITS,
     RowConfig,
 )
+from smoothloss.sampling import (
+    BatchPool,
+    EditSampler,
+    HammingSampler,
+    SimilarPool,
+    VocabularyPool,
+    _edit_triton,
+    _hamming_triton,
+)
+from smoothloss.similarity import SimilarityTable
 
 ARCHITECTURES = (80, 90, 100, 120)
 PLAIN = RowOptions()
@@ -207,7 +217,7 @@ def compile_all(launches: list[Launch], architecture: int, folder: Path) -> None
         binary = triton.compile(what, target=GPUTarget("cuda", architecture, 32), options=options)
         used = resources(binary.asm["cubin"], folder)
         assert used["stack"] == 0, (launch.kernel.__name__, launch.keywords, used)
-        threads = 32 * options["num_warps"]
+        threads = 32 * options.get("num_warps", 4)
         assert used["registers"] * threads <= 65536
         if launch.keywords.get("HAS_GRADIENT"):  # the kernel that reads a row twice
             assert 65536 // (used["registers"] * threads) <= resident(launch), (launch.keywords, used)
@@ -255,6 +265,36 @@ def test_targets_and_mean_compile_without_stack(architecture: int, launches: lis
         for out_dtype in (F32, BF16, F16) if accumulator == F32 else (F64,):
             triton_kernels.scaled_copy(torch.zeros(3, dtype=accumulator), torch.ones((), dtype=accumulator), out_dtype)
     compile_all(launches, architecture, tmp_path)
+
+
+@pytest.mark.parametrize("architecture", (80, 90))
+def test_draws_compile_without_stack(architecture: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    recorded: list[Launch] = []
+    for module, name in (
+        (_hamming_triton, "_draw_kernel"), (_edit_triton, "_draw_kernel"), (_edit_triton, "_prior_kernel"),
+    ):  # fmt: skip
+        monkeypatch.setattr(module, name, Recorder(getattr(module, name), recorded))
+    monkeypatch.setattr(_hamming_triton, "unavailable", lambda sentences: None)
+    table = SimilarityTable.from_embeddings(torch.randn(40, 4), k=5, tau=0.4)
+    for dtype, width in ((torch.int32, 16), (torch.int64, 70), (torch.int64, 500)):
+        target = torch.zeros(2, width, dtype=dtype)
+        for pool in (BatchPool(), VocabularyPool(40), SimilarPool(table)):
+            HammingSampler(0.3, pool, impl="triton")(target, None, 3)
+        for max_insertions in (1, 4):
+            EditSampler(0.3, BatchPool(), max_insertions=max_insertions, impl="triton")(target, None, 3)
+    compile_all(recorded, architecture, tmp_path)
+
+
+def test_the_prior_of_edits_rounds_as_its_definition_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded: list[Launch] = []
+    for name in ("_draw_kernel", "_prior_kernel"):
+        monkeypatch.setattr(_edit_triton, name, Recorder(getattr(_edit_triton, name), recorded))
+    monkeypatch.setattr(_hamming_triton, "unavailable", lambda sentences: None)
+    EditSampler(0.3, BatchPool(), impl="triton")(torch.zeros(2, 9, dtype=torch.int64), None, 3)
+    what, options = source(recorded[0])
+    ptx = triton.compile(what, target=GPUTarget("cuda", 90, 32), options=options).asm["ptx"]
+    divisions = re.findall(r"div\S*f64", ptx)  # the logarithm has others of its own
+    assert set(divisions) == {"div.rn.f64"}
 
 
 @pytest.fixture

@@ -243,8 +243,7 @@ def split(candidates: Tensor, weights: Tensor | None, ignore_index: int) -> Cand
     return Candidates(candidates[0].contiguous(), samples, weights[0].contiguous(), omega, 0.6, ignore_index)
 
 
-@pytest.mark.parametrize("ignore_index", [-100, 4])
-@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+@pytest.mark.parametrize(("dtype", "ignore_index"), [(torch.int32, -100), (torch.int64, 4)])
 @pytest.mark.parametrize("tail", [None, "uniform", "renormalize"])
 @pytest.mark.parametrize(("j", "k"), [(1, 3), (5, 6), (40, 1), (10, 26)])
 def test_smoothed_target(j: int, k: int, tail: str | None, dtype: torch.dtype, ignore_index: int) -> None:

@@ -57,6 +57,7 @@ def make_teacher() -> Teacher:
     return Teacher(indices.contiguous(), q.log(), torch.full((N,), 0.1).log())
 
 
+@pytest.mark.slow
 @cells
 def test_the_linear_version_keeps_to_its_budget(divergence: str, missing: str) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -72,7 +73,8 @@ def test_the_linear_version_keeps_to_its_budget(divergence: str, missing: str) -
     assert peak_mib(step) < BUDGET_MIB + GRADIENTS_MIB + SLACK_MIB
 
 
-@pytest.mark.parametrize(("divergence", "missing"), [cell for cell in CELLS if cell != ("jensen_shannon", "uniform")])
+@pytest.mark.slow
+@pytest.mark.parametrize(("divergence", "missing"), CELLS)
 def test_on_logits_there_is_nothing_but_the_gradient(divergence: str, missing: str) -> None:
     logits = torch.randn(N, V, requires_grad=True)
     teacher = make_teacher()

@@ -131,6 +131,7 @@ def binary(vectors, end=b"\n"):
     return f"{len(vectors)} {dim}\n".encode() + b"".join(entries)
 
 
+@pytest.mark.slow
 @given(
     data=st.data(), writing=writings(), name=names(), kind=st.sampled_from(["header", "glove", "tabs", "bin", "npz"])
 )

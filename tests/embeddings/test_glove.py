@@ -77,6 +77,7 @@ def test_batches_of_one_are_adagrad_by_the_book():
     assert list(losses.values()) == pytest.approx(expected_losses, rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [5, 1000])
 def test_a_batch_adds_up_its_pairs(batch_size):
     """Any batch size gets there, and one epoch in one batch is a step of gradient descent (AdaGrad starts at 1)."""
@@ -160,6 +161,7 @@ def test_arguments_of_train_glove_are_checked(changes, error, message):
         train_glove(arguments.pop("corpus"), arguments.pop("vocabulary"), **arguments)
 
 
+@pytest.mark.slow
 def test_glove_on_captions_comes_close_to_the_reference_implementation(data_dir):
     """A tenth of the captions and few epochs: enough that neighbours agree far beyond chance."""
     archive = data_dir / "glove" / "glove.coco-val2014-notest.w15.d300.npz"

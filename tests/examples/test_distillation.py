@@ -39,6 +39,7 @@ def _content(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_every_row_is_in_both_tables(distill: ModuleType, finished: Path) -> None:
     table = json.loads((finished / "table.json").read_text())
     lines = (finished / "table.md").read_text().splitlines()

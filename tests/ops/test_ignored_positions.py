@@ -106,8 +106,9 @@ BAD = st.sampled_from([math.nan, math.inf, -math.inf])
 DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float64])
 # Triton's interpreter computes what a masked lane would, in numpy, which warns of log(0); and it takes its time.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 draws = settings(
-    max_examples=2 if os.environ.get("TRITON_INTERPRET") == "1" else 12,
+    max_examples=1 if INTERPRETED else 12,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
@@ -152,6 +153,14 @@ def check(
         assert not actual[1][mask].any()
 
 
+@pytest.fixture(autouse=True)
+def once(impl: str) -> None:
+    """Let the process of the interpreter run what is the interpreter's."""
+    if INTERPRETED and impl != "triton":
+        pytest.skip("runs in the other process")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 @given(
     data=st.data(), bad=BAD, dtype=DTYPES, reduction=st.sampled_from(["mean", "sum", "none"]),

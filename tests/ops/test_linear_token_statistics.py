@@ -55,6 +55,7 @@ def defined(
     return TokenStatistics(*(value.detach() for value in statistics)), pulled
 
 
+@pytest.mark.slow
 @given(
     n=st.integers(0, 9), rows_a_chunk=st.integers(1, 10), name=st.sampled_from(list(OPTIONS)),
     used=st.lists(st.booleans(), min_size=4, max_size=4).filter(any),
@@ -142,6 +143,7 @@ def test_gradcheck(impl: str) -> None:
         grad.sum().backward()
 
 
+@pytest.mark.slow
 def test_torch_func_and_compile(impl: str) -> None:
     *layer, indices = make_layer(n=4)
 

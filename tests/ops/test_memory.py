@@ -80,6 +80,7 @@ def test_the_logits_op_holds_nothing_but_the_gradient() -> None:
     assert peak_mib(lambda: step(inplace=True)) < 2 * entries + SLACK_MIB
 
 
+@pytest.mark.slow
 def test_an_exact_tail_holds_no_dense_target(layer: tuple[Tensor, Tensor, Tensor]) -> None:
     hidden, weight, target = layer
     vectors = torch.randn(V, 20, generator=torch.Generator().manual_seed(1))

@@ -130,6 +130,7 @@ def with_a_rest_of(log_rest: float, slots: int, dtype: torch.dtype) -> tuple[Ten
     return logits[:, order].to(dtype), place[:slots].expand(4, slots)
 
 
+@pytest.mark.slow
 @given(depth=st.floats(0.0, 1.0), slots=st.sampled_from([1, 8, 64]))
 @settings(max_examples=25, **HYPOTHESIS)
 def test_a_small_rest_keeps_its_mass_and_its_gradient(impl: str, depth: float, slots: int) -> None:

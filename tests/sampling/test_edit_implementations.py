@@ -1,11 +1,13 @@
-"""The C++ and CUDA kernels draw the edit scripts that the definition in torch draws, bit for bit.
+"""The C++, CUDA and Triton kernels draw the edit scripts that the definition in torch draws, bit for bit.
 
-The CUDA kernels run on the host, see `backends/test_cuda_build.py`.
+The CUDA kernels run on the host, see `backends/test_cuda_build.py`. Triton's run in its interpreter, in a process of
+its own: ``TRITON_INTERPRET=1`` counts when triton is imported. `make test` starts one.
 """
 
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -29,6 +31,7 @@ from smoothloss.sampling import (
 )
 from smoothloss.sampling.samples import Samples, Sentences
 
+IN_INTERPRETER = os.environ.get("TRITON_INTERPRET") == "1"
 HAS_NATIVE = compiled.load("_C")[0] is not None
 ISAS = list(compiled.require("_C").available_isas()) if HAS_NATIVE else []
 POOLS = ("vocabulary", "batch", "references")
@@ -60,18 +63,18 @@ def make_pool(name: str, size: int, exclude: tuple[int, ...]) -> UniformPool:
 
 
 @st.composite
-def samplers(draw: st.DrawFn, size: int) -> EditSampler:
+def samplers(draw: st.DrawFn, size: int, insertions: tuple[int, ...]) -> EditSampler:
     exclude = draw(st.sampled_from([(), (0,), tuple(range(min(3, size)))]))
     return EditSampler(
         draw(st.sampled_from([1e-20, 1e-3, 0.03, 0.12, 0.3, 1.0, 1e6])),
         make_pool(draw(st.sampled_from(POOLS)), size, exclude),
-        max_insertions=draw(st.sampled_from([1, 2, 4, 7, 40])),
+        max_insertions=draw(st.sampled_from(insertions)),
         pad=draw(st.sampled_from([-100, 0, 2**15, -(2**40)])),
     )
 
 
 @st.composite
-def cases(draw: st.DrawFn, largest: int = 70) -> Case:
+def cases(draw: st.DrawFn, largest: int = 70, insertions: tuple[int, ...] = (1, 2, 4, 7, 40)) -> Case:
     size = draw(st.sampled_from([1, 2, 3, 7, 40, 300]))
     widths = [width for width in (0, 1, 2, 5, 16, 33, 70) if width <= largest]
     batch, width = draw(st.integers(0, 4)), draw(st.sampled_from(widths))
@@ -82,18 +85,31 @@ def cases(draw: st.DrawFn, largest: int = 70) -> Case:
     lengths = torch.randint(0, width + 1, (batch,), generator=random) if draw(st.booleans()) else None
     references = torch.randint(-2, size + 2, (batch, draw(st.integers(0, 12))), generator=random).to(draw(dtypes))
     seed = draw(st.integers(-(2**63), 2**63 - 1))
-    return Case(draw(samplers(size)), target, lengths, draw(st.integers(1, 4)), seed, references)
+    return Case(draw(samplers(size, insertions)), target, lengths, draw(st.integers(1, 4)), seed, references)
 
 
 @pytest.fixture(params=[*(f"native {isa}" for isa in ISAS), "emulated CUDA"])
 def kernels(request: pytest.FixtureRequest) -> Iterator[str]:
     """Let the kernels of this name draw for CPU tensors."""
+    if IN_INTERPRETER:
+        pytest.skip("these are tried in the process without Triton's interpreter")
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "emulated CUDA":
             emulate(patch, request.getfixturevalue("emulated_cuda"))
         else:
             patch.setenv("SMOOTHLOSS_ISA", request.param.split()[1])
         yield request.param
+
+
+@pytest.fixture
+def interpreted() -> None:
+    """Have Triton's kernels among what draws."""
+    if not IN_INTERPRETER:
+        pytest.skip("needs a process with TRITON_INTERPRET=1")
+    pytest.importorskip("triton", reason="triton is not installed")
+    from smoothloss.sampling import _edit_triton
+
+    DRAWS["triton"] = _edit_triton.draw
 
 
 def emulate(patch: pytest.MonkeyPatch, module: ModuleType) -> None:
@@ -122,6 +138,7 @@ def assert_equal(actual: Samples, expected: Samples) -> None:
     torch.testing.assert_close(actual.log_prob, expected.log_prob, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("kernels")
 @given(case=cases())
 @settings(deadline=None, max_examples=150, suppress_health_check=list(HealthCheck))
@@ -129,6 +146,34 @@ def test_the_same_samples_as_the_definition(case: Case) -> None:
     assert_equal(case.draw("native"), case.draw("reference"))
 
 
+@pytest.mark.usefixtures("interpreted")
+@given(case=cases(largest=5, insertions=(1, 2, 4)))
+@settings(deadline=None, max_examples=40, suppress_health_check=list(HealthCheck))
+def test_the_same_samples_in_triton(case: Case) -> None:
+    assert_equal(case.draw("triton"), case.draw("reference"))
+
+
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize("tau", [0.02, 0.12, 1e4])
+def test_weights_that_leave_the_range_of_float64_in_triton(tau: float) -> None:
+    """By many edits and a large pool, in both directions; 3 of 40 words of the second sentence are there."""
+    target = torch.randint(0, 100_000, (2, 40), generator=torch.Generator().manual_seed(1))
+    case = Case(
+        EditSampler(tau, VocabularyPool(100_000), max_insertions=2), target, torch.tensor([40, 3]), 2, 7, target
+    )
+    assert_equal(case.draw("triton"), case.draw("reference"))
+
+
+@pytest.mark.skipif(not IN_INTERPRETER, reason="needs a process with TRITON_INTERPRET=1")
+def test_triton_takes_sentences_of_one_block() -> None:
+    pytest.importorskip("triton", reason="triton is not installed")
+    sampler = EditSampler(1.0, BatchPool(), impl="triton")
+    assert sampler(torch.zeros(1, 4, dtype=torch.int64), None, 1).tokens.shape == (1, 1, 8)
+    with pytest.raises(RuntimeError, match=r"impl='triton' cannot run here: .*at most 1024 tokens, not 1025"):
+        sampler(torch.zeros(1, 1025, dtype=torch.int64), None, 1)
+
+
+@pytest.mark.slow
 @pytest.mark.usefixtures("kernels")
 @given(case=cases(largest=16), more=st.integers(1, 40))
 @settings(deadline=None, max_examples=60, suppress_health_check=list(HealthCheck))
@@ -151,6 +196,7 @@ def test_samples_do_not_depend_on_the_padding(case: Case, more: int) -> None:
         assert torch.equal(narrow.tokens[inside], wide.tokens[..., : inside.shape[-1]][inside])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("tau", [0.02, 0.08, 0.3, 1.0, 1e4])
 def test_long_sentences(tau: float) -> None:
@@ -268,8 +314,8 @@ def test_an_implementation_that_cannot_draw_says_why() -> None:
     target = torch.zeros(1, 2, dtype=torch.int64)
     with pytest.raises(RuntimeError, match=r"impl='native' cannot run here: .*not for meta"):
         EditSampler(1.0, BatchPool(), impl="native")(target.to("meta"), None, 1)
-    with pytest.raises(ValueError, match="impl: got 'triton', expected one of 'auto', 'reference', 'native'"):
-        EditSampler(1.0, BatchPool(), impl="triton")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="impl: got 'cuda', expected one of 'auto', 'reference', 'native', 'triton'"):
+        EditSampler(1.0, BatchPool(), impl="cuda")  # type: ignore[arg-type]
 
 
 def test_samples_are_the_same_without_the_binaries(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -186,6 +186,7 @@ def statistics(scores, tokens, lengths):
     return torch.stack([scores, lengths.double(), *(count.double() for count in occurrences)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("normalize", ["samples", "batch"])
 @pytest.mark.parametrize("name", REWARDS)
 @pytest.mark.parametrize("sampler", ["hamming", "edit"])

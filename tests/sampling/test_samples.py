@@ -64,6 +64,7 @@ def test_the_dtype_of_the_target_is_kept_and_nothing_is_overwritten(sampler, dty
 INTEGERS = [torch.int16, torch.int32, torch.int64]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("impl", ["auto", "reference"])
 @pytest.mark.parametrize("dtype", INTEGERS)
 @pytest.mark.parametrize("size", [2**15, 2**15 + 1, 70_000])

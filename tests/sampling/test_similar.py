@@ -39,6 +39,7 @@ def row_of(table, token, exclude=SPECIAL):
     return row / row.sum().clamp(min=1e-300), int((row > 0).sum())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tail", TAILS)
 @pytest.mark.parametrize("k", [1, 3, 9])
 def test_q_sums_to_one_and_is_what_is_drawn(tail, k):
@@ -212,6 +213,7 @@ class Given:
         return self
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tail", TAILS)
 @pytest.mark.parametrize("k", [1, 5, 30])
 def test_the_largest_numbers_are_within_the_row(tail, k):

@@ -106,6 +106,7 @@ def assert_weights(actual: Tensor, case: Case) -> None:
     assert torch.equal(actual.isnan(), expected.isnan())
 
 
+@pytest.mark.slow
 @given(case=cases())
 @example(case=Case(torch.full((3, 2), -math.inf), torch.zeros(3, 2)))
 @example(case=Case(torch.full((3, 2), math.inf), torch.zeros(3, 2), normalize="batch"))

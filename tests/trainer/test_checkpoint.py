@@ -12,9 +12,7 @@ from smoothloss_trainer.checkpoint import (
     flatten_optimizer,
     load_checkpoint,
     load_model,
-    random_states,
     restore_optimizer,
-    restore_random_states,
     save_checkpoint,
     with_prefix,
     without_prefix,
@@ -87,15 +85,6 @@ def test_an_optimizer_goes_on_where_it_was() -> None:
     steps(weight, optimizer, 3)
     steps(copy, other, 3)
     assert torch.equal(weight, copy)
-
-
-def test_random_numbers_go_on_where_they_were() -> None:
-    generator = torch.Generator().manual_seed(5)
-    states = {name: state.clone() for name, state in random_states(generator).items()}
-    expected = torch.rand(3), torch.rand(3, generator=generator)
-    restore_random_states(states, generator)
-    assert torch.equal(expected[0], torch.rand(3))
-    assert torch.equal(expected[1], torch.rand(3, generator=generator))
 
 
 def test_an_average_is_the_mean_of_the_models_tensors(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -15,12 +17,14 @@ import yaml
 from torch import Tensor
 
 from smoothloss_trainer import checkpoint
+from smoothloss_trainer.cli import main
 from smoothloss_trainer.config import Recipe
 from smoothloss_trainer.distributed import Processes
 from smoothloss_trainer.errors import RecipeError, RunError
-from smoothloss_trainer.loop import Trainer, train
+from smoothloss_trainer.loop import train
 from smoothloss_trainer.run import RunDirectory
 from smoothloss_trainer.tasks import task_class
+from smoothloss_trainer.trainer import Trainer
 
 STILL = {"dropout": 0.0}
 
@@ -52,7 +56,7 @@ def test_others_that_are_not_there_are_no_bug(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(torch.distributed, "all_reduce", fail)
     monkeypatch.setattr(torch.distributed, "barrier", fail)
-    for work in (lambda: processes.sum([1]), lambda: processes.gather(torch.ones(1)), processes.wait):
+    for work in (lambda: processes.sum([1]), lambda: processes.gather([1]), processes.wait):
         with pytest.raises(RunError, match="cannot be reached: Connection reset by peer"):
             work()
 
@@ -93,22 +97,56 @@ def test_every_line_says_where_the_time_went(tmp_path: Path, make_recipe: Callab
             assert sum(line["time"].values()) == pytest.approx(1.0)
 
 
-def launch(recipe: Path, out: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    """Train in two processes on the CPU."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    command += [
-        "--num_machines",
-        "1",
-        "--mixed_precision",
-        "no",
-        "--dynamo_backend",
-        "no",
-        "--num_cpu_threads_per_process",
-        "1",
+WORKER = """
+import json, os, signal, sys
+import torch
+torch.set_num_threads(1)
+from smoothloss_trainer.cli import main
+from smoothloss_trainer.trainer import Trainer
+step, done = Trainer._step, []
+def dying(self, together):
+    if len(done) == int(os.environ["STEPS"]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    done.append(step(self, together))
+if os.environ["VICTIM"] == os.environ["RANK"]:
+    Trainer._step = dying
+for number, words in enumerate(json.loads(sys.argv[1])):
+    os.environ["MASTER_PORT"] = str(int(os.environ["PORT"]) + number)
+    status = main(["train", *words])
+    if status:
+        sys.exit(status)
+    if os.environ["WORLD_SIZE"] != "1":
+        from accelerate.state import AcceleratorState
+        AcceleratorState._reset_state(True)
+"""
+
+
+def launch(
+    count: int, *jobs: Sequence[str], victim: int = -1, steps: int = 0
+) -> list[subprocess.CompletedProcess[str]]:
+    """Run training commands one after another in so many processes, of which one may die after some steps."""
+    with socket.socket() as place:
+        place.bind(("", 0))
+        port = place.getsockname()[1]
+    shared = {**os.environ, "WORLD_SIZE": str(count), "MASTER_ADDR": "localhost", "PORT": str(port)}
+    shared |= {"VICTIM": str(victim), "STEPS": str(steps), "OMP_NUM_THREADS": "1", "PYTHONPATH": ":".join(sys.path)}
+    command = [sys.executable, "-c", WORKER, json.dumps(jobs)]
+    pipe = subprocess.PIPE
+    running = [
+        subprocess.Popen(
+            command, env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}, stdout=pipe, stderr=pipe, text=True
+        )
+        for rank in range(count)
     ]
-    command += ["-m", "smoothloss_trainer", "train", str(recipe), "--out", str(out), *words]
-    environment = {key: value for key, value in os.environ.items() if key not in ("WORLD_SIZE", "RANK", "LOCAL_RANK")}
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    said = [process.communicate(timeout=300) for process in running]
+    pairs = zip(running, said, strict=True)
+    return [subprocess.CompletedProcess(command, each.returncode, *texts) for each, texts in pairs]
+
+
+def errors(ended: list[subprocess.CompletedProcess[str]]) -> list[str]:
+    """Return the lines of all processes that tell of an error."""
+    assert not any("Traceback" in each.stderr for each in ended)
+    return [line for each in ended for line in each.stderr.splitlines() if "error:" in line]
 
 
 def losses(run: RunDirectory) -> list[float]:
@@ -116,52 +154,80 @@ def losses(run: RunDirectory) -> list[float]:
     return [line["train_loss"] for line in run.metrics() if "train_loss" in line]
 
 
-@pytest.mark.slow
-def test_two_processes_train_like_one_with_twice_the_batch(
-    tmp_path: Path, recipe_values: Callable[..., dict[str, Any]], make_recipe: Callable[..., Recipe]
-) -> None:
-    pytest.importorskip("accelerate")
-    shared = {"model": STILL, "training": {"log_every": 1, "epochs": 2, "clip": 0.5}}
-    file = tmp_path / "recipe.yaml"
-    file.write_text(yaml.safe_dump(recipe_values(**shared)))
-    two, one = RunDirectory(tmp_path / "two"), RunDirectory(tmp_path / "one")
-    done = launch(file, two.path)
-    assert done.returncode == 0, done.stderr[:2000]
-    shared["training"]["accumulate"] = 2
-    expected = train(make_recipe(**shared), one)
-    assert len(losses(two)) == len(two.metrics()) - 2 == 14, "written once"
-    assert losses(two) == pytest.approx(losses(one), rel=1e-4)
-    tensors, others = (checkpoint.load_checkpoint(run.last)[0] for run in (two, one))
-    for name, value in others.items():
-        if name.startswith("model."):
-            torch.testing.assert_close(tensors[name], value, rtol=1e-3, atol=1e-4)
-    assert done.stdout.count("test: bleu") == 1
-    assert sorted(file.name for file in two.path.rglob("*")) == sorted(file.name for file in one.path.rglob("*"))
-    assert set(expected) == {"test"}
+REWARD = {"reward": {"name": "bleu", "normalize": "batch"}, "alpha": 0.4, "embeddings": {"dim": 4, "epochs": 1}}
+LOSSES = {
+    "lazy": {"name": "tok_seq_lazy", "token_alpha": 0.3, **REWARD},
+    "exact": {"name": "seq", "sampler": "edit", "num_samples": 2, **REWARD},
+}
+
+
+def same(run: RunDirectory, other: RunDirectory, keys: Sequence[str]) -> float:
+    """Return the largest difference between the metrics of two runs, which have the same lines of these."""
+    lines = [[{k: line[k] for k in keys if k in line} for line in each.metrics()] for each in (run, other)]
+    ours, theirs = ([line for line in each if line] for each in lines)
+    assert [line.keys() for line in ours] == [line.keys() for line in theirs]
+    return max(abs(one[k] - two[k]) for one, two in zip(ours, theirs, strict=True) for k in one)
 
 
 @pytest.mark.slow
-def test_two_processes_go_on_as_if_they_had_not_stopped(
-    tmp_path: Path, recipe_values: Callable[..., dict[str, Any]], make_recipe: Callable[..., Recipe]
+def test_any_number_of_processes_trains_as_one_does(
+    tmp_path: Path, recipe_values: Callable[..., dict[str, Any]]
 ) -> None:
-    pytest.importorskip("accelerate")
-    loss = {"name": "tok_seq_lazy", "alpha": 0.4, "token_alpha": 0.3}
-    loss["reward"] = {"name": "bleu", "normalize": "batch"}
-    file = tmp_path / "recipe.yaml"
-    file.write_text(yaml.safe_dump(recipe_values(loss=loss, training={"log_every": 2, "epochs": 2})))
-    whole, broken = RunDirectory(tmp_path / "whole"), RunDirectory(tmp_path / "broken")
-    assert launch(file, whole.path).returncode == 0
-    assert launch(file, broken.path, "--training.max_steps", "5").returncode == 0
-    resumed = launch(file, broken.path, "--resume", "--training.max_steps", "null")
-    assert resumed.returncode == 0, resumed.stderr[:2000]
-    kept = [[line for line in run.metrics() if "train_loss" in line] for run in (whole, broken)]
-    for one, other in zip(*kept, strict=True):
-        assert {key: one[key] for key in ("step", "train_loss", "reward")} == {
-            key: other[key] for key in ("step", "train_loss", "reward")
-        }
-    alone = make_recipe(loss=loss, training={"log_every": 2, "epochs": 2})
-    with pytest.raises(RecipeError, match="it was trained by 2 processes, these are 1"):
-        train(alone, broken, resume=True)
+    """Dropout, samples, rewards, uneven last steps and clipping included; and goes on where others ended."""
+    training = {"log_every": 1, "epochs": 1, "batch_size": 16, "clip": 0.5, "precision": "float64"}
+    for name, loss in LOSSES.items():
+        (tmp_path / name).write_text(yaml.safe_dump(recipe_values(loss=loss, training=training)))
+
+    def jobs(out: str, accumulate: int, *words: str) -> list[list[str]]:
+        shared = ["--training.accumulate", str(accumulate), *words]
+        return [[str(tmp_path / name), "--out", str(tmp_path / f"{name}.{out}"), *shared] for name in LOSSES]
+
+    fsdp, short = ("--training.parallel", "fsdp"), ("--training.max_steps", "2")
+    two = [*jobs("ddp2", 2), *jobs("fsdp2", 2, *fsdp), *jobs("half", 2, *fsdp, *short)]
+    four = [*jobs("ddp4", 1), *jobs("fsdp4", 1, *fsdp, "--training.workers", "1")]
+    alone = [*jobs("one", 4), *jobs("half", 2, "--resume", "--training.max_steps", "null")]
+    for count, given in ((2, two), (4, four)):
+        ended = launch(count, *given)
+        assert [each.returncode for each in ended] == [0] * count, ended[0].stderr[-2000:]
+    assert [main(["train", *words]) for words in alone] == [0] * len(alone)
+    for name in LOSSES:
+        one = RunDirectory(tmp_path / f"{name}.one")
+        assert len(losses(one)) == 4, "13 batches, 4 a step"
+        for out in ("ddp2", "fsdp2", "ddp4", "fsdp4", "half"):
+            check_same(RunDirectory(tmp_path / f"{name}.{out}"), one)
+
+
+def check_same(run: RunDirectory, one: RunDirectory) -> None:
+    """Compare all that two runs in float64 have come to."""
+    assert same(run, one, ["train_loss", "reward", "effective_samples"]) < 1e-12
+    if not run.path.name.endswith("half"):  # which was validated once more
+        assert same(run, one, ["validation_loss", "validation_bleu"]) < 1e-12
+    tensors, expected = (checkpoint.load_checkpoint(each.last)[0] for each in (run, one))
+    assert tensors.keys() == expected.keys()
+    for key, value in expected.items():
+        torch.testing.assert_close(tensors[key], value, rtol=1e-10, atol=1e-12)
+    written = [(each.path / "nbest.test.jsonl").read_text() for each in (run, one)]
+    hypotheses = [[json.loads(line)["hypotheses"][0]["text"] for line in text.splitlines()] for text in written]
+    assert hypotheses[0] == hypotheses[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_process_ends_all_with_one_line_and_any_number_goes_on(
+    tmp_path: Path, recipe_values: Callable[..., dict[str, Any]], victim: int
+) -> None:
+    file, broken, whole = tmp_path / "recipe.yaml", RunDirectory(tmp_path / "broken"), RunDirectory(tmp_path / "whole")
+    training = {"log_every": 1, "checkpoint_every": 2, "epochs": 1, "parallel": "ddp" if victim else "fsdp"}
+    file.write_text(yaml.safe_dump(recipe_values(loss=LOSSES["lazy"], training=training)))
+    ended = launch(2, [str(file), "--out", str(broken.path)], victim=victim, steps=3)
+    assert [each.returncode for each in ended] == [-9 if rank == victim else 1 for rank in range(2)]
+    [line] = errors(ended)
+    assert "the other processes of this training cannot be reached" in line
+    assert line.endswith("; --resume goes on from the last checkpoint")
+    assert main(["train", str(file), "--out", str(broken.path), "--resume"]) == 0
+    assert main(["train", str(file), "--out", str(whole.path), "--training.accumulate", "2"]) == 0
+    assert same(broken, whole, ["train_loss", "reward", "validation_loss", "validation_bleu"]) < 1e-4
+    assert len(losses(broken)) == 7
 
 
 def test_several_processes_cannot_share_one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,9 +252,8 @@ def test_two_processes_say_once_that_a_run_is_in_use(
     file, run = tmp_path / "recipe.yaml", RunDirectory(tmp_path / "run")
     file.write_text(yaml.safe_dump(recipe_values()))
     with run.lock():
-        done = launch(file, run.path)
-    assert done.returncode != 0
-    said = [line for line in done.stderr.splitlines() if "smoothloss" in line and "error:" in line]
-    assert len(said) == 1 and "is in use, another process is writing there" in said[0]
-    assert "Traceback" not in done.stderr.partition("smoothloss: error:")[0]
+        ended = launch(2, [str(file), "--out", str(run.path)])
+    assert all(each.returncode for each in ended)
+    [line] = errors(ended)
+    assert "is in use, another process is writing there" in line
     assert not run.metrics_file.exists()

@@ -38,7 +38,7 @@ class Blind(SequenceModel):
     def encode(self, *source: Tensor) -> Tensor:
         return self.mixed(source[0])
 
-    def decode(self, memory: Tensor, inputs: Tensor) -> Tensor:
+    def decode(self, memory: Tensor, inputs: Tensor, lengths: Tensor | None = None) -> Tensor:
         return torch.tanh(memory[:, None] + self.positions[: inputs.shape[1]])
 
     def initial_state(self, memory: Tensor) -> Any:

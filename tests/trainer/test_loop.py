@@ -19,14 +19,15 @@ import torch
 import yaml
 
 from smoothloss.rewards import Cider
-from smoothloss_trainer import checkpoint, loop
+from smoothloss_trainer import checkpoint, loss_inputs, trainer
 from smoothloss_trainer.config import Recipe
 from smoothloss_trainer.distributed import Processes
 from smoothloss_trainer.errors import RecipeError, RunError
-from smoothloss_trainer.loop import Trainer, train
+from smoothloss_trainer.loop import train
 from smoothloss_trainer.models import open_task
 from smoothloss_trainer.run import RunDirectory
 from smoothloss_trainer.tasks import task_class
+from smoothloss_trainer.trainer import Trainer
 
 Make = Callable[..., Recipe]
 TIMES = {"seconds", "tokens_per_second", "time"}
@@ -116,7 +117,7 @@ def test_a_resumed_run_with_a_reward_equals_an_uninterrupted_one(
     assert broken.table_file.is_file(), "for the pool, or to smooth tokens"
     with monkeypatch.context() as patch:
         # The document frequencies are those of the run directory.
-        patch.setattr(loop, "Cider", SimpleNamespace(load=Cider.load))
+        patch.setattr(loss_inputs, "Cider", SimpleNamespace(load=Cider.load))
         assert train(recipe, broken, resume=True) == expected
     assert losses(broken) == losses(whole)
     first, second = checkpoint.load_checkpoint(whole.last)[0], checkpoint.load_checkpoint(broken.last)[0]
@@ -299,8 +300,8 @@ def test_memory_is_flat(tmp_path: Path, make_recipe: Make) -> None:
 def test_a_loss_that_is_no_number_ends_the_run(
     tmp_path: Path, make_recipe: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    build = loop.build_loss
-    monkeypatch.setattr(loop, "build_loss", lambda *given: lambda *batch: build(*given)(*batch) * math.nan)
+    build = trainer.build_loss
+    monkeypatch.setattr(trainer, "build_loss", lambda *given: lambda *batch: build(*given)(*batch) * math.nan)
     with pytest.raises(RunError, match=r"training diverged: the loss is nan before step \d+"):
         train(make_recipe(), RunDirectory(tmp_path / "run"))
 
@@ -495,3 +496,17 @@ def test_a_kill_while_old_models_are_removed_leaves_no_name_of_them(tmp_path: Pa
     run.folder.claim(["checkpoints/step_0000000001.safetensors"])
     train(recipe, run, resume=True)
     assert sorted(run.folder.names()) == sorted(names)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_checkpoint_of_an_earlier_version_is_gone_on_with(tmp_path: Path, make_recipe: Make, processes: int) -> None:
+    """It holds the random states of its processes, and from their number follows how many batches made a step."""
+    run = RunDirectory(tmp_path / "run")
+    train(make_recipe(training={"max_steps": 2, "accumulate": 2}), run)
+    tensors, state = checkpoint.load_checkpoint(run.last)
+    del state["width"]
+    tensors["random.cpu"] = torch.zeros(processes, 5056, dtype=torch.uint8)
+    checkpoint.save_checkpoint(run.last, tensors, state)
+    train(make_recipe(training={"epochs": 1, "accumulate": 2, "log_every": 2}), run, resume=True)
+    # Of 13 batches 4 are done; then 9 in steps of 2 or 4.
+    assert checkpoint.load_checkpoint(run.last)[1]["progress"]["step"] == 2 + {1: 5, 2: 3}[processes]

@@ -57,8 +57,15 @@ def test_trains_what_is_missing_and_writes_the_table(table: Path, tmp_path: Path
     assert "| MLE | " in text and "| smooth | " in text and "27.55" in text and "The text is tiny." in text
     content = json.loads((out / "table.json").read_text())
     mle, smooth = content["rows"]
+    own = {"embeddings.dim": 8, "embeddings.window": 3, "embeddings.epochs": 2}  # of the small recipe
     assert len(mle["scores"]["bleu"]) == 2 and mle["comparison"] is None
     assert 0 < smooth["comparison"]["p_value"] <= 1
+    assert smooth["seeds"] == [1, 2] and smooth["loss"] == {"name": "label_smoothing", "label_smoothing": 0.2, **own}
+    assert smooth["recipe"]["training"]["max_steps"] == 24 and set(smooth["fingerprints"]) >= {"train", "test"}
+    assert all(low < sum(row["scores"]["bleu"]) / 2 < high for row in (mle, smooth) for low, high in [row["interval"]])
+    # What the runs really had, not what a note says.
+    assert "training.epochs 2, training.max_steps 24" in text and "optimizer.lr 0.03" in text
+    assert "Not there yet" not in text
     means = [sum(row["scores"]["bleu"]) / 2 for row in (mle, smooth)]
     assert smooth["comparison"]["difference"] == pytest.approx(means[1] - means[0], abs=1e-9)
     assert all(time > 0 for row in content["rows"] for time in row["step_ms"])
@@ -77,6 +84,7 @@ def test_a_table_of_the_validation_part(table: Path, tmp_path: Path) -> None:
     content = json.loads((out / "table.json").read_text())
     scores = json.loads((out / "mle" / "seed1" / "scores.validation.json").read_text())
     assert content["split"] == "validation"
+    assert "Not there yet" not in content["note"]  # of the rows that were asked for
     assert [row["scores"]["bleu"] for row in content["rows"]] == [[scores["bleu"]]]
 
 

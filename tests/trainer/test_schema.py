@@ -12,10 +12,10 @@ import torch
 from smoothloss_trainer.cli import main
 from smoothloss_trainer.documents import dump_yaml
 from smoothloss_trainer.errors import RecipeError
-from smoothloss_trainer.loop import Trainer
 from smoothloss_trainer.recipe import parse_recipe, recipe_keys
 from smoothloss_trainer.schema import Key
 from smoothloss_trainer.tasks import TASKS
+from smoothloss_trainer.trainer import Trainer
 
 Values = dict[str, Any]
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from smoothloss_trainer.significance import paired_bootstrap
+from smoothloss_trainer.significance import interval, paired_bootstrap
 
 
 def mean(totals: torch.Tensor) -> torch.Tensor:
@@ -58,3 +58,15 @@ def test_seeds_are_averaged_and_may_differ_in_number() -> None:
 def test_other_sentences_are_refused() -> None:
     with pytest.raises(ValueError, match="baseline: got 5 sentences, expected 4"):
         paired_bootstrap(mean, torch.ones(1, 4, 2), torch.ones(1, 5, 2))
+
+
+def test_the_interval_holds_the_choice_of_the_seed() -> None:
+    """Seeds that differ by far more than sentences do: the deviation of a mean of S values, drawn from those S."""
+    generator = torch.Generator().manual_seed(4)
+    levels = torch.randn(16, generator=generator)
+    system = scores(*(level + 0.01 * torch.randn(400, generator=generator) for level in levels))
+    found = paired_bootstrap(mean, system, scores(torch.zeros(400)))
+    width = 2 * 1.96 * levels.std(correction=0).item() / 4
+    assert found.high - found.low == pytest.approx(width, rel=0.1)
+    low, high = interval(mean, system)
+    assert high - low == pytest.approx(width, rel=0.1) and low < levels.mean() < high

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from smoothloss import _compiled as compiled
 from smoothloss.backends.common import (
+    SAVED_JENSEN_SHANNON,
     SAVED_STATISTICS,
     Candidates,
     DenseRows,
@@ -183,6 +184,35 @@ def token_statistics_backward(
     _call(
         "token_statistics_backward", logits, _logits(logits), _target(RowTarget(indices)), options.logit_scale,
         options.softcap, _array(saved), tuple(map(_array, grads)), (out.data_ptr(), _CODES[out.dtype], out.stride(0)),
+    )  # fmt: skip
+
+
+def jensen_shannon(logits: Tensor, teacher: RowTarget, beta: float, options: RowOptions) -> tuple[Tensor, Tensor]:
+    """Return the divergence of each row of logits ``(N, V)``, see `Kernels`; the row is read once from memory."""
+    rows, dtype, device = logits.shape[0], accumulator_dtype(logits.dtype), logits.device
+    losses = torch.empty(rows, dtype=dtype, device=device)
+    saved = torch.empty((rows, SAVED_JENSEN_SHANNON), dtype=dtype, device=device)
+    wrong = _call(
+        "jensen_shannon_forward", logits, _logits(logits), _target(teacher), options.logit_scale, options.softcap,
+        beta, _array(losses), _array(saved),
+    )  # fmt: skip
+    if wrong >= 0:
+        raise out_of_range(teacher, logits.shape[1], wrong)
+    return losses, saved
+
+
+def jensen_shannon_backward(
+    grad: Tensor, logits: Tensor, teacher: RowTarget, saved: Tensor, beta: float, options: RowOptions, out: Tensor
+) -> None:
+    """Write the gradient of the logits to `out`, see `Kernels`; one pass over each row.
+
+    Raises:
+        ValueError: on a tensor of the wrong size, dtype or layout.
+    """
+    _check_out(out, logits)
+    _call(
+        "jensen_shannon_backward", logits, _logits(logits), _target(teacher), options.logit_scale, options.softcap,
+        beta, _array(saved), _array(grad), (out.data_ptr(), _CODES[out.dtype], out.stride(0)),
     )  # fmt: skip
 
 

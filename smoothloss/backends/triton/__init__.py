@@ -22,6 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from smoothloss.backends.common import (
+    SAVED_JENSEN_SHANNON,
     SAVED_STATISTICS,
     Candidates,
     DenseRows,
@@ -50,6 +51,10 @@ from smoothloss.backends.triton.config import (
     row_programs,
     statistics_config,
     unit,
+)
+from smoothloss.backends.triton.jensen_shannon import (
+    _jensen_shannon_backward_kernel,
+    _jensen_shannon_forward_kernel,
 )
 from smoothloss.backends.triton.results import _reduce_kernel, _scaled_copy_kernel
 from smoothloss.backends.triton.rows import (
@@ -193,6 +198,42 @@ def token_statistics_backward(
             UNIT=units, ACCUMULATOR=_ACCUMULATORS[saved.dtype], BLOCK=config.block, BLOCK_S=entry_block(num_entries),
             HAS_LOG_PROB=grads.log_prob is not None, HAS_REST=grads.log_rest is not None,
             HAS_ENTROPY=grads.entropy is not None, HAS_LOGSUMEXP=grads.logsumexp is not None,
+            HAS_SOFTCAP=options.softcap != 0, HAS_MANY_ENTRIES=has_many,
+            num_warps=config.num_warps, maxnreg=config.max_registers,
+        )  # fmt: skip
+
+
+def jensen_shannon(logits: Tensor, teacher: RowTarget, beta: float, options: RowOptions) -> tuple[Tensor, Tensor]:
+    """Return the divergence of each row of logits ``(N, V)``, see `Kernels`; one launch."""
+    (rows, num_entries), dtype = teacher.indices.shape, accumulator_dtype(logits.dtype)
+    losses, saved = logits.new_empty(rows, dtype=dtype), logits.new_empty((rows, SAVED_JENSEN_SHANNON), dtype=dtype)
+    if rows:
+        units, config = unit(logits), row_config(logits)
+        with _on_device(logits):
+            _jensen_shannon_forward_kernel[(rows,)](
+                logits, _as_int32(teacher.indices), teacher.weights, teacher.uniform, losses, saved,
+                logits.shape[1] // units, logits.stride(0) // units, num_entries, *_in_two(beta),
+                *_transform_scalars(options, dtype),
+                UNIT=units, ACCUMULATOR=_ACCUMULATORS[dtype], BLOCK=config.block, BLOCK_S=entry_block(num_entries),
+                HAS_SOFTCAP=options.softcap != 0, num_warps=config.num_warps, maxnreg=config.max_registers,
+            )  # fmt: skip
+    return losses, saved
+
+
+def jensen_shannon_backward(
+    grad: Tensor, logits: Tensor, teacher: RowTarget, saved: Tensor, beta: float, options: RowOptions, out: Tensor
+) -> None:
+    """Write the gradient of the logits to `out`, see `Kernels`; one launch."""
+    rows, num_entries = teacher.indices.shape
+    if rows == 0:
+        return
+    units, config, has_many = unit(logits, out), row_config(logits), num_entries > ENTRY_BLOCKS[-1]
+    with _on_device(logits):
+        _jensen_shannon_backward_kernel[(rows,)](
+            grad, logits, _as_int32(teacher.indices), teacher.weights, teacher.uniform, saved,
+            torch.empty_like(teacher.indices, dtype=saved.dtype) if has_many else saved, out,
+            *_widths(units, logits, out), num_entries, *_in_two(beta), *_transform_scalars(options, saved.dtype),
+            UNIT=units, ACCUMULATOR=_ACCUMULATORS[saved.dtype], BLOCK=config.block, BLOCK_S=entry_block(num_entries),
             HAS_SOFTCAP=options.softcap != 0, HAS_MANY_ENTRIES=has_many,
             num_warps=config.num_warps, maxnreg=config.max_registers,
         )  # fmt: skip
@@ -345,6 +386,12 @@ def _scalars(options: RowOptions, dtype: torch.dtype) -> list[float]:
     layout = f"{len(options)}f"
     rounded = struct.unpack(layout, struct.pack(layout, *options))
     return [*rounded, *(value - high for value, high in zip(options, rounded, strict=True))]
+
+
+def _in_two(value: float) -> tuple[float, float]:
+    """Return a number in float32, which Triton takes numbers in, and what that cuts off."""
+    (high,) = struct.unpack("f", struct.pack("f", value))
+    return high, value - high
 
 
 def _transform_scalars(options: RowOptions, dtype: torch.dtype) -> list[float]:

@@ -106,6 +106,12 @@ class CaptionSet:
             raise RecipeError(f"split must be one of {', '.join(self.splits)}, got {name!r}")
         return self.splits[name]
 
+    def drop_test(self) -> None:
+        """Keep nothing of the test images."""
+        for image in self.splits["test"]:
+            self.captions.pop(image, None)
+        self.splits["test"] = []
+
 
 def read_names(path: str, key: str, known: Container[str] = ()) -> list[str]:
     """Image ids or file names: a JSON list, the images of a COCO JSON, or lines.
@@ -141,8 +147,11 @@ def check_files(data: CaptioningData) -> None:
         raise RecipeError("data.labels is needed for data.format coco_labels")
 
 
-def load_captions(data: CaptioningData) -> CaptionSet:
+def load_captions(data: CaptioningData, *, test: bool = True) -> CaptionSet:
     """Read what ``data`` describes; splits are cut to ``data.images`` and checked.
+
+    Without ``test`` nothing of the test images is kept. Which they are has to be read all the same, since they are not
+    to be trained on.
 
     Raises:
         RecipeError: when a file is missing or wrong, or an image cannot be used and ``data.skip_unusable`` is not set.
@@ -150,9 +159,13 @@ def load_captions(data: CaptioningData) -> CaptionSet:
     check_files(data)
     text, features = _READERS[data.format](data)
     loaded = CaptionSet(dict(text.splits), text.captions, features, dict(text.files))
+    if not test:
+        loaded.drop_test()
     for split, count in data.images.items():
         del loaded.split(split)[count:]
     for name, images in loaded.splits.items():
+        if name == "test" and not test:
+            continue
         loaded.splits[name] = _usable(loaded, name, images, text.broken, data.skip_unusable)
     return loaded
 

@@ -6,7 +6,7 @@ Attention for Image Captioning and Visual Question Answering".
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from smoothloss_trainer.schema import PartialShare, Size
-from smoothloss_trainer.tasks import SequenceModel
-from smoothloss_trainer.tasks.cells import lstm_cell
+from smoothloss_trainer.tasks import SequenceModel, select_rows
+from smoothloss_trainer.tasks.recurrence import ByLength, StepAttention, StepLinear, lstm_cell
 from smoothloss_trainer.vocabulary import PAD
 
 
@@ -70,9 +70,23 @@ class ShowAndTell(SequenceModel):
         image = self.dropout(self.project(features))
         return self._read(image[:, None], None)[1]
 
-    def decode(self, memory: LSTMState, inputs: Tensor) -> Tensor:
+    def decode(self, memory: LSTMState, inputs: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Teacher forcing: (B, T) tokens to (B, T, H)."""
-        return self.dropout(self._read(self.dropout(self.embedding(inputs)), memory)[0])
+        words = self.dropout(self.embedding(inputs))
+        if lengths is None or not torch.is_grad_enabled():
+            return self.dropout(self._read(words, memory)[0])
+        return self.dropout(self._read_going_on(words, memory, ByLength(lengths, inputs.shape[1])))
+
+    def _read_going_on(self, words: Tensor, memory: LSTMState, rows: ByLength) -> Tensor:
+        word_weight, recurrent_weight, *biases = self.lstm.all_weights[0]
+        gates = nn.functional.linear(rows.pack(words), word_weight, torch.add(*biases)).split(rows.going_on)
+        recurrent = StepLinear(recurrent_weight, None)
+        state, hiddens = select_rows(memory, rows.order), []
+        for own in gates:
+            state = LSTMState(state.hidden[: len(own)], state.cell[: len(own)])
+            state = LSTMState(*lstm_cell(own + recurrent(state.hidden), state.cell))
+            hiddens.append(state.hidden)
+        return rows.unpack(hiddens)
 
     def initial_state(self, memory: LSTMState) -> LSTMState:
         """The state that has read the image."""
@@ -104,6 +118,15 @@ class TopDownState(NamedTuple):
     attention: LSTMState
     language: LSTMState
     regions: Regions
+
+
+class Layers(NamedTuple):
+    """What a step of top-down attention goes through, for all steps of a caption."""
+
+    attention_gates: StepLinear
+    query: StepLinear
+    attention: StepAttention
+    language_gates: StepLinear
 
 
 class TopDown(SequenceModel):
@@ -146,15 +169,26 @@ class TopDown(SequenceModel):
         bias = torch.zeros_like(weights).masked_fill(~present, float("-inf"))
         return Regions(values, self.keys(values), bias, self.mean_gates(mean))
 
-    def decode(self, memory: Regions, inputs: Tensor) -> Tensor:
+    def decode(self, memory: Regions, inputs: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Teacher forcing: (B, T) tokens to (B, T, H)."""
-        state = self.initial_state(memory)
-        gates = self.word_gates(self.dropout(self.embedding(inputs))) + memory.gates[:, None]
-        hiddens = []
-        for word_gates in gates.unbind(1):
-            state = self._advance(word_gates, state)
-            hiddens.append(state.language.hidden)
-        return self.dropout(torch.stack(hiddens, 1))
+        words = self.dropout(self.embedding(inputs))
+        if lengths is None:
+            gates = self.word_gates(words).unbind(1)
+            return self.dropout(torch.stack(self._read(gates, memory), 1))
+        rows = ByLength(lengths, inputs.shape[1])
+        gates = self.word_gates(rows.pack(words)).split(rows.going_on)
+        return self.dropout(rows.unpack(self._read(gates, select_rows(memory, rows.order))))
+
+    def _read(self, words: Sequence[Tensor], memory: Regions) -> list[Tensor]:
+        """The hidden states after each step's words, of which there may be fewer from step to step."""
+        (attention, language, _), layers = self.initial_state(memory), self._layers(memory)
+        hiddens: list[Tensor] = []
+        for own in words:
+            count = len(own)
+            attention, language = (LSTMState(*(part[:count] for part in state)) for state in (attention, language))
+            attention, language = self._advance(own + memory.gates[:count], attention, language, layers)
+            hiddens.append(language.hidden)
+        return hiddens
 
     def initial_state(self, memory: Regions) -> TopDownState:
         """Both LSTMs at zero."""
@@ -164,18 +198,26 @@ class TopDown(SequenceModel):
     def step(self, tokens: Tensor, state: TopDownState) -> tuple[Tensor, TopDownState]:
         """One word (B,) to the logits (B, V) of the next."""
         word_gates = self.word_gates(self.dropout(self.embedding(tokens))) + state.regions.gates
-        state = self._advance(word_gates, state)
+        before, language, regions = state
+        state = TopDownState(*self._advance(word_gates, before, language, self._layers(regions)), regions)
         return self.classifier(self.dropout(state.language.hidden)), state
 
-    def _advance(self, word_gates: Tensor, state: TopDownState) -> TopDownState:
-        before, language, regions = state
-        gates = word_gates + self.attention_gates(torch.cat((language.hidden, before.hidden), -1))
+    def _layers(self, regions: Regions) -> Layers:
+        return Layers(
+            StepLinear(self.attention_gates.weight, None),
+            StepLinear(self.query.weight, None),
+            StepAttention(regions.keys, regions.values, regions.bias, self.energy.weight),
+            StepLinear(self.language_gates.weight, self.language_gates.bias),
+        )
+
+    def _advance(
+        self, word_gates: Tensor, before: LSTMState, language: LSTMState, layers: Layers
+    ) -> tuple[LSTMState, LSTMState]:
+        gates = word_gates + layers.attention_gates(torch.cat((language.hidden, before.hidden), -1))
         attention = LSTMState(*lstm_cell(gates, before.cell))
-        hidden = torch.tanh(regions.keys + self.query(attention.hidden)[:, None])
-        focus = torch.softmax(self.energy(hidden).squeeze(-1) + regions.bias, -1)
-        seen = torch.bmm(focus[:, None], regions.values).squeeze(1)
-        gates = self.language_gates(torch.cat((seen, attention.hidden, language.hidden), -1))
-        return TopDownState(attention, LSTMState(*lstm_cell(gates, language.cell)), regions)
+        seen = layers.attention(layers.query(attention.hidden))
+        gates = layers.language_gates(torch.cat((seen, attention.hidden, language.hidden), -1))
+        return attention, LSTMState(*lstm_cell(gates, language.cell))
 
 
 def word_embedding(vocabulary_size: int, size: int) -> nn.Embedding:

@@ -42,7 +42,7 @@ class CaptioningTask(Task):
     model_config: ClassVar[type] = CaptioningModel
     metric = "cider"
     reader = CaptionReader
-    test_splits = ("test",)
+    test_splits: Sequence[str] = ("test",)
 
     @classmethod
     def check(cls, recipe: Recipe) -> None:
@@ -62,6 +62,9 @@ class CaptioningTask(Task):
         data = recipe.data
         self.recipe = recipe
         self.dataset = self.load(recipe)
+        if not recipe.training.test:
+            self.test_splits = ()
+            self.dataset.drop_test()
         self.vocabularies = vocabularies or {"target": Vocabulary.build(self.target_sentences(), data.min_count)}
         check_vocabulary(self.vocabulary, data.min_count)
         self.train = self._batches("train")
@@ -69,7 +72,7 @@ class CaptioningTask(Task):
 
     def load(self, recipe: Recipe) -> CaptionSet:
         """Captions, splits and features."""
-        return load_captions(recipe.data)
+        return load_captions(recipe.data, test=recipe.training.test)
 
     def _batches(self, split: str) -> CaptionBatches:
         images, data = self.dataset.splits[split], self.recipe.data

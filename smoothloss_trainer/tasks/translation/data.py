@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 import torch
@@ -110,6 +110,11 @@ def check_parts(data: TranslationData) -> None:
         raise RecipeError(f"data.columns must name each column once, got {', '.join(data.columns)}")
     if data.format == "tsv":
         column_numbers(data)
+
+
+def without_test(data: TranslationData) -> TranslationData:
+    """The data without the files of test splits."""
+    return replace(data, test={}, raw={split: path for split, path in data.raw.items() if split == "validation"})
 
 
 def column_numbers(data: TranslationData) -> list[int]:

@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from smoothloss_trainer.schema import PartialShare, Size
 from smoothloss_trainer.tasks import SequenceModel
-from smoothloss_trainer.tasks.cells import gru_cell, lstm_cell
+from smoothloss_trainer.tasks.recurrence import StepAttention, StepLinear, gru_cell, lstm_cell
 from smoothloss_trainer.vocabulary import PAD
 
 
@@ -61,6 +61,14 @@ class DecoderState(NamedTuple):
     hidden: Tensor  # (B, H)
     cell: Tensor  # (B, H); (B, 0) with a GRU
     memory: Memory
+
+
+class Layers(NamedTuple):
+    """What a step of the decoder goes through, for all steps of a sequence."""
+
+    recurrent: StepLinear
+    attention: StepAttention
+    context: StepLinear
 
 
 class AttentiveModel(SequenceModel):
@@ -136,14 +144,15 @@ class AttentiveModel(SequenceModel):
         bias = torch.zeros_like(padding, dtype=values.dtype).masked_fill(padding, float("-inf"))
         return Memory(values, self.keys(values), bias, torch.tanh(self.start(mean)))
 
-    def decode(self, memory: Memory, inputs: Tensor) -> Tensor:
+    def decode(self, memory: Memory, inputs: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Teacher forcing: (B, T) tokens to (B, T, D) hidden states of the output layer."""
         words = self.dropout(self.target_embedding(inputs))
         state = self.initial_state(memory)
         hidden, cell = state.hidden, state.cell
+        layers = self._layers(memory)
         hiddens, contexts = [], []
         for word_gates in self.word_gates(words).unbind(1):
-            hidden, cell, context = self._advance(word_gates, hidden, cell, memory)
+            hidden, cell, context = self._advance(word_gates, hidden, cell, layers)
             hiddens.append(hidden)
             contexts.append(context)
         return self._output(torch.stack(hiddens, 1), torch.stack(contexts, 1), words)
@@ -156,17 +165,24 @@ class AttentiveModel(SequenceModel):
     def step(self, tokens: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
         """One word (B,) to the logits (B, V) of the next."""
         words = self.dropout(self.target_embedding(tokens))
-        hidden, cell, context = self._advance(self.word_gates(words), state.hidden, state.cell, state.memory)
+        layers = self._layers(state.memory)
+        hidden, cell, context = self._advance(self.word_gates(words), state.hidden, state.cell, layers)
         logits = self.classifier(self._output(hidden, context, words))
         return logits, DecoderState(hidden, cell, state.memory)
 
+    def _layers(self, memory: Memory) -> Layers:
+        return Layers(
+            StepLinear(self.recurrent.weight, self.recurrent.bias),
+            StepAttention(memory.keys, memory.values, memory.bias, self.energy.weight),
+            StepLinear(self.context_gates.weight, None),
+        )
+
     def _advance(
-        self, word_gates: Tensor, hidden: Tensor, cell: Tensor, memory: Memory
+        self, word_gates: Tensor, hidden: Tensor, cell: Tensor, layers: Layers
     ) -> tuple[Tensor, Tensor, Tensor]:
-        recurrent, query = torch.split(self.recurrent(hidden), self.sizes, -1)
-        energy = self.energy(torch.tanh(memory.keys + query[:, None])).squeeze(-1) + memory.bias
-        context = torch.bmm(torch.softmax(energy, -1)[:, None], memory.values).squeeze(1)
-        gates = word_gates + self.context_gates(context)
+        recurrent, query = torch.split(layers.recurrent(hidden), self.sizes, -1)
+        context = layers.attention(query)
+        gates = word_gates + layers.context(context)
         if self.is_lstm:
             hidden, cell = lstm_cell(gates + recurrent, cell)
         else:

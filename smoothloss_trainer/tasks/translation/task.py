@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from smoothloss_trainer.tasks.translation.data import (
     check_parts,
     make_batch,
     source_tensors,
+    without_test,
 )
 from smoothloss_trainer.tasks.translation.model import AttentiveModel, TranslationModel
 from smoothloss_trainer.tasks.translation.moses import moses_detokenizer
@@ -61,11 +63,21 @@ class TranslationTask(Task):
         if model.tie == "all" and not data.joint_vocabulary:
             raise RecipeError("model.tie all needs one vocabulary for both sides: data.joint_vocabulary true")
 
+    @classmethod
+    def without_test(cls, data: dict[str, Any]) -> dict[str, Any]:
+        """Neither test files nor raw text of them."""
+        kept = {key: value for key, value in data.items() if key != "test"}
+        if isinstance(data.get("raw"), dict):
+            kept["raw"] = {split: path for split, path in data["raw"].items() if split == "validation"}
+        return kept
+
     def __init__(self, recipe: Recipe, vocabularies: dict[str, Vocabulary] | None = None) -> None:
         data: TranslationData = recipe.data
         self.recipe = recipe
-        corpus = read_corpus(data)
+        corpus = read_corpus(data if recipe.training.test else without_test(data))
         self.splits, self.raw = corpus.parts, corpus.raw
+        if not recipe.training.test:  # parts that are held out of the training file
+            self.splits = {name: self.splits[name] for name in ("train", "validation")}
         self.train = self.splits.pop("train").short_pairs(data.max_length)
         self.test_splits = [split for split in self.splits if split != "validation"]
         for split, text in self.splits.items():

@@ -88,7 +88,8 @@ def test_a_package_that_is_missing_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delitem(sys.modules, "smoothloss_trainer.commands.train", raising=False)
-    monkeypatch.delitem(sys.modules, "smoothloss_trainer.loop", raising=False)
+    for name in ("loop", "trainer"):
+        monkeypatch.delitem(sys.modules, f"smoothloss_trainer.{name}", raising=False)
     monkeypatch.setitem(sys.modules, "tqdm", None)
     assert main(["train", "x.yaml"]) == 1
     said = capsys.readouterr().err

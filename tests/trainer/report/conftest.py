@@ -20,7 +20,7 @@ from smoothloss_trainer.tasks import task_class
 from smoothloss_trainer.vocabulary import SPECIAL_TOKENS
 
 MakeRun = Callable[..., RunDirectory]
-_VOID = ("meta", "img", "br")
+_VOID = ("meta", "img", "br", "input")
 
 
 def metrics_lines(epochs: int, *, bleu: float = 10.0) -> list[dict[str, Any]]:
@@ -94,7 +94,7 @@ class Page(HTMLParser):
 
     Attributes:
         tags: All tags in order, with their attributes.
-        text: All text outside the style sheet, whitespace made single.
+        text: All text outside style sheets and scripts, whitespace made single.
         cells: The text of each cell of each row of each table, by the table's caption.
     """
 
@@ -132,7 +132,7 @@ class Page(HTMLParser):
         assert self._open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if "style" in self._open:
+        if "style" in self._open or "script" in self._open:
             return
         self._texts.append(data)
         if "caption" in self._open:

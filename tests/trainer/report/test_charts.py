@@ -3,7 +3,7 @@ from __future__ import annotations
 import math
 import re
 
-from smoothloss_trainer.report.charts import MOST_POINTS, Line, key, line_chart, thinned
+from smoothloss_trainer.report.charts import MOST_POINTS, Bar, Line, bar_chart, key, line_chart, thinned
 from smoothloss_trainer.report.styles import style_of
 
 
@@ -42,3 +42,16 @@ def test_a_key_looks_like_its_line() -> None:
     assert "var(--line-0)" in first.content and "var(--line-2)" in other.content
     assert "key9-" in other.content and "stroke-dasharray" in other.content
     assert "stroke-dasharray" not in first.content
+
+
+def test_bars_are_as_long_as_their_values_and_texts_are_shown_as_they_are() -> None:
+    bars = [Bar("MLE", 10.0, 9.0, 11.0, "1.00 times"), Bar("a $x^2$ \x00", 40.0, 39.0, 41.0, "4.00 times")]
+    chart = bar_chart("t", "bars", bars, "ms")
+    assert chart is not None
+    texts = re.findall(r"<text[^>]*>([^<]*)</text>", chart.content)
+    assert {"MLE", "a $x^2$", "1.00 times", "4.00 times", "ms"} <= {text.strip() for text in texts}
+    drawn = re.findall(r'<path d="([^"]*)"[^>]*fill: var\(--line-0\)', chart.content)
+    edges = [[float(x) for x in re.findall(r"[ML] ([\d.]+) [\d.]+", path)] for path in drawn]
+    widths = [max(each) - min(each) for each in edges]
+    assert len(widths) == 2 and math.isclose(widths[1], 4 * widths[0], rel_tol=1e-3)
+    assert bar_chart("t", "bars", [], "ms") is None

@@ -50,7 +50,7 @@ def flat(text: str) -> str:
     return " ".join("".join(char if keeps(char) else "\ufffd" for char in text).split())
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(texts=st.lists(TEXTS.filter(str.strip), min_size=7, max_size=7))
 def test_no_text_breaks_out(bare: RunResults, texts: list[str]) -> None:
     plain, page = page_of(bare, ["x"] * 7), page_of(bare, texts)

@@ -1,0 +1,129 @@
+"""The page docs/results.md, from the tables of runs under benchmarks/results.
+
+python -m benchmarks.results_page            # writes it
+python -m benchmarks.results_page --check    # fails when it is not what the files say
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from smoothloss_trainer import shipped
+from smoothloss_trainer.reproduce import load_table
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+PAGE = ROOT / "docs" / "results.md"
+DATA = ("multi30k", "coco", "tatoeba")  # what the names of the tables' files begin with
+TABLES = ("multi30k_converged", "multi30k_small", "coco_labels", "coco_labels_small", "tatoeba")
+NAMES = {"bleu": "BLEU", "cider": "CIDEr"}
+HEAD = """# What the losses are worth
+
+<!-- Written by `python -m benchmarks.results_page` from benchmarks/results. Change those, not this. -->
+
+Which loss, with which settings, for what gain: the tables of `smoothloss reproduce`, each from its file under
+`benchmarks/results`. A difference is over the table's baseline, averaged over seeds, with its 95 % interval by a paired
+bootstrap. "Above" and "below" say that the interval leaves out zero; whether it reaches over seeds, or over sentences
+alone, is said at each table, and what is missing at the end.
+"""
+
+
+def tables() -> dict[str, dict[str, Any]]:
+    """The tables of runs by the stem of their file."""
+    files = [path for start in DATA for path in sorted(RESULTS.glob(f"{start}*.json"))]
+    read = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in files}
+    return {name: content for name, content in read.items() if isinstance(content, dict) and "rows" in content}
+
+
+def page() -> str:
+    """The page's text."""
+    found = tables()
+    return "\n".join([HEAD, *(section(name, content) for name, content in found.items()), *missing(found)])
+
+
+def section(name: str, content: dict[str, Any]) -> str:
+    """A table with what it says."""
+    rows = content["rows"]
+    metric = next(iter(rows[0]["scores"]))
+    title = NAMES.get(metric, metric)
+    lines = [["", title, f"{title} less {rows[0]['label']}", "p", "seeds"], ["---"] * 5]
+    lines += [_cells(row, metric) for row in rows]
+    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    with_seeds = any(row.get("interval") for row in rows)
+    over = "over sentences and seeds" if with_seeds else "over sentences alone, not seeds"
+    parts = [f"## {content['title']}", f"`{name}.json`, split {content['split']}; intervals {over}.", text]
+    parts += [statement(rows, metric), content.get("note", "")]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _cells(row: dict[str, Any], metric: str) -> list[str]:
+    scores, comparison = row["scores"][metric], row["comparison"]
+    spread = f" ± {stdev(scores):.2f}" if len(scores) > 1 else ""
+    cells = [row["label"], f"{mean(scores):.2f}{spread}"]
+    if comparison is None:
+        return [*cells, "–", "–", str(len(scores))]
+    ends = f"[{comparison['low']:+.2f}, {comparison['high']:+.2f}]"
+    return [*cells, f"{comparison['difference']:+.2f} {ends}", f"{comparison['p_value']:.3f}", str(len(scores))]
+
+
+def statement(rows: list[dict[str, Any]], metric: str) -> str:
+    """What a table bears out, in words that follow from its numbers alone."""
+    base, *others = rows
+    compared = [row for row in others if row["comparison"]]
+    if not compared:
+        return ""
+    above = [row["label"] for row in compared if row["comparison"]["low"] > 0]
+    below = [row["label"] for row in compared if row["comparison"]["high"] < 0]
+    open_ = [row["label"] for row in compared if row["label"] not in (*above, *below)]
+    parts = [
+        f"{words} {base['label']}: {'; '.join(labels)}."
+        for words, labels in (("Above", above), ("Below", below), ("Not told apart from", open_))
+        if labels
+    ]
+    best = max(rows, key=lambda row: mean(row["scores"][metric]))
+    parts.append(f"The best mean is that of {best['label']}.")
+    least = min(len(row["scores"][metric]) for row in rows)
+    if least < 3:
+        parts.append(f"With {least} seed{'s' if least > 1 else ''} in a row, none of this is known beyond these runs.")
+    return " ".join(parts)
+
+
+def missing(found: dict[str, dict[str, Any]]) -> list[str]:
+    """What of the shipped tables was not run, said plainly."""
+    lines = []
+    for name in TABLES:
+        table = load_table(shipped.find(f"tables/{name}"))
+        there = {row["key"]: len(next(iter(row["scores"].values()))) for row in found.get(name, {}).get("rows", [])}
+        if not there:
+            lines.append(f"- `{name}`: no run of it is recorded.")
+            continue
+        lacking = [
+            f"{row.label or key} ({there.get(key, 0)} of {len(table.seeds)} seeds)"
+            for key, row in table.rows.items()
+            if there.get(key, 0) < len(table.seeds)
+        ]
+        lines += [f"- `{name}`: {'; '.join(lacking)}."] if lacking else []
+    return ["## What is missing\n", *(lines or ["Nothing of the shipped tables."]), ""]
+
+
+def main(words: list[str] | None = None) -> int:
+    """Write the page, or compare it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; fail when the page is another one")
+    options = parser.parse_args(words)
+    text = page()
+    if options.check:
+        same = PAGE.is_file() and PAGE.read_text(encoding="utf-8") == text
+        sys.stderr.write("" if same else "docs/results.md is not what benchmarks/results say: write it again\n")
+        return 0 if same else 1
+    PAGE.write_text(text, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

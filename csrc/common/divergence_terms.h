@@ -1,0 +1,72 @@
+// The arithmetic of the Jensen-Shannon divergence of a row, shared by the CPU and the CUDA kernels.
+//
+// The teacher's probability is a_v where a slot names v and the same, r, everywhere else. With m = beta a + (1 - beta) p
+//
+//   loss = beta sum a (log a - log m) + (1 - beta) K,   K = KL(p || m) = sum p h,   h = log p - log m
+//   dloss/dz_v = (1 - beta) p_v (h_v - K)
+//
+// With d = log p - log a: log m - log a = log(beta + (1 - beta) e^d), and h = d - that. Where a class is not listed
+// log a is that of the row, so that one exponential and one logarithm do.
+#pragma once
+
+#include "common/row_terms.h"
+
+namespace smoothloss {
+namespace SMOOTHLOSS_ISA {
+
+// Below it a class's share of the teacher's rest makes no difference in any dtype, and is still a normal number.
+constexpr double kLowestLogShare = -80;
+
+// Beyond it d makes no difference, in either direction.
+constexpr double kLargestDistance = 700;
+
+// m is taken relative to r, or to e to this where r is less: log p - log r would lose digits beside a small r, and log r -
+// log m weighs little there.
+constexpr double kLowestLogUnit = -16;
+
+// What a pass over the classes that no slot names is to know. `T` runs over them; u is what m is relative to.
+template <class T>
+struct UnlistedTerms {
+    T center;
+    T beta;        // beta r / u
+    T mixed;       // (1 - beta) / (u sum): beta + mixed exp(z - center) = m / u
+    T offset;      // z - center + offset = log p - log u
+    double shift;  // log r - log u
+};
+
+template <class T>
+SMOOTHLOSS_HD UnlistedTerms<T> unlisted_terms(double center, double sum, double log_share, double beta) {
+    double log_unit = log_share > kLowestLogUnit ? log_share : kLowestLogUnit;
+    return {static_cast<T>(center), static_cast<T>(beta * exp(log_share - log_unit)),
+            static_cast<T>((1 - beta) * exp(-log_unit) / sum), static_cast<T>(-log(sum) - log_unit),
+            log_share - log_unit};
+}
+
+// sum p (log p - log m) and sum a (log a - log m).
+struct Divergences {
+    double student;
+    double teacher;
+};
+
+struct ListedTerms {
+    double p;
+    double from_student;  // log p - log m
+    double from_teacher;  // log a - log m
+};
+
+// Of one class that a slot names; the CPU has the same in vectors.
+SMOOTHLOSS_HD ListedTerms listed_terms(double z, double log_a, const RowSoftmax<double>& softmax, double beta) {
+    double log_p = (z - softmax.center) - softmax.log_sum;
+    double d = log_p - log_a;
+    d = d > -kLargestDistance ? d : -kLargestDistance;  // of two that are -inf too; a NaN stays in p
+    d = d < kLargestDistance ? d : kLargestDistance;
+    double log_m = log(beta + (1 - beta) * exp(d));
+    return {exp(log_p), d - log_m, -log_m};
+}
+
+SMOOTHLOSS_HD double log_share_of(double log_share) {
+    return log_share > kLowestLogShare ? log_share : kLowestLogShare;
+}
+
+}  // namespace SMOOTHLOSS_ISA
+}  // namespace smoothloss

@@ -1,0 +1,72 @@
+"""What the rows of a table were trained with, drawn from their recipes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from smoothloss_trainer.config import LossConfig, Recipe
+from smoothloss_trainer.run import recipe_values
+
+_SHOWN: tuple[str, ...] = (
+    "training.epochs",
+    "training.max_steps",
+    "training.max_minutes",
+    "training.patience",
+    "training.batch_size",
+)
+_SHOWN += ("training.clip", "optimizer.lr", "optimizer.schedule", "optimizer.decay", "optimizer.decay_start")
+_SHOWN += ("optimizer.weight_decay", "decoding.beam_size", "decoding.length_penalty")
+_OFF = (None, 0, 0.0)  # of keys that are left out then
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values by their whole key."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
+
+
+def loss_settings(recipe: Recipe) -> dict[str, Any]:
+    """What a recipe's loss says beyond the defaults, by key: ``{"name": "seq", "alpha": 0.3}``."""
+    default, own = flat(asdict(LossConfig())), flat(asdict(recipe.loss))
+    return {"name": recipe.loss.name, **{key: value for key, value in own.items() if value != default[key]}}
+
+
+def settings_note(recipes: Mapping[str, Sequence[Recipe]]) -> str:
+    """What all runs of a table have in common besides the loss, and where rows differ.
+
+    Args:
+        recipes: The recipes of each row's runs by its label.
+    """
+    by_row = {row: [flat(recipe_values(recipe)) for recipe in each] for row, each in recipes.items() if each}
+    every = [values for each in by_row.values() for values in each]
+    if not every:
+        return ""
+    model = sorted({key for values in every for key in values if key.startswith("model.")})
+    common, differing = [], []
+    for key in (*model, *_SHOWN):
+        values = [each.get(key) for each in every]
+        if all(value in _OFF for value in values):
+            continue
+        if all(value == values[0] for value in values):
+            common.append(f"{key} {_shown(values[0])}")
+            continue
+        named = (f"{row} {_shown(value)}" for row, each in by_row.items() for value in _distinct(each, key))
+        differing.append(f"{key}: {', '.join(named)}")
+    text = f"Settings of these runs, from their recipes: {', '.join(common)}."
+    return f"{text} They differ in {'; '.join(differing)}." if differing else text
+
+
+def _distinct(values: Sequence[Mapping[str, Any]], key: str) -> list[Any]:
+    found: list[Any] = []
+    for each in values:
+        if each.get(key) not in found:
+            found.append(each.get(key))
+    return found
+
+
+def _shown(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)

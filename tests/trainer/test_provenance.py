@@ -1,0 +1,21 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from smoothloss_trainer.config import Recipe
+from smoothloss_trainer.provenance import loss_settings, settings_note
+
+Make = Callable[..., Recipe]
+
+
+def test_a_note_says_what_runs_had_and_where_they_differ(make_recipe: Make) -> None:
+    long, short = (make_recipe(training={"epochs": epochs}) for epochs in (20, 6))
+    assert "training.epochs 20, " in settings_note({"MLE": [long, long], "Tok": [long]})
+    differing = settings_note({"MLE": [long], "Tok": [short, long]})
+    assert "They differ in training.epochs: MLE 20, Tok 6, Tok 20." in differing
+    assert "training.max_steps" not in differing and settings_note({"MLE": []}) == ""
+
+
+def test_what_a_loss_says_beyond_the_defaults(make_recipe: Make) -> None:
+    recipe = make_recipe(loss={"name": "seq", "alpha": 0.3, "reward": {"name": "constant"}, "embeddings": {}})
+    assert loss_settings(recipe) == {"name": "seq", "alpha": 0.3, "reward.name": "constant"}
