@@ -558,3 +558,18 @@ def test_a_step_of_the_trainer_is_measured() -> None:
         rows = [memory.measure(kind, way, 101, 32, 2, 16) for way in memory.WAYS]
         assert [row["loss"] for row in rows] == pytest.approx([rows[0]["loss"]] * 3, rel=1e-6)
         assert all(row["peak_mib"] is None or row["peak_mib"] >= 0 for row in rows)
+
+
+@pytest.mark.parametrize("clusters", [0, 1, 4])
+def test_compensation_puts_back_what_filtering_drops(clusters: int) -> None:
+    compensated = _load("compensated")
+    torch.manual_seed(0)
+    # All rows alike: their tails are one tail, and what is put back is the whole of it.
+    hidden, weight = torch.randn(1, 16).repeat(32, 1).bfloat16(), torch.randn(101, 16).bfloat16()
+    head = compensated.Head(hidden, weight, torch.randn(101).bfloat16(), torch.arange(32) % 5)
+    d_input, d_weight, kept = compensated.reduced(head, 20.0, clusters)
+    assert 5 <= kept < 101
+    want = compensated.exact(head)
+    dense = [compensated.error(got, right) for got, right in zip(compensated.dense(head), want, strict=True)]
+    errors = [compensated.error(got, right) for got, right in zip((d_input, d_weight), want, strict=True)]
+    assert all((error <= 2 * own) == (clusters > 0) for error, own in zip(errors, dense, strict=True))
