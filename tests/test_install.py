@@ -25,7 +25,7 @@ def test_a_wheel_holds_every_module_template_and_recipe(tmp_path: Path) -> None:
     root = Path(__file__).resolve().parents[1]
     build = ["-c", "import setuptools; setuptools.setup()", "-q", "egg_info", "--egg-base", tmp_path, "build_py"]
     subprocess.run([sys.executable, *build, "--build-lib", tmp_path / "lib"], cwd=root, check=True, capture_output=True)
-    kept = {".py", ".yaml", ".j2", ".css", ".typed"}
+    kept = {".py", ".yaml", ".j2", ".css", ".js", ".typed"}
     for package in ("smoothloss", "smoothloss_trainer"):
         there = {file.relative_to(root) for file in (root / package).rglob("*") if file.suffix in kept}
         assert there == {file.relative_to(tmp_path / "lib") for file in (tmp_path / "lib" / package).rglob("*.*")}

@@ -78,7 +78,7 @@ __device__ __forceinline__ Divergences block_sum(Divergences own) {
 }
 
 template <Mode MODE, class Storage>
-__global__ void __launch_bounds__(kMaxThreads, kMinBlocks<Storage>) jensen_shannon_kernel(JensenShannonArguments a) {
+__global__ void __launch_bounds__(kMaxThreads, 1) jensen_shannon_kernel(JensenShannonArguments a) {
     using T = typename Accumulator<Storage>::Type;
     int64_t n = blockIdx.x, saved = n * kSavedJensenShannon;
     uint32_t classes = static_cast<uint32_t>(a.logits.classes);
@@ -130,7 +130,7 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks<Storage>) jensen_shann
 }
 
 template <Mode MODE, class Storage, class Out>
-__global__ void __launch_bounds__(kMaxThreads, kMinBlocks<Storage>)
+__global__ void __launch_bounds__(kMaxThreads, 1)
     jensen_shannon_backward_kernel(JensenShannonBackwardArguments a) {
     using T = typename Accumulator<Storage>::Type;
     int64_t n = blockIdx.x, saved = n * kSavedJensenShannon;
