@@ -74,7 +74,7 @@ def check(
     smallest = torch.finfo(dtype).smallest_normal * rounding if is_half else 0.0
     gradient = gradient.nan_to_num()
     error, scale = (out.double() - gradient).abs().amax(-1), gradient.abs().amax(-1)
-    assert (error <= scale * (rounding + tolerance) + 8 * eps * grad.abs() + smallest).all(), (error, scale)
+    assert (error <= scale * (rounding + tolerance) + 2 * eps * grad.abs() + smallest).all(), (error, scale)
 
 
 def check_shift(kernels: Any, dtype: torch.dtype) -> None:
@@ -103,4 +103,5 @@ def check_tail(kernels: Any, dtype: torch.dtype) -> None:
     grad = torch.ones(1, dtype=accumulator_dtype(dtype))
     _, out = run(kernels, logits, teacher, 0.5, OPTIONS["plain"], grad, inplace=False)
     tail, expected = out[0, slots:].double(), expected[0, slots:]
-    assert (tail - expected).norm() <= 40 * torch.finfo(dtype).eps * expected.norm()
+    # A logit lies up to 34 below the largest: e to the rounded difference errs by half as many roundings.
+    assert (tail - expected).norm() <= 17 * torch.finfo(dtype).eps * expected.norm()

@@ -21,26 +21,39 @@ constexpr double kLowestLogShare = -80;
 // Beyond it d makes no difference, in either direction.
 constexpr double kLargestDistance = 700;
 
-// m is taken relative to r, or to e to this where r is less: log p - log r would lose digits beside a small r, and log
-// r - log m weighs little there.
-constexpr double kLowestLogUnit = -16;
-
-// What a pass over the classes that no slot names is to know. `T` runs over them; u is what m is relative to.
+// What a pass over the classes that no slot names is to know. `T` runs over them.
 template <class T>
 struct UnlistedTerms {
     T center;
-    T beta;        // beta r / u
-    T mixed;       // (1 - beta) / (u sum): beta + mixed exp(z - center) = m / u
-    T offset;      // z - center + offset = log p - log u
-    double shift;  // log r - log u
+    T scale;       // 1 / (r sum): p / r = scale exp(z - center)
+    T offset;      // log p - log r = z - center + offset
+    T beta, rest;  // and 1 - beta
 };
 
 template <class T>
 SMOOTHLOSS_HD UnlistedTerms<T> unlisted_terms(double center, double sum, double log_share, double beta) {
-    double log_unit = log_share > kLowestLogUnit ? log_share : kLowestLogUnit;
-    return {static_cast<T>(center), static_cast<T>(beta * exp(log_share - log_unit)),
-            static_cast<T>((1 - beta) * exp(-log_unit) / sum), static_cast<T>(-log(sum) - log_unit),
-            log_share - log_unit};
+    constexpr double least = 1e-37;  // whose logarithm is finite in every dtype
+    double rest = 1 - beta;
+    return {static_cast<T>(center), static_cast<T>(exp(-log_share) / sum), static_cast<T>(-log(sum) - log_share),
+            static_cast<T>(beta > least ? beta : least), static_cast<T>(rest > least ? rest : least)};
+}
+
+template <class V>
+struct UnlistedClass {
+    V from_student;  // log p - log m
+    V from_share;    // log m - log r
+};
+
+// Of the larger one of p and r, m is a share between its weight and 1: the logarithm of that is the small number that
+// is wanted where it counts, and no difference of two large ones. `ratio` is p / r and d its logarithm; `V` is a number
+// or a vector, whose logarithm `log_of` is.
+template <class V, class Log>
+SMOOTHLOSS_HD UnlistedClass<V> unlisted_class(V d, V ratio, V beta, V rest, Log log_of) {
+    V one = V{} + 1;
+    auto is_larger = ratio > one;
+    V smaller = is_larger ? one / ratio : ratio;
+    V share = log_of((is_larger ? rest : beta) + (is_larger ? beta : rest) * smaller);
+    return {is_larger ? -share : d - share, is_larger ? d + share : share};
 }
 
 // sum p (log p - log m) and sum a (log a - log m).

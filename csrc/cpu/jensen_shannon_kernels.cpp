@@ -64,16 +64,29 @@ SMOOTHLOSS_NOINLINE Divergences listed_divergences(int64_t count, const RowSoftm
 template <class T>
 struct UnlistedSums {
     Vector<T> student;  // of sum p (log p - log m)
-    Vector<T> log_m;    // of log m - log u
+    Vector<T> log_m;    // of log m - log r
 };
 
 template <class T>
+struct UnlistedVectors {
+    Vector<T> e;  // p sum
+    UnlistedClass<Vector<T>> logs;
+};
+
+template <class T>
+SMOOTHLOSS_HD UnlistedVectors<T> unlisted_vectors(Vector<T> z, const UnlistedTerms<T>& terms) {
+    Vector<T> distance = z - terms.center;
+    Vector<T> e = vector_exp<T>(distance);  // 0 of -inf, which that of the clamped one is not
+    auto log_of = [](Vector<T> x) SMOOTHLOSS_INLINE_LAMBDA { return vector_log<T>(x); };
+    return {e, unlisted_class(clamp_exponent<T>(distance) + terms.offset, e * terms.scale, broadcast<T>(terms.beta),
+                              broadcast<T>(terms.rest), log_of)};
+}
+
+template <class T>
 SMOOTHLOSS_HD void accumulate(UnlistedSums<T>& sums, Vector<T> z, const UnlistedTerms<T>& terms) {
-    Vector<T> distance = clamp_exponent<T>(z - terms.center);
-    Vector<T> e = vector_exp<T>(z - terms.center);  // 0 of -inf, which that of the clamped one is not
-    Vector<T> log_m = vector_log<T>(e * terms.mixed + terms.beta);
-    sums.log_m += log_m;
-    sums.student += e * ((distance + terms.offset) - log_m);
+    UnlistedVectors<T> own = unlisted_vectors<T>(z, terms);
+    sums.log_m += own.logs.from_share;
+    sums.student += own.e * own.logs.from_student;
 }
 
 template <Transform TRANSFORM, class T, class Storage>
@@ -124,8 +137,6 @@ SMOOTHLOSS_NOINLINE Divergences unlisted_divergences(const Storage* row, const R
         sums.student += own.student;
         sums.teacher += own.teacher;
     }
-    int64_t listed = scratch.first[(slots.classes + kBlock - 1) / kBlock];
-    sums.teacher -= static_cast<double>(slots.classes - listed) * terms.shift;
     return sums;
 }
 
@@ -177,22 +188,21 @@ SMOOTHLOSS_NOINLINE void write_listed(OutStorage* out, int64_t count, const RowS
 }
 
 template <Transform TRANSFORM, class T>
-SMOOTHLOSS_HD Vector<T> unlisted_gradient(Vector<T> x, const UnlistedTerms<T>& terms, T factor,
+SMOOTHLOSS_HD Vector<T> unlisted_gradient(Vector<T> x, const UnlistedTerms<T>& terms, T student, T factor,
                                           const TransformTerms<T>& transforms) {
     Transformed<T> transformed = transform<TRANSFORM, T>(x, transforms);
-    Vector<T> distance = clamp_exponent<T>(transformed.z - terms.center);
-    Vector<T> e = vector_exp<T>(transformed.z - terms.center);
-    Vector<T> value = e * factor * ((distance + terms.offset) - vector_log<T>(e * terms.mixed + terms.beta));
+    UnlistedVectors<T> own = unlisted_vectors<T>(transformed.z, terms);
+    Vector<T> value = own.e * factor * (own.logs.from_student - student);
     return TRANSFORM == Transform::softcap ? value * transformed.chain : value;
 }
 
 // `out` may be `row`. The terms are copies: what is stored to `out` cannot change them.
 template <Transform TRANSFORM, class T, class Storage, class OutStorage>
 SMOOTHLOSS_NOINLINE void write_unlisted(const Storage* row, OutStorage* out, int64_t classes, UnlistedTerms<T> terms,
-                                        T factor, TransformTerms<T> transforms) {
+                                        T student, T factor, TransformTerms<T> transforms) {
     constexpr int width = Lanes<T>::width;
     auto gradient = [&](Vector<T> x) SMOOTHLOSS_INLINE_LAMBDA {
-        return unlisted_gradient<TRANSFORM, T>(x, terms, factor, transforms);
+        return unlisted_gradient<TRANSFORM, T>(x, terms, student, factor, transforms);
     };
     int64_t i = 0;
     for (; i + 2 * width <= classes; i += 2 * width)
@@ -222,10 +232,9 @@ void backward_rows(const JensenShannonBackwardArguments& a, int64_t begin, int64
         RowSoftmax<double> softmax{get<T>(a.saved, saved), log(sum), 0};
         double log_share = log_share_of(get<T>(a.targets.uniform, n));
         UnlistedTerms<T> terms = unlisted_terms<T>(softmax.center, sum, log_share, a.beta);
-        // h - K: of the same constants that h has.
         double factor = grad * (1 - a.beta) * a.options.logit_scale;
-        terms.offset = static_cast<T>((terms.shift - log_share) - log(sum) - student);
-        write_unlisted<TRANSFORM, T>(row, out, slots.classes, terms, static_cast<T>(factor / sum), transforms);
+        write_unlisted<TRANSFORM, T>(row, out, slots.classes, terms, static_cast<T>(student),
+                                     static_cast<T>(factor / sum), transforms);
         write_listed(out, listed, softmax, student, factor, a.beta, a.options, scratch);
     }
 }

@@ -77,6 +77,11 @@ __device__ __forceinline__ Divergences block_sum(Divergences own) {
     return {warp_sum(other.student), warp_sum(other.teacher)};
 }
 
+template <class T>
+__device__ __forceinline__ UnlistedClass<T> unlisted_logs(T distance, T e, const UnlistedTerms<T>& terms) {
+    return unlisted_class(distance + terms.offset, e * terms.scale, terms.beta, terms.rest, [](T x) { return log(x); });
+}
+
 template <Mode MODE, class Storage>
 __global__ void __launch_bounds__(kMaxThreads, 1) jensen_shannon_kernel(JensenShannonArguments a) {
     using T = typename Accumulator<Storage>::Type;
@@ -101,7 +106,6 @@ __global__ void __launch_bounds__(kMaxThreads, 1) jensen_shannon_kernel(JensenSh
     for (uint32_t begin = 0; begin < classes; begin += kTile<T>) {
         Tile<T> tile = load_tile(begin, classes, slots);
         T student = 0, log_m = 0;
-        int unlisted = 0;
 #pragma unroll 2
         for (uint32_t i = threadIdx.x; i < tile.size; i += blockDim.x) {
             T z = transform<MODE>(to_accumulator(logits[begin + i]), transforms).z;
@@ -113,13 +117,12 @@ __global__ void __launch_bounds__(kMaxThreads, 1) jensen_shannon_kernel(JensenSh
                 continue;
             }
             T distance = z - terms.center, e = exponential(distance);
-            T own = log(e * terms.mixed + terms.beta);
-            log_m += own;
-            ++unlisted;
-            student += e != 0 ? e * ((distance + terms.offset) - own) : T(0);
+            UnlistedClass<T> own = unlisted_logs(distance, e, terms);
+            log_m += own.from_share;
+            student += e != 0 ? e * own.from_student : T(0);
         }
         total.student += static_cast<double>(student) / sum;
-        total.teacher -= share * (static_cast<double>(log_m) - unlisted * terms.shift);
+        total.teacher -= share * static_cast<double>(log_m);
     }
     total = block_sum(total);
     if (threadIdx.x != 0) return;
@@ -130,8 +133,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1) jensen_shannon_kernel(JensenSh
 }
 
 template <Mode MODE, class Storage, class Out>
-__global__ void __launch_bounds__(kMaxThreads, 1)
-    jensen_shannon_backward_kernel(JensenShannonBackwardArguments a) {
+__global__ void __launch_bounds__(kMaxThreads, 1) jensen_shannon_backward_kernel(JensenShannonBackwardArguments a) {
     using T = typename Accumulator<Storage>::Type;
     int64_t n = blockIdx.x, saved = n * kSavedJensenShannon;
     uint32_t classes = static_cast<uint32_t>(a.logits.classes);
@@ -150,8 +152,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
     double log_share = log_share_of(static_cast<double>(get<T>(a.targets.uniform, n)));
     double factor = grad * (1 - a.beta) * a.options.logit_scale;
     UnlistedTerms<T> terms = unlisted_terms<T>(softmax.center, sum, log_share, a.beta);
-    terms.offset = T((terms.shift - log_share) - softmax.log_sum - student);  // h - K: of the same constants that h has
-    T p_scale = T(factor / sum);
+    T p_scale = T(factor / sum), student_row = T(student);
 #pragma unroll 1
     for (uint32_t begin = 0; begin < classes; begin += kTile<T>) {
         Tile<T> tile = load_tile(begin, classes, slots);
@@ -165,7 +166,8 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
                 value = T(factor * listed.p * (listed.from_student - student));
             } else {
                 T distance = logit.z - terms.center, e = exponential(distance);
-                value = e != 0 ? e * p_scale * ((distance + terms.offset) - log(e * terms.mixed + terms.beta)) : T(0);
+                T from_student = unlisted_logs(distance, e, terms).from_student;
+                value = e != 0 ? e * p_scale * (from_student - student_row) : T(0);
             }
             out[begin + i] = Rounded<Out>::from(value * logit.chain);
         }

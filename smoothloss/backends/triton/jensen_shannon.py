@@ -1,7 +1,7 @@
 """The Jensen-Shannon divergence in Triton, from a teacher whose rest is spread evenly; a program a row.
 
-With ``m = beta a + (1 - beta) p``, and r what every class has that no slot names, ``log(m / r) = log(beta + mixed
-e^(z - peak))``, one exponential and one logarithm a class. The sums over the classes are in float64: they go over the
+With ``m = beta a + (1 - beta) p``, and r what every class has that no slot names, the larger one of p and r is taken out
+of m: what is left is between its weight and 1, and its logarithm has no digits to lose. The sums over the classes are in float64: they go over the
 listed ones too, which are taken off again to the last bit but one, and added in float64 as what they are.
 """
 # mypy: ignore-errors
@@ -18,8 +18,8 @@ _RUN_TIME = [
 ]  # fmt: skip
 # Below it a class's share of the teacher's rest makes no difference in any dtype, and 1 / share is still finite.
 _LOWEST_LOG_SHARE: tl.constexpr = tl.constexpr(-80.0)
-# m is taken relative to r, or to e to this where r is less: ``log p - log r`` would lose digits beside a small r.
-_LOWEST_LOG_UNIT: tl.constexpr = tl.constexpr(-16.0)
+# Of the weights of both sides, whose logarithm is finite in every dtype.
+_LEAST_WEIGHT: tl.constexpr = tl.constexpr(1e-37)
 # Beyond it ``log p - log a`` makes no difference.
 _LARGEST_DISTANCE: tl.constexpr = tl.constexpr(700.0)
 
@@ -56,12 +56,15 @@ def _listed(z, log_a, center, log_sum, beta):
 
 
 @triton.jit
-def _unlisted(z, peak, beta, mixed, offset):
-    """Return ``e^(z - peak)``, ``log p - log m`` but for what `offset` lacks, and ``log m - log r``."""
-    distance = tl.maximum(z - peak, -1000.0)  # which is a zero in any dtype, and no inf to multiply it by
+def _unlisted(z, peak, beta, rest, ratio_scale, offset):
+    """Return ``e^(z - peak)``, ``log p - log m`` and ``log m - log r``, see `unlisted_class` in csrc/common."""
+    d = tl.maximum(z - peak, -1000.0) + offset  # which is a zero in any dtype, and no inf to multiply it by
     power = tl.exp(z - peak)
-    log_m = tl.log(power * mixed + beta)
-    return power, (distance + offset) - log_m, log_m
+    ratio = power * ratio_scale
+    is_larger = ratio > 1.0
+    smaller = tl.where(is_larger, 1.0 / tl.where(is_larger, ratio, 1.0), ratio)
+    share = tl.log(tl.where(is_larger, rest, beta) + tl.where(is_larger, beta, rest) * smaller)
+    return power, tl.where(is_larger, -share, d - share), tl.where(is_larger, d + share, share)
 
 
 @triton.jit
@@ -113,10 +116,10 @@ def _jensen_shannon_forward_kernel(
     center, total = peak.to(tl.float64), tl.where(present, norm, 1.0).to(tl.float64)
     log_sum = tl.log(total)
     share = tl.maximum(tl.load(log_share + row).to(tl.float64), _LOWEST_LOG_SHARE)
-    unit = tl.maximum(share, _LOWEST_LOG_UNIT)
-    mixed = ((1.0 - beta) * tl.exp(-unit) / total).to(ACCUMULATOR)
-    offset = (-log_sum - unit).to(ACCUMULATOR)
-    narrow_beta = (beta * tl.exp(share - unit)).to(ACCUMULATOR)
+    ratio_scale = (tl.exp(-share) / total).to(ACCUMULATOR)
+    offset = (-log_sum - share).to(ACCUMULATOR)
+    narrow_beta = tl.maximum(beta, _LEAST_WEIGHT).to(ACCUMULATOR)
+    narrow_rest = tl.maximum(1.0 - beta, _LEAST_WEIGHT).to(ACCUMULATOR)
 
     lane = tl.arange(0, BLOCK)
     student = tl.zeros((BLOCK,), tl.float64)
@@ -125,7 +128,7 @@ def _jensen_shannon_forward_kernel(
         column = start + lane
         inside = column < num_classes
         z = load_logits(logits + column, inside, scale, softcap, ACCUMULATOR, HAS_SOFTCAP)
-        power, from_student, log_m = _unlisted(z, peak, narrow_beta, mixed, offset)
+        power, from_student, log_m = _unlisted(z, peak, narrow_beta, narrow_rest, ratio_scale, offset)
         student += tl.where(inside, power * from_student, 0.0).to(tl.float64)
         distance += tl.where(inside, log_m, 0.0).to(tl.float64)
     student_row, distance_row = tl.sum(student, 0), tl.sum(distance, 0)
@@ -138,7 +141,7 @@ def _jensen_shannon_forward_kernel(
             indices, log_a, start, num_entries, num_classes, -1, ACCUMULATOR, BLOCK_S, True
         )
         z = load_logits(logits + index, filled, scale, softcap, ACCUMULATOR, HAS_SOFTCAP)
-        power, from_student, log_m = _unlisted(z, peak, narrow_beta, mixed, offset)
+        power, from_student, log_m = _unlisted(z, peak, narrow_beta, narrow_rest, ratio_scale, offset)
         less_student += tl.where(filled, power * from_student, 0.0).to(tl.float64)
         less_distance += tl.where(filled, log_m, 0.0).to(tl.float64)
         log_weight = log_weight.to(tl.float64)
@@ -146,7 +149,7 @@ def _jensen_shannon_forward_kernel(
         own_student += tl.where(filled, p * from_student, 0.0)
         own_teacher += tl.where(filled, tl.exp(log_weight) * from_teacher, 0.0)
     student_row = (student_row - tl.sum(less_student, 0)) / total + tl.sum(own_student, 0)
-    distance_row -= tl.sum(less_distance, 0) + (num_classes - num_listed).to(tl.float64) * (share - unit)
+    distance_row -= tl.sum(less_distance, 0)
     teacher_row = tl.sum(own_teacher, 0) - tl.exp(share) * distance_row
     loss = beta * teacher_row + (1.0 - beta) * student_row
     tl.store(losses + row, tl.where(present, loss, 0.0).to(ACCUMULATOR))
@@ -201,10 +204,11 @@ def _jensen_shannon_backward_kernel(
     student = tl.where(live, tl.load(saved + 3 * row + 2), 0.0).to(tl.float64)
     log_sum = tl.log(total)
     share = tl.maximum(tl.load(log_share + row).to(tl.float64), _LOWEST_LOG_SHARE)
-    unit = tl.maximum(share, _LOWEST_LOG_UNIT)
-    mixed = ((1.0 - beta) * tl.exp(-unit) / total).to(ACCUMULATOR)
-    offset = (-log_sum - unit - student).to(ACCUMULATOR)
-    narrow_beta = (beta * tl.exp(share - unit)).to(ACCUMULATOR)
+    ratio_scale = (tl.exp(-share) / total).to(ACCUMULATOR)
+    offset = (-log_sum - share).to(ACCUMULATOR)
+    narrow_beta = tl.maximum(beta, _LEAST_WEIGHT).to(ACCUMULATOR)
+    narrow_rest = tl.maximum(1.0 - beta, _LEAST_WEIGHT).to(ACCUMULATOR)
+    narrow_student = student.to(ACCUMULATOR)
     factor = tl.where(live, incoming, 0.0) * (1.0 - beta)
     level = (factor / total).to(ACCUMULATOR)
 
@@ -225,8 +229,8 @@ def _jensen_shannon_backward_kernel(
     for start in range(0, num_classes, BLOCK):
         column = start + lane
         z = load_logits(logits + column, column < readable, scale, softcap, ACCUMULATOR, HAS_SOFTCAP)
-        power, from_student, _log_m = _unlisted(z, peak, narrow_beta, mixed, offset)
-        gradient = level * power * from_student
+        power, from_student, _log_m = _unlisted(z, peak, narrow_beta, narrow_rest, ratio_scale, offset)
+        gradient = level * power * (from_student - narrow_student)
         if HAS_SOFTCAP:
             ratio = z / softcap
             gradient *= 1.0 - ratio * ratio
