@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import yaml
@@ -217,3 +217,12 @@ class _Builder:
             return int(word, 0) if word[:2] in ("0o", "0x") else int(word)
         except ValueError:
             raise _problem(f"{word[:40]}... is too long a number", node) from None
+
+
+def flat(values: Mapping[str, Any], separator: str = ".", prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, keys joined: ``{"loss": {"tau": 1}}`` becomes ``{"loss.tau": 1}``."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        is_nested = isinstance(value, Mapping)
+        found |= flat(value, separator, f"{prefix}{key}{separator}") if is_nested else {f"{prefix}{key}": value}
+    return found

@@ -6,6 +6,7 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
+from smoothloss_trainer.documents import flat
 from smoothloss_trainer.errors import RunError
 from smoothloss_trainer.run import RunDirectory
 
@@ -38,7 +39,7 @@ class MetricsLog:
         self.lines += 1
         if self._wants_board:
             board = self._open(step)
-            for name, value in _flat(values).items():
+            for name, value in flat(values, "/").items():
                 board.add_scalar(name, value, step)
             board.flush()
 
@@ -68,13 +69,6 @@ class MetricsLog:
             folder = str(self.run.path / "tensorboard")
             self._board = _board_class()(folder, purge_step=step + 1, filename_suffix=suffix)
         return self._board
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    flat: dict[str, float] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}/") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
 
 
 def _board_class() -> type[SummaryWriter]:

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from smoothloss_trainer.config import LossConfig, Recipe
+from smoothloss_trainer.documents import flat
 from smoothloss_trainer.run import recipe_values
 
 _SHOWN: tuple[str, ...] = (
@@ -19,14 +20,6 @@ _SHOWN: tuple[str, ...] = (
 _SHOWN += ("training.clip", "optimizer.lr", "optimizer.schedule", "optimizer.decay", "optimizer.decay_start")
 _SHOWN += ("optimizer.weight_decay", "decoding.beam_size", "decoding.length_penalty")
 _OFF = (None, 0, 0.0)  # of keys that are left out then
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested values by their whole key."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return found
 
 
 def loss_settings(recipe: Recipe) -> dict[str, Any]:

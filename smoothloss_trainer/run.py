@@ -39,7 +39,7 @@ import torch
 from smoothloss._files import write_atomically
 from smoothloss_trainer.checkpoint import write_json
 from smoothloss_trainer.config import Recipe
-from smoothloss_trainer.documents import dump_yaml
+from smoothloss_trainer.documents import dump_yaml, flat
 from smoothloss_trainer.errors import RecipeError
 from smoothloss_trainer.files import read_json
 from smoothloss_trainer.folder import Folder
@@ -223,7 +223,7 @@ class RunDirectory:
 
     def _difference(self, recipe: Recipe, free: tuple[str, ...]) -> str | None:
         """The first key with another value than in the run, which is neither one of these nor begins with one."""
-        new, old = _flat(recipe_values(recipe)), _flat(recipe_values(self.recipe()))
+        new, old = flat(recipe_values(recipe)), flat(recipe_values(self.recipe()))
         for key in sorted({*new, *old}):
             may_differ = key.startswith(free) and not key.startswith(FIXED_KEYS)
             if new.get(key) != old.get(key) and not may_differ:
@@ -335,13 +335,6 @@ def recipe_values(recipe: Recipe) -> dict[str, Any]:
     """The recipe as plain values, ready for YAML: what :func:`~smoothloss_trainer.recipe.parse_recipe` reads."""
     plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(recipe)))
     return plain
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value})
-    return flat
 
 
 def environment() -> dict[str, Any]:

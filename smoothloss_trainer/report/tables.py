@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 import smoothloss
+from smoothloss_trainer.documents import flat
 from smoothloss_trainer.report.inputs import CIDER, Data, signature
 from smoothloss_trainer.report.runs import RunResults
 from smoothloss_trainer.report.state import is_number
@@ -301,11 +302,3 @@ def environment_table(result: RunResults) -> Table | None:
     known = {key.removeprefix("versions."): value for key, value in values.items() if value is not None}
     rows = [[Cell(key), Cell(shown(value))] for key, value in known.items()]
     return Table(f"Versions and machine of {result.label}", [Cell("what"), Cell("value")], rows) if rows else None
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, keys joined by dots."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        found.update(flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value})
-    return found

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from smoothloss._files import write_atomically
-from smoothloss_trainer.documents import dump_yaml
+from smoothloss_trainer.documents import dump_yaml, flat
 from smoothloss_trainer.errors import RecipeError, RunError
 from smoothloss_trainer.folder import folder_of_runs
 from smoothloss_trainer.packages import optional_package
@@ -125,7 +125,7 @@ def _holds(distribution: Any, value: Any) -> bool:
 
 def _check_same(study: Any, plan: Plan, out: Path) -> None:
     """Refuse a study of another recipe or space; note those of a new one."""
-    facts = _flat({**recipe_values(plan.recipe), "tune": {"space": plan.config.space}})
+    facts = flat(recipe_values(plan.recipe)) | {f"tune.space.{key}": value for key, value in plan.config.space.items()}
     facts = {key: value for key, value in facts.items() if key in _LENGTHS or not key.startswith(FREE_KEYS)}
     facts = json.loads(json.dumps(facts))
     known = study.user_attrs.get("recipe")
@@ -136,12 +136,6 @@ def _check_same(study: Any, plan: Plan, out: Path) -> None:
         if facts.get(key) != known.get(key):
             there = f"{key} is {known.get(key)!r} there and {facts.get(key)!r} in the recipe"
             raise RecipeError(f"{out} holds the trials of another study, {there}: choose another --out")
-
-
-def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(values, dict) or prefix == "tune.space.":
-        return {prefix.removesuffix("."): values}
-    return {name: each for key, value in values.items() for name, each in _flat(value, f"{prefix}{key}.").items()}
 
 
 def _train(study: Any, plan: Plan, out: Path, count: int, workers: int) -> None:

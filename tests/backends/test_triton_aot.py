@@ -28,6 +28,7 @@ from triton.compiler import ASTSource
 
 from smoothloss.backends import triton as triton_kernels
 from smoothloss.backends.common import (
+    SAVED_JENSEN_SHANNON,
     SAVED_STATISTICS,
     Candidates,
     DenseRows,
@@ -65,6 +66,8 @@ KERNELS = (
     "_sparse_cross_entropy_backward_kernel",
     "_token_statistics_forward_kernel",
     "_token_statistics_backward_kernel",
+    "_jensen_shannon_forward_kernel",
+    "_jensen_shannon_backward_kernel",
     "_smoothed_target_kernel",
     "_reduce_kernel",
     "_scaled_copy_kernel",
@@ -92,6 +95,8 @@ CALLS = {
     "statistics_forward": WIDE,
     "statistics_backward": (*WIDE, (F32, BF16)),
     **{f"statistics_backward_of_{name}": ((BF16, BF16), (F64, F64)) for name in StatisticsGradients._fields},
+    "jensen_shannon_forward": WIDE,
+    "jensen_shannon_backward": (*WIDE, (F32, BF16)),
 }
 # The options that each is compiled with, where these are not both: loops over rows where they need the most registers.
 ALL_OPTIONS = {
@@ -107,7 +112,8 @@ ALL_OPTIONS = {
 # One width for each configuration, in units of 8 and not; numbers of entries for each block, and beyond the largest.
 WIDTHS = {F32: (1000, 1003, 9800, 9801, 128256, 50257), F64: (9800, 9801)}
 ENTRIES = (1, 21, 126, 200)
-POINTERS = {F16: "*fp16", BF16: "*bf16", F32: "*fp32", F64: "*fp64", torch.int32: "*i32", torch.int64: "*i64"}
+POINTERS = {F16: "*fp16", BF16: "*bf16", F32: "*fp32", F64: "*fp64"}
+POINTERS |= {torch.int16: "*i16", torch.int32: "*i32", torch.int64: "*i64"}
 
 
 class Launch(NamedTuple):
@@ -152,6 +158,16 @@ def call(
         used = [grad if "_of_" not in name or name.endswith(kind) else None for kind, grad in grads.items()]
         saved = torch.zeros(rows, SAVED_STATISTICS, dtype=accumulator)
         triton_kernels.token_statistics_backward(StatisticsGradients(*used), logits, indices, saved, options, out)
+        return
+    if name.startswith("jensen_shannon"):
+        teacher, saved = (
+            RowTarget(indices, weights, per_row),
+            torch.zeros(rows, SAVED_JENSEN_SHANNON, dtype=accumulator),
+        )
+        if name.endswith("forward"):
+            triton_kernels.jensen_shannon(logits, teacher, 0.5, options)
+        else:
+            triton_kernels.jensen_shannon_backward(per_row, logits, teacher, saved, 0.5, options, out)
         return
     uniform = None if options == PLAIN else per_row
     dense = DenseRows(weights.new_zeros(1, v), indices[:, :1], weights[:, :1]) if "dense" in name else None
@@ -267,7 +283,7 @@ def test_targets_and_mean_compile_without_stack(architecture: int, launches: lis
     compile_all(launches, architecture, tmp_path)
 
 
-@pytest.mark.parametrize("architecture", (80, 90))
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_draws_compile_without_stack(architecture: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     recorded: list[Launch] = []
     for module, name in (
@@ -276,7 +292,7 @@ def test_draws_compile_without_stack(architecture: int, monkeypatch: pytest.Monk
         monkeypatch.setattr(module, name, Recorder(getattr(module, name), recorded))
     monkeypatch.setattr(_hamming_triton, "unavailable", lambda sentences: None)
     table = SimilarityTable.from_embeddings(torch.randn(40, 4), k=5, tau=0.4)
-    for dtype, width in ((torch.int32, 16), (torch.int64, 70), (torch.int64, 500)):
+    for dtype, width in ((torch.int16, 16), (torch.int32, 70), (torch.int64, 500)):
         target = torch.zeros(2, width, dtype=dtype)
         for pool in (BatchPool(), VocabularyPool(40), SimilarPool(table)):
             HammingSampler(0.3, pool, impl="triton")(target, None, 3)

@@ -11,9 +11,7 @@ With ``TRITON_INTERPRET=1`` in the environment before the import, the kernels ru
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import struct
 from typing import Any
 
 import torch
@@ -25,7 +23,6 @@ from smoothloss.backends.common import (
     SAVED_JENSEN_SHANNON,
     SAVED_STATISTICS,
     Candidates,
-    DenseRows,
     Forward,
     RowOptions,
     RowTarget,
@@ -33,6 +30,15 @@ from smoothloss.backends.common import (
     TableRows,
     TokenStatistics,
     accumulator_dtype,
+)
+from smoothloss.backends.triton.arguments import (
+    as_int32,
+    dense_arguments,
+    in_two,
+    on_device,
+    scalars,
+    transform_scalars,
+    widths,
 )
 from smoothloss.backends.triton.config import (
     ENTRY_BLOCKS,
@@ -128,14 +134,14 @@ def backward(
         return
     indices, weights, ignored = _entries(target, statistics)
     config, constants = _constants(logits, target, options, out)
-    mix, mix_sizes = _dense_arguments(target.dense, indices, weights)
-    with _on_device(logits):
+    mix, mix_sizes = dense_arguments(target.dense, indices, weights)
+    with on_device(logits):
         _sparse_cross_entropy_backward_kernel[(rows,)](
             grad, grad if scale is None else scale, logits, statistics, indices, weights,
             weights if target.uniform is None else target.uniform, *mix,
             weights if target.prior is None else target.prior, _selected(weights, constants),
-            weights if mass is None else mass, out, *_widths(constants["UNIT"], logits, out),
-            0 if grad.numel() == 1 else 1, num_entries, *mix_sizes, ignored, *_scalars(options, statistics.dtype),
+            weights if mass is None else mass, out, *widths(constants["UNIT"], logits, out),
+            0 if grad.numel() == 1 else 1, num_entries, *mix_sizes, ignored, *scalars(options, statistics.dtype),
             **constants, HAS_UNIFORM=target.uniform is not None, HAS_MASS=mass is not None,
             HAS_SCALE=scale is not None, num_warps=config.num_warps, maxnreg=config.max_registers,
         )  # fmt: skip
@@ -170,11 +176,11 @@ def token_statistics(logits: Tensor, indices: Tensor, options: RowOptions) -> tu
     if rows:
         units, config, has_many = unit(logits), statistics_config(logits), num_entries > ENTRY_BLOCKS[-1]
         words = -(-logits.shape[1] // (32 * config.block)) * config.block if has_many else 0
-        with _on_device(logits):
+        with on_device(logits):
             _token_statistics_forward_kernel[(rows,)](
-                logits, _as_int32(indices), log_prob, log_rest, entropy, logsumexp, argmax,
+                logits, as_int32(indices), log_prob, log_rest, entropy, logsumexp, argmax,
                 indices.new_empty((rows, words), dtype=torch.int32) if has_many else saved, saved,
-                logits.shape[1] // units, logits.stride(0) // units, num_entries, *_transform_scalars(options, dtype),
+                logits.shape[1] // units, logits.stride(0) // units, num_entries, *transform_scalars(options, dtype),
                 UNIT=units, ACCUMULATOR=_ACCUMULATORS[dtype], BLOCK=config.block, BLOCK_S=entry_block(num_entries),
                 HAS_SOFTCAP=options.softcap != 0, HAS_MANY_ENTRIES=has_many,
                 num_warps=config.num_warps, maxnreg=config.max_registers,
@@ -190,11 +196,11 @@ def token_statistics_backward(
     if rows == 0:
         return
     units, config, has_many = unit(logits, out), row_config(logits), num_entries > ENTRY_BLOCKS[-1]
-    with _on_device(logits):
+    with on_device(logits):
         _token_statistics_backward_kernel[(rows,)](
-            *(saved if grad is None else grad for grad in grads), logits, _as_int32(indices), saved,
-            torch.empty_like(indices, dtype=saved.dtype) if has_many else saved, out, *_widths(units, logits, out),
-            num_entries, *_transform_scalars(options, saved.dtype),
+            *(saved if grad is None else grad for grad in grads), logits, as_int32(indices), saved,
+            torch.empty_like(indices, dtype=saved.dtype) if has_many else saved, out, *widths(units, logits, out),
+            num_entries, *transform_scalars(options, saved.dtype),
             UNIT=units, ACCUMULATOR=_ACCUMULATORS[saved.dtype], BLOCK=config.block, BLOCK_S=entry_block(num_entries),
             HAS_LOG_PROB=grads.log_prob is not None, HAS_REST=grads.log_rest is not None,
             HAS_ENTROPY=grads.entropy is not None, HAS_LOGSUMEXP=grads.logsumexp is not None,
@@ -209,11 +215,11 @@ def jensen_shannon(logits: Tensor, teacher: RowTarget, beta: float, options: Row
     losses, saved = logits.new_empty(rows, dtype=dtype), logits.new_empty((rows, SAVED_JENSEN_SHANNON), dtype=dtype)
     if rows:
         units, config = unit(logits), row_config(logits)
-        with _on_device(logits):
+        with on_device(logits):
             _jensen_shannon_forward_kernel[(rows,)](
-                logits, _as_int32(teacher.indices), teacher.weights, teacher.uniform, losses, saved,
-                logits.shape[1] // units, logits.stride(0) // units, num_entries, *_in_two(beta),
-                *_transform_scalars(options, dtype),
+                logits, as_int32(teacher.indices), teacher.weights, teacher.uniform, losses, saved,
+                logits.shape[1] // units, logits.stride(0) // units, num_entries, *in_two(beta),
+                *transform_scalars(options, dtype),
                 UNIT=units, ACCUMULATOR=_ACCUMULATORS[dtype], BLOCK=config.block, BLOCK_S=entry_block(num_entries),
                 HAS_SOFTCAP=options.softcap != 0, num_warps=config.num_warps, maxnreg=config.max_registers,
             )  # fmt: skip
@@ -228,11 +234,11 @@ def jensen_shannon_backward(
     if rows == 0:
         return
     units, config, has_many = unit(logits, out), row_config(logits), num_entries > ENTRY_BLOCKS[-1]
-    with _on_device(logits):
+    with on_device(logits):
         _jensen_shannon_backward_kernel[(rows,)](
-            grad, logits, _as_int32(teacher.indices), teacher.weights, teacher.uniform, saved,
+            grad, logits, as_int32(teacher.indices), teacher.weights, teacher.uniform, saved,
             torch.empty_like(teacher.indices, dtype=saved.dtype) if has_many else saved, out,
-            *_widths(units, logits, out), num_entries, *_in_two(beta), *_transform_scalars(options, saved.dtype),
+            *widths(units, logits, out), num_entries, *in_two(beta), *transform_scalars(options, saved.dtype),
             UNIT=units, ACCUMULATOR=_ACCUMULATORS[saved.dtype], BLOCK=config.block, BLOCK_S=entry_block(num_entries),
             HAS_SOFTCAP=options.softcap != 0, HAS_MANY_ENTRIES=has_many,
             num_warps=config.num_warps, maxnreg=config.max_registers,
@@ -242,7 +248,7 @@ def jensen_shannon_backward(
 def reduce(losses: Tensor, mass: Tensor, reduction: str) -> tuple[Tensor, Tensor]:
     """Return "sum" or "mean" of losses ``(N,)`` and the factor that it gives the gradient, in one launch."""
     loss, scale = losses.new_empty(()), losses.new_empty(())
-    with _on_device(losses):
+    with on_device(losses):
         _reduce_kernel[(1,)](
             losses, mass, loss, scale, losses.numel(),
             BLOCK=MEAN_BLOCK, IS_MEAN=reduction == "mean", num_warps=MEAN_WARPS,
@@ -255,7 +261,7 @@ def scaled_copy(values: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
     out = torch.empty_like(values, dtype=dtype)
     if out.numel():
         programs = -(-out.numel() // SCALED_BLOCK)
-        with _on_device(values):
+        with on_device(values):
             _scaled_copy_kernel[(programs,)](
                 values, factor.to(values.dtype), out, out.numel(), BLOCK=SCALED_BLOCK, num_warps=SCALED_WARPS
             )
@@ -276,7 +282,7 @@ def smoothed_target(
     if rows == 0:
         return indices, weights, uniform
     block, num_warps = next((pair for pair in TARGET_BLOCKS if indices.shape[1] <= pair[0]), TARGET_BLOCKS[-1])
-    with _on_device(target):
+    with on_device(target):
         _smoothed_target_kernel[(rows,)](
             target, target if samples is None else samples,
             weights if target_weights is None else target_weights,
@@ -308,14 +314,14 @@ def _launch_forward(
         programs = row_programs(rows, bytes_between_reads(logits, out), config.resident, memory(logits.device))
         if programs < rows and (constants["HAS_ENTROPY"] or constants["HAS_SOFTCAP"]):
             constants["BLOCK"] = min(constants["BLOCK"], LOOP_BLOCK)
-    mix, mix_sizes = _dense_arguments(dense, indices, weights)
+    mix, mix_sizes = dense_arguments(dense, indices, weights)
     has_uniform = target.uniform is not None
-    with _on_device(logits):
+    with on_device(logits):
         _sparse_cross_entropy_forward_kernel[(programs,)](
             logits, indices, weights, target.uniform if has_uniform else weights, *mix,
             weights if target.prior is None else target.prior, _selected(weights, constants), losses, mass, statistics,
-            logits if out is None else out, *_widths(constants["UNIT"], logits, logits if out is None else out), rows,
-            num_entries, *mix_sizes, ignored, *_scalars(options, losses.dtype), **constants, HAS_UNIFORM=has_uniform,
+            logits if out is None else out, *widths(constants["UNIT"], logits, logits if out is None else out), rows,
+            num_entries, *mix_sizes, ignored, *scalars(options, losses.dtype), **constants, HAS_UNIFORM=has_uniform,
             HAS_SHARES=dense is not None or has_uniform or options.label_smoothing != 0,
             HAS_GRADIENT=out is not None, HAS_ROW_LOOP=programs < rows,
             num_warps=config.num_warps, maxnreg=config.max_registers,
@@ -326,21 +332,14 @@ def _num_entries(target: RowTarget) -> int:
     return target.indices.shape[1] if target.indices.dim() == 2 else 1
 
 
-def _as_int32(indices: Tensor) -> Tensor:
-    """Return indices as int32, in which several of them are loaded together; what is out of range stays so."""
-    if indices.dtype == torch.int64:
-        indices = indices.clamp(min=-1, max=torch.iinfo(torch.int32).max).to(torch.int32)
-    return indices
-
-
 def _entries(target: RowTarget, like: Tensor) -> tuple[Tensor, Tensor, int]:
     """Return indices, weights or a stand-in, and the class number to ignore."""
     if target.weights is None:
         return target.indices, like, -1 if target.ignore_index is None else target.ignore_index
     if target.ignore_index is not None:
         indices = target.indices.masked_fill(target.indices == target.ignore_index, -1)
-        return _as_int32(indices), target.weights, -1
-    return _as_int32(target.indices), target.weights, -1
+        return as_int32(indices), target.weights, -1
+    return as_int32(target.indices), target.weights, -1
 
 
 def _constants(logits: Tensor, target: RowTarget, options: RowOptions, out: Tensor) -> tuple[RowConfig, dict[str, Any]]:
@@ -360,46 +359,6 @@ def _constants(logits: Tensor, target: RowTarget, options: RowOptions, out: Tens
     }
 
 
-def _widths(units: int, logits: Tensor, out: Tensor) -> tuple[int, int, int]:
-    """Return V and the row strides of both, counted in `units`."""
-    return logits.shape[1] // units, logits.stride(0) // units, out.stride(0) // units
-
-
-def _dense_arguments(
-    dense: DenseRows | None, indices: Tensor, weights: Tensor
-) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[int, int]]:
-    """Return the pointers and the sizes of dense rows, or stand-ins."""
-    if dense is None:
-        return (weights, indices, weights), (0, 0)
-    return (dense.values, dense.rows, dense.weights), (dense.values.shape[0], dense.rows.shape[1])
-
-
 def _selected(weights: Tensor, constants: dict[str, Any]) -> Tensor:
     """Return a scratch (N, S) for the selected logits where the kernel cannot keep them, else a stand-in."""
     return torch.empty_like(weights) if constants["HAS_MANY_ENTRIES"] else weights
-
-
-def _scalars(options: RowOptions, dtype: torch.dtype) -> list[float]:
-    """Return the options as the kernels take them: all of them, then what float32 cuts off them."""
-    if dtype != torch.float64:
-        return [*options, *[0.0] * len(options)]
-    layout = f"{len(options)}f"
-    rounded = struct.unpack(layout, struct.pack(layout, *options))
-    return [*rounded, *(value - high for value, high in zip(options, rounded, strict=True))]
-
-
-def _in_two(value: float) -> tuple[float, float]:
-    """Return a number in float32, which Triton takes numbers in, and what that cuts off."""
-    (high,) = struct.unpack("f", struct.pack("f", value))
-    return high, value - high
-
-
-def _transform_scalars(options: RowOptions, dtype: torch.dtype) -> list[float]:
-    """Return scale and softcap of `_scalars`, then what float32 cuts off them."""
-    scalars = _scalars(options, dtype)
-    return [*scalars[3:5], *scalars[8:10]]
-
-
-def _on_device(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
-    # Triton launches on the current device, whatever its arguments live on.
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()

@@ -1,8 +1,9 @@
 """The Jensen-Shannon divergence in Triton, from a teacher whose rest is spread evenly; a program a row.
 
-With ``m = beta a + (1 - beta) p``, and r what every class has that no slot names, the larger one of p and r is taken out
-of m: what is left is between its weight and 1, and its logarithm has no digits to lose. The sums over the classes are in float64: they go over the
-listed ones too, which are taken off again to the last bit but one, and added in float64 as what they are.
+With ``m = beta a + (1 - beta) p``, and r what every class has that no slot names, the larger one of p and r is taken
+out of m: what is left is between its weight and 1, and its logarithm has no digits to lose. The sums over the classes
+are in float64: they go over the listed ones too, which are taken off again to the last bit but one, and added in
+float64 as what they are.
 """
 # mypy: ignore-errors
 
