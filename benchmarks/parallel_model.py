@@ -26,8 +26,8 @@ WAYS = ("data", "vocabulary", "both")
 CARDS = (8, 16, 32, 64, 128, 256, 512)
 CLASSES = (32_768, 65_536, 131_072, 262_144)
 TOKENS = (2_048, 8_192, 32_768)
-# Of each position and process (`smoothloss.ops.vocabulary_parallel`): five numbers in float64.
-STATISTICS_BYTES = 5 * 8
+# Of each position and process (`smoothloss.ops.vocabulary_parallel`), in float64: five numbers, and one for its target.
+STATISTICS_BYTES = 6 * 8
 
 Row = dict[str, float | int | str]
 

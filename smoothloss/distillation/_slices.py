@@ -16,7 +16,7 @@ from torch import Tensor
 
 from smoothloss.backends.common import accumulator_dtype
 from smoothloss.ops.transforms import apply
-from smoothloss.ops.vocabulary_parallel import Split, check_eager
+from smoothloss.ops.vocabulary_parallel import Split, check_eager, check_same
 
 
 class _Shared(torch.autograd.Function):
@@ -48,7 +48,7 @@ def shared(value: Tensor, split: Split) -> Tensor:
 
 def over_slices(
     by_chunks: Callable[..., Tensor], scores: Callable[..., Tensor], rows: Tensor, terms: Callable[..., Tensor],
-    arguments: tuple[Tensor, ...], size: int, group: Any,
+    arguments: tuple[Tensor, ...], size: int, group: Any, teachers: Tensor,
 ) -> Tensor:  # fmt: skip
     """Return the sum over all slices of ``terms(log_p, *arguments)``, ``log_p`` of this process's classes.
 
@@ -63,6 +63,7 @@ def over_slices(
         arguments: `present` ``(N,)`` and what else `terms` takes.
         size: rows of a chunk.
         group: the processes.
+        teachers: ``(N,)``, what `fingerprint` made of each row's teacher.
     """
     check_eager(rows)
     present, *rest = arguments
@@ -84,7 +85,7 @@ def over_slices(
         return along - along.detach()
 
     with torch.no_grad():
-        log_sum = _merged(by_chunks(softmax, rows, (present,), size), group)
+        log_sum = _merged(by_chunks(softmax, rows, (present,), size), group, teachers)
         found = by_chunks(terms_and_slopes, rows, (present, log_sum, *rest), size)
         values, slope = _all_reduced(found, group).unbind(-1)
     if not torch.is_grad_enabled():
@@ -92,10 +93,13 @@ def over_slices(
     return values + by_chunks(steered, rows, (present, log_sum, slope, *rest), size)
 
 
-def _merged(parts: Tensor, group: Any) -> Tensor:
+def _merged(parts: Tensor, group: Any, teachers: Tensor) -> Tensor:
     """Return the largest logit of all slices, and the log of the sum relative to it, from those of a slice."""
     largest, total = parts.unbind(-1)
-    centre = _all_reduced(largest, group, dist.ReduceOp.MAX)
+    sent = torch.stack((largest.double(), teachers, -teachers))
+    found, most, negated_least = _all_reduced(sent, group, dist.ReduceOp.MAX)
+    check_same(most, -negated_least)
+    centre = found.to(largest.dtype)
     total = (total * (largest - centre).exp()).where(total != 0, 0.0)
     return torch.stack((centre, _all_reduced(total, group).log()), -1)
 

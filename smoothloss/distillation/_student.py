@@ -19,7 +19,7 @@ from smoothloss.distillation._jensen_shannon import Spread, jensen_shannon
 from smoothloss.ops.linear_cross_entropy import Linear
 from smoothloss.ops.linear_layer import default_chunk_bytes
 from smoothloss.ops.transforms import is_eager
-from smoothloss.ops.vocabulary_parallel import Split
+from smoothloss.ops.vocabulary_parallel import Split, fingerprint
 from smoothloss.options import Memory, Options
 
 # Tensors of the size of a chunk's logits that the definition of a row keeps for its gradient.
@@ -147,7 +147,9 @@ def _over_all_classes(
 ) -> Tensor:  # fmt: skip
     """Return ``terms(log_p, *arguments)``, a few rows at a time, of what softmax makes of ``scores(rows, present)``."""
     if split is not None:
-        return _slices.over_slices(_by_chunks, scores, rows, terms, arguments, size, split.group)
+        _, indices, log_a, *_ = arguments
+        teachers = fingerprint(indices, log_a.exp())
+        return _slices.over_slices(_by_chunks, scores, rows, terms, arguments, size, split.group, teachers)
 
     def of_rows(rows: Tensor, present: Tensor, *arguments: Tensor) -> Tensor:
         return terms(scores(rows, present).log_softmax(-1), *arguments)

@@ -4,8 +4,8 @@ Every process makes one pass over its slice and tells the others some numbers of
 the order of the ranks, so that all end with the same bits. In the backward a kernel that is given the statistics and
 the mass of the whole row computes its slice of the gradient as ever; only the gradient of the hidden states is summed.
 
-Collectives: in the forward the sizes of the slices, and `_COLUMNS` numbers of each row; in the backward the gradient of
-the hidden states. Nothing grows with V.
+Collectives: in the forward the sizes of the slices, and `_COLUMNS` numbers of each row with one that stands for its
+target, which must be the same on all; in the backward the gradient of the hidden states. Nothing grows with V.
 """
 
 from __future__ import annotations
@@ -222,8 +222,8 @@ def _summary(logits: Tensor, target: RowTarget, call: _Call) -> Tensor:
 
 def _merged(summary: Tensor, call: _Call) -> tuple[Tensor, Tensor]:
     """Return the loss of each row, and the statistics of all its logits ``(N, 3)``, in float64."""
-    parts = summary.new_empty(len(call.split.sizes), *summary.shape)
-    dist.all_gather(list(parts.unbind()), summary, group=call.split.group)
+    assert call.target.weights is not None
+    parts = gathered(summary, call.target.indices, call.target.weights, call.split)
     largest, total, entropy, nll, mass = parts.unbind(-1)  # (ranks, N)
     centre, sum_exp, share, log_share = largest_share(largest, total)
     # A target in a slice without any probability has an infinite loss of its own.
@@ -236,6 +236,43 @@ def _merged(summary: Tensor, call: _Call) -> tuple[Tensor, Tensor]:
         loss = loss - options.entropy * entropy
     statistics = torch.stack((centre, sum_exp, entropy), -1)
     return loss.where(call.mass != 0, 0.0), statistics
+
+
+def gathered(summary: Tensor, indices: Tensor, weights: Tensor | None, split: Split) -> Tensor:
+    """Return the ``(N, C)`` of each rank, ``(R, N, C)``, having seen that all speak of the same classes.
+
+    Raises:
+        ValueError: they do not.
+    """
+    own = torch.cat((summary, fingerprint(indices, weights).unsqueeze(-1)), -1)
+    parts = own.new_empty(len(split.sizes), *own.shape)
+    dist.all_gather(list(parts.unbind()), own, group=split.group)
+    check_same(parts[..., -1], parts[:1, :, -1])
+    return parts[..., :-1]
+
+
+def fingerprint(indices: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Return ``(N,)`` float64, a number that stands for the classes and weights of each row."""
+    numbers = indices.reshape(len(indices), -1).double() + 2
+    numbers = numbers * (torch.arange(numbers.shape[1], device=numbers.device) + 1)
+    return (numbers if weights is None else (numbers * weights).where(weights != 0, 0.0)).sum(-1)
+
+
+def check_same(one: Tensor, other: Tensor) -> None:
+    """Compare what `fingerprint` made on different ranks; on CUDA without waiting for it.
+
+    Raises:
+        ValueError: they differ.
+    """
+    are_same = torch.isclose(one, other, rtol=1e-9, atol=0.0, equal_nan=True).all()
+    said = (
+        "group: got other targets on other processes, expected the same rows on each of them, which has a slice of the"
+        " classes (outside of the forward of its unit, a weight that FSDP2 shards is no such slice)"
+    )
+    if one.device.type == "cuda":
+        torch._assert_async(are_same, said)
+    elif not are_same:
+        raise ValueError(said)
 
 
 def largest_share(largest: Tensor, total: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

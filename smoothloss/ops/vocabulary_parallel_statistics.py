@@ -11,7 +11,6 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from smoothloss import backends
@@ -29,7 +28,7 @@ from smoothloss.ops.linear_token_statistics import How, live_rows, wide_gradient
 from smoothloss.ops.token_statistics import accumulated
 from smoothloss.ops.token_statistics import backward as write_gradient
 from smoothloss.ops.transforms import apply, differentiable_once
-from smoothloss.ops.vocabulary_parallel import Split, check_eager, largest_share, whole_of
+from smoothloss.ops.vocabulary_parallel import Split, check_eager, gathered, largest_share, whole_of
 
 # Of a slice: the largest logit and ``sum exp(z - largest)``, the entropy, the first two of the rest, log_rest, the
 # largest input and where that is, the first two of the classes that slots name; then a log_prob for each slot.
@@ -101,8 +100,7 @@ def _of_nothing(like: Tensor) -> Tensor:
 def _merged(summary: Tensor, call: _Call, dtype: torch.dtype) -> tuple[TokenStatistics, Tensor]:
     """Return the statistics of whole rows, and what a kernel's backward is to know of them."""
     split = call.split
-    parts = summary.new_empty(len(split.sizes), *summary.shape)
-    dist.all_gather(list(parts.unbind()), summary, group=split.group)
+    parts = gathered(summary, call.indices, None, split)
     largest, total, entropy, rest_largest, rest_total, rests, inputs, places = parts[..., :8].unbind(-1)
     centre, sum_exp, share, log_share = largest_share(largest, total)
     rest_centre, rest_sum, _, _ = largest_share(rest_largest, rest_total)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -11,6 +12,8 @@ from ranks import in_threads
 from torch import Tensor
 
 import smoothloss.functional as F
+from smoothloss import distillation
+from smoothloss.distillation import Teacher
 
 SIZES = st.lists(st.integers(0, 9), min_size=2, max_size=8).filter(lambda sizes: sum(sizes) > 1)
 # So far below that nothing is left of it in float64, or in float32 alone, or that it is ruled out.
@@ -69,3 +72,32 @@ def test_statistics(problem: tuple[list[int], Tensor, Tensor], impl: str) -> Non
             torch.testing.assert_close(
                 value, wanted, rtol=1e-12, atol=1e-12, msg=lambda text, name=name: f"{name}: {text}"
             )
+
+
+@pytest.mark.parametrize("name", ["loss", "hidden states", "statistics", "teacher", "spread teacher"])
+@pytest.mark.parametrize("changed", [0, 1])
+def test_other_targets_on_another_rank_are_no_slice_of_the_classes(name: str, changed: int) -> None:
+    """As where a batch is split, not the classes: every rank says so, and none waits for the others."""
+    hidden, weight = torch.randn(6, 4), torch.randn(8, 4)
+    labels = [torch.arange(6), torch.arange(6)]
+    labels[changed] = torch.tensor([0, 1, 2, 3, 4, 6])
+
+    def work(rank: int, group: Any) -> str:
+        rows = weight.chunk(2)[rank]
+        try:
+            if name == "loss":
+                F.cross_entropy(hidden @ rows.t(), labels[rank], label_smoothing=0.1, group=group)
+            elif name == "hidden states":
+                F.linear_cross_entropy(hidden, rows, labels[rank], group=group)
+            elif "teacher" in name:
+                teacher = Teacher(labels[rank].unsqueeze(-1), torch.zeros(6, 1) - 0.5, torch.zeros(6) - 1.0)
+                more = {"divergence": "jensen_shannon", "missing": "uniform" if "spread" in name else "bucket"}
+                distillation.loss(hidden @ rows.t(), teacher, group=group, **more)
+            else:
+                F.token_statistics(hidden @ rows.t(), labels[rank].unsqueeze(-1), group=group)
+        except ValueError as error:
+            return str(error)
+        return "nothing"
+
+    said = in_threads(2, work)
+    assert all(each.startswith("group: got other targets on other processes, expected the same rows") for each in said)
