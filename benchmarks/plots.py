@@ -14,6 +14,7 @@ from benchmarks.measure import Row
 
 COLOURS = {"smoothloss": "#4878a8", "peer": "#b8b8b8"}
 FLOOR_COLOUR = "#b04a3a"
+_DRAWN = {"suite", "shape", "dtype", "mode", "kind", "what", "ms", "ms_p20", "ms_p80"}  # of a row of a suite that ran
 WIDTH = 8.4  # inches: at 100 dots an inch what a README shows without shrinking it
 
 
@@ -21,7 +22,7 @@ def figures(rows: list[Row]) -> dict[str, list[Row]]:
     """Return the rows that ran, by figure: shape and dtype, and the way of running where it is not the usual one."""
     found: dict[str, list[Row]] = {}
     for row in rows:
-        if "ms" not in row or "suite" not in row:
+        if not row.keys() >= _DRAWN:
             continue
         parts = [row["shape"], row["dtype"], *([row["mode"]] if row["mode"] != "eager" else [])]
         found.setdefault("_".join(parts).replace(" ", "_").replace("_+_", "_and_"), []).append(row)
