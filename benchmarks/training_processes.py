@@ -15,7 +15,10 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+
+import torch
+
+from benchmarks.measure import Row, write_json
 
 
 def _free_port() -> str:
@@ -60,21 +63,21 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, help="a JSON file")
     options, words = parser.parse_known_args()
-    count, rows = options.processes, []
+    count, rounds = options.processes, []
     alone = [*words, "--training.accumulate", str(count)]
     for _ in range(options.rounds):
-        row: dict[str, Any] = {"one": tokens_per_second(options.recipe, alone, 1, count, options.steps)}
+        rates = {"one": tokens_per_second(options.recipe, alone, 1, count, options.steps)}
         for kind in options.parallel:
             shared = [*words, "--training.parallel", kind]
-            row[kind] = tokens_per_second(options.recipe, shared, count, 1, options.steps)
-        rows.append(row)
-        print(json.dumps(row), flush=True)
-    found: dict[str, Any] = {"recipe": options.recipe, "processes": count, "steps": options.steps}
-    found |= {name: statistics.median(row[name] for row in rows) for name in rows[0]}
+            rates[kind] = tokens_per_second(options.recipe, shared, count, 1, options.steps)
+        rounds.append(rates)
+        print(json.dumps(rates), flush=True)
+    found: Row = {"recipe": options.recipe, "processes": count, "steps": options.steps}
+    found |= {name: statistics.median(rates[name] for rates in rounds) for name in rounds[0]}
     found |= {f"{kind}_over_one": found[kind] / found["one"] for kind in options.parallel}
     print(json.dumps(found))
     if options.out:
-        options.out.write_text(json.dumps(found, indent=2) + "\n")
+        write_json(options.out, torch.device("cpu"), [found])
 
 
 if __name__ == "__main__":

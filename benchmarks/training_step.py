@@ -21,6 +21,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from benchmarks.measure import write_json
+
 _WORKER = """
 import sys, time, tempfile
 sys.path.insert(0, sys.argv[1])
@@ -115,7 +119,7 @@ def main() -> None:
         rows.append(measure(recipe, trees, words, options.rounds, options.steps))
         print(json.dumps(rows[-1]), flush=True)
     if options.out:
-        options.out.write_text(json.dumps(rows, indent=2) + "\n")
+        write_json(options.out, torch.device("cpu"), rows)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import os
 import subprocess
 import sys
@@ -40,6 +41,14 @@ def undocumented(site: Path) -> list[str]:
     modules = [getattr(smoothloss, name) for name in smoothloss.__all__ if inspect.ismodule(getattr(smoothloss, name))]
     public = {*smoothloss.__all__, *(name for module in modules for name in module.__all__)}
     return sorted(public - known - {"__version__"})
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks/results").glob("*.json")), ids=lambda path: path.stem)
+def test_a_file_of_results_has_rows_for_its_page(path: Path) -> None:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    rows = content if isinstance(content, list) else content["rows"]
+    assert rows
+    assert all(isinstance(row, dict) for row in rows)
 
 
 @pytest.mark.slow
