@@ -4,7 +4,7 @@ All else in the directory is the user's, and is neither read nor removed.
 
 run.json                    the marker: the files of the run, fingerprints of its data, whether it is finished
 recipe.yaml                 the recipe with all defaults filled in
-environment.json            versions, commit, command line, threads
+environment.json            versions, commit, fingerprint of the code, command line, threads
 vocabulary.<name>.json      the vocabularies
 table.safetensors           the similarity table, when the loss has one
 notes.json                  what of the data new input is read with, such as how features were extracted
@@ -44,6 +44,7 @@ from smoothloss_trainer.errors import RecipeError
 from smoothloss_trainer.files import read_json
 from smoothloss_trainer.folder import Folder
 from smoothloss_trainer.recipe import load_recipe
+from smoothloss_trainer.sources import code_fingerprint
 from smoothloss_trainer.tasks import Task
 from smoothloss_trainer.vocabulary import Vocabulary
 
@@ -338,12 +339,13 @@ def recipe_values(recipe: Recipe) -> dict[str, Any]:
 
 
 def environment() -> dict[str, Any]:
-    """Versions, commit, machine and command line."""
+    """Versions, commit, code, machine and command line."""
     packages: tuple[str, ...] = ("smoothloss", "torch", "triton", "numpy", "accelerate", "safetensors")
     packages += ("sacrebleu", "sacremoses", "tokenizers")
     return {
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in packages}},
         "commit": _commit(),
+        "code": code_fingerprint(),
         "machine": f"{platform.system()} {platform.machine()}",
         "threads": torch.get_num_threads(),
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
