@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,16 +43,34 @@ _UTF8 = ("utf-8", "backslashreplace")  # half a surrogate pair becomes its escap
 _NO_SETTINGS = ("validation_beam_size", "batch_size")  # of the decoding: they have no influence on what is written
 
 
+_BINS = 15  # of confidence, as Guo et al. (2017) have them
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """How well a model knows the next token, given those before it.
+
+    Args:
+        loss: ``-log p(token)`` per target token, EOS included: the MLE loss, whatever the model was trained with.
+        ece: The expected calibration error of its first choice, from 0 to 1 (Guo et al. 2017): the mean over tokens of
+            ``|accuracy - confidence|`` of their bin, one of fifteen between 0 and 1 by confidence, the first choice's
+            probability.
+    """
+
+    loss: float
+    ece: float
+
+
 @torch.inference_mode()
-def negative_log_likelihood(
+def predict(
     model: SequenceModel,
     batches: Iterable[Batch],
     device: torch.device,
     dtype: torch.dtype | None = None,
     *,
     among: Processes = ALONE,
-) -> float:
-    """``-log p(token)`` per target token, EOS included: the MLE loss, whatever the model was trained with.
+) -> Prediction:
+    """How well a model predicts these batches' targets.
 
     Args:
         model: The model; it is put into evaluation mode.
@@ -62,20 +80,27 @@ def negative_log_likelihood(
         among: Processes that share the batches out.
     """
     model.eval()
-    total = torch.zeros((), dtype=sum_dtype(device), device=device)
-    count = torch.zeros((), dtype=torch.int64, device=device)
+    # Of each bin: tokens, those whose first choice is right, confidence; and the loss of all.
+    sums = torch.zeros(_BINS, 3, dtype=sum_dtype(device), device=device)
+    loss = torch.zeros((), dtype=sum_dtype(device), device=device)
     for number, batch in enumerate(batches):
         if not among.takes(number):
             continue
         batch = batch.to(device, dtype)
-        hidden = model.decode(encode(model, batch), batch.decoder_inputs)
-        classifier = model.classifier
-        total += F.linear_cross_entropy(
-            hidden, classifier.weight, batch.target, linear_bias=classifier.bias, ignore_index=PAD, reduction="sum"
-        )
-        count += (batch.target != PAD).sum()
-    total_sum, total_count = among.sum([float(total), float(count)])
-    return total_sum / total_count
+        hidden, target = model.decode(encode(model, batch), batch.decoder_inputs), batch.target
+        linear = model.classifier
+        found = F.linear_token_statistics(hidden, linear.weight, target[..., None], linear_bias=linear.bias)
+        first = F.linear_token_statistics(hidden, linear.weight, found.argmax[..., None], linear_bias=linear.bias)
+        seen = target != PAD
+        loss -= found.log_prob[..., 0][seen].sum(dtype=loss.dtype)
+        confidence = first.log_prob[..., 0][seen].to(sums.dtype).exp()
+        right = (found.argmax == target)[seen].to(sums.dtype)
+        place = (confidence * _BINS).long().clamp(0, _BINS - 1)
+        sums.index_add_(0, place, torch.stack((torch.ones_like(right), right, confidence), -1))
+    total, *bins = among.sum([float(loss), *sums.flatten().tolist()])
+    tokens, correct, confident = torch.tensor(bins, dtype=torch.float64).view(_BINS, 3).unbind(-1)
+    count = float(tokens.sum())
+    return Prediction(total / count, float((correct - confident).abs().sum()) / count)
 
 
 def search_split(

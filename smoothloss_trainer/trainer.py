@@ -21,7 +21,7 @@ from smoothloss_trainer.config import Recipe
 from smoothloss_trainer.devices import sum_dtype
 from smoothloss_trainer.distributed import Processes
 from smoothloss_trainer.errors import RecipeError, RunError
-from smoothloss_trainer.evaluation import evaluate_split, generate, negative_log_likelihood
+from smoothloss_trainer.evaluation import Prediction, evaluate_split, generate, predict
 from smoothloss_trainer.feed import Feed
 from smoothloss_trainer.losses import build_loss
 from smoothloss_trainer.metrics import deciding
@@ -266,25 +266,26 @@ class Trainer:
         """The metric, in the first process; the others help it to decode."""
         decoding, place = self.recipe.decoding.for_validation(), (self.device, self.dtype)
         with self.processes.gathered(self.objective):
-            loss = negative_log_likelihood(self.model, self.task.validation_batches(), *place, among=self.processes)
+            known = predict(self.model, self.task.validation_batches(), *place, among=self.processes)
             texts = generate(self.model, self.task, "validation", decoding, *place, among=self.processes)
         weights = self._weights()
-        return self._keep(loss, texts, weights) if self.processes.is_main else 0.0
+        return self._keep(known, texts, weights) if self.processes.is_main else 0.0
 
     def _weights(self) -> dict[str, Tensor]:
         """The model's tensors for a checkpoint."""
         whole = {name: self.processes.whole(tensor) for name, tensor in self.model.state_dict().items()}
         return checkpoint.with_prefix("model", whole)
 
-    def _keep(self, loss: float, texts: dict[str, str], weights: dict[str, Tensor]) -> float:
+    def _keep(self, known: Prediction, texts: dict[str, str], weights: dict[str, Tensor]) -> float:
         """Score a validation, write what it came to, and keep the model if it is the best; returns the metric."""
         found = self.task.score("validation", texts)
         scores = {f"validation_{key}": value for key, value in found.items() if not isinstance(value, str)}
+        scores = {"validation_loss": known.loss, "validation_ece": known.ece, **scores}
         name = self.recipe.training.metric or self.task.metric
-        metric = deciding(name, loss, found)
-        self._write({"validation_loss": loss, **scores, "seconds": self._seconds()})
-        tqdm.write(f"epoch {self.progress.epoch + 1}: validation loss {loss:.4f}, {name} {abs(metric):.2f}")
-        about = {"step": self.progress.step, "epoch": self.progress.epoch + 1, "validation_loss": loss, **scores}
+        metric = deciding(name, known.loss, found)
+        self._write({**scores, "seconds": self._seconds()})
+        tqdm.write(f"epoch {self.progress.epoch + 1}: validation loss {known.loss:.4f}, {name} {abs(metric):.2f}")
+        about = {"step": self.progress.step, "epoch": self.progress.epoch + 1, **scores}
         if self.recipe.training.keep_checkpoints:
             kept = self.run.step_file(self.progress.step)
             self.run.folder.claim([self.run.name(kept)])

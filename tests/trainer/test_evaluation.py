@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from smoothloss_trainer.evaluation import (
     evaluate_into,
     evaluate_split,
     generate,
-    negative_log_likelihood,
+    predict,
     result_files,
     search_split,
 )
@@ -35,16 +36,32 @@ def task(make_recipe: Callable[..., Recipe]) -> Task:
     return task_class(recipe.task)(recipe)
 
 
-def test_the_validation_loss_is_per_token_over_all_batches(task: Task) -> None:
+def test_loss_and_calibration_are_per_token_over_all_batches(task: Task) -> None:
     model = task.build_model()
+    with torch.no_grad():
+        model.classifier.weight *= 40.0  # of some confidence
     logits, targets = [], []
     with torch.no_grad():
         for batch in task.validation_batches():
             hidden = model.eval().decode(encode(model, batch), batch.decoder_inputs)
             logits.append(model.classifier(hidden).flatten(0, 1))
             targets.append(batch.target.flatten())
-    expected = torch.nn.functional.cross_entropy(torch.cat(logits), torch.cat(targets), ignore_index=PAD)
-    assert negative_log_likelihood(model, task.validation_batches(), CPU) == pytest.approx(float(expected), rel=1e-6)
+    every, target = torch.cat(logits), torch.cat(targets)
+    expected = torch.nn.functional.cross_entropy(every, target, ignore_index=PAD)
+    confidence, first = every[target != PAD].softmax(-1).max(-1)
+    right = first == target[target != PAD]
+    gaps = []
+    for number in range(15):
+        inside = (confidence * 15 >= number) & (confidence * 15 < number + 1 if number < 14 else confidence <= 1)
+        if inside.any():
+            gaps.append(inside.sum() * (right[inside].double().mean() - confidence[inside].double().mean()).abs())
+    assert len(gaps) > 2
+    found = predict(model, task.validation_batches(), CPU)
+    assert found.loss == pytest.approx(float(expected), rel=1e-6)
+    assert found.ece == pytest.approx(float(sum(gaps)) / len(right), rel=1e-5)
+    with torch.no_grad():
+        model.classifier.weight.fill_(torch.nan)  # of a training that went astray
+    assert math.isnan(predict(model, task.validation_batches(), CPU).ece)
 
 
 @pytest.mark.parametrize(
