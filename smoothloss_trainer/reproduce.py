@@ -6,15 +6,12 @@ those that are done are skipped and those that were interrupted go on, so the sa
 
 from __future__ import annotations
 
-import itertools
 import json
-import math
 import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
@@ -23,19 +20,20 @@ from torch import Tensor
 from smoothloss._files import write_atomically
 from smoothloss_trainer import report
 from smoothloss_trainer.checkpoint import write_json
+from smoothloss_trainer.config import Recipe
 from smoothloss_trainer.errors import RecipeError, RunError
 from smoothloss_trainer.evaluation import evaluate_into
-from smoothloss_trainer.files import read_json
 from smoothloss_trainer.folder import LOCK, check_part_name, folder_of_runs
 from smoothloss_trainer.models import open_checkpoints, open_task
 from smoothloss_trainer.processes import Children, last_words
 from smoothloss_trainer.provenance import loss_settings, settings_note
 from smoothloss_trainer.recipe import load_recipe, read_yaml
+from smoothloss_trainer.recorded import Finished, Recorded, of_run, read, take
 from smoothloss_trainer.result_table import Result, base_ms_of, cells, headings, legend, markdown
 from smoothloss_trainer.run import RunDirectory, recipe_values
 from smoothloss_trainer.schema import FilePath, Seed, SplitName, Words, build
-from smoothloss_trainer.significance import Comparison, interval, paired_bootstrap
-from smoothloss_trainer.tasks import Task
+from smoothloss_trainer.significance import interval, paired_bootstrap
+from smoothloss_trainer.tasks import task_class
 
 FILES = ("table.md", "table.json", "report.html")  # besides the runs and their logs
 
@@ -97,6 +95,10 @@ class Run:
         """Whether it was trained to its end and scored."""
         return (self.directory.path / f"scores.{split}.json").is_file() and self.directory.finished
 
+    def wanted(self) -> Recipe:
+        """The recipe that the table asks for."""
+        return load_recipe(self.recipe, ["--seed", str(self.seed), *self.overrides])
+
     def words(self) -> list[str]:
         """What ``smoothloss train`` is told, to train it from where it stands."""
         words = [str(self.recipe), "--out", str(self.directory.path), "--seed", str(self.seed), *self.overrides]
@@ -133,6 +135,8 @@ def reproduce(
     jobs: int = 1,
     overrides: Sequence[str] = (),
     train: bool = True,
+    recorded: Sequence[Path] = (),
+    any_code: bool = False,
 ) -> Path:
     """Train what is missing of a table, and write ``table.md``, ``table.json`` and ``report.html`` of what is there.
 
@@ -144,6 +148,9 @@ def reproduce(
         jobs: Runs trained side by side, the machine's cores shared out among them.
         overrides: Changes to every recipe, as on the command line.
         train: False only writes the table.
+        recorded: Files ``table.json`` of other machines. Their runs are taken for the table's where recipe, data and
+            code agree; what is not taken is said, and trained here.
+        any_code: Take runs of other code too; the table's note says which.
 
     Returns:
         The Markdown table's path.
@@ -164,29 +171,46 @@ def reproduce(
         for seed in table.seeds
         for row, config in table.rows.items()
     ]
+    recipes = {(run.row, run.seed): run.wanted() for run in runs}
     for run in runs:  # what is wrong is said before anything starts
-        recipe = load_recipe(run.recipe, ["--seed", str(run.seed), *run.overrides])
+        recipe = recipes[run.row, run.seed]
         if run.directory.folder.is_marked and run.directory.recipe_file.is_file():
             # A table must not mix runs of then with those of now.
             run.directory.check_same(recipe)
             if run.is_done(table.split):
                 run.directory.check_result(recipe)
+    found = [each for file in recorded for each in read(file, table.split)]
     names = [*FILES, *(_log(run).relative_to(out).as_posix() for run in runs)]
     # The table of runs of an earlier version, which has no list of its files.
     known = FILES if not train and (out / "table.json").is_file() else ()
     with folder_of_runs(out, "reproduce", names, known):
-        return _reproduce(table, runs, out, jobs, train=train)
+        done = {(run.row, run.seed) for run in runs if run.is_done(table.split)}
+        lacking = {place: recipe for place, recipe in recipes.items() if place not in done}
+        data = _fingerprints(table, runs, found, train=train) if found else {}
+        return _reproduce(table, runs, out, jobs, take(found, lacking, data, any_code=any_code), train=train)
 
 
-def _reproduce(table: Table, runs: list[Run], out: Path, jobs: int, *, train: bool) -> Path:
+def _fingerprints(table: Table, runs: list[Run], found: Sequence[Finished], *, train: bool) -> dict[str, str]:
+    """Those of the data that are here, as far as records have them: of a run that is done, or read anew."""
+    done = [run for run in runs if run.is_done(table.split)]
+    if done:
+        return dict(done[0].directory.folder.facts().get("fingerprints", {}))
+    if not train:
+        return {}
+    recipe = runs[0].wanted()
+    task = task_class(recipe.task)(recipe)
+    return {part: task.fingerprint(part) for part in found[0].fingerprints}
+
+
+def _reproduce(table: Table, runs: list[Run], out: Path, jobs: int, recorded: Recorded, *, train: bool) -> Path:
     def finish(run: Run) -> None:
         if not run.is_done(table.split):  # training scores the test splits
             _score(run, table.split)
-        _write(table, runs, out)
+        _write(table, runs, out, recorded)
 
-    missing = [run for run in runs if not run.is_done(table.split)]
-    failed = _train_all(missing, jobs, finish) if train else []
-    written = _write(table, runs, out)
+    lacking = [run for run in runs if not run.is_done(table.split) and (run.row, run.seed) not in recorded.runs]
+    failed = _train_all(lacking, jobs, finish) if train else []
+    written = _write(table, runs, out, recorded)
     if failed:
         raise RunError("; ".join(failed))
     return written
@@ -242,103 +266,81 @@ def _log(run: Run) -> Path:
     return run.directory.path.with_suffix(".log")
 
 
-def _write(table: Table, runs: list[Run], out: Path) -> Path:
-    """Write the table of the runs that are done."""
-    done = [run for run in runs if run.is_done(table.split)]
+def _write(table: Table, runs: list[Run], out: Path, recorded: Recorded) -> Path:
+    """Write the table of the runs that are done, here or elsewhere."""
+    here = [run for run in runs if run.is_done(table.split)]
+    done = sorted([*_finished(table, here), *recorded.runs.values()], key=lambda each: table.seeds.index(each.seed))
     results = _results(table, done)
-    table = replace(table, note=_note(table, done))
+    table = replace(table, note=_note(table, done, recorded.other_code))
     text = f"# {table.title}\n\n{markdown(table, results)}\n"
     write_atomically(out / "table.md", text.encode())
     content = {"title": table.title, "split": table.split, "rows": [asdict(result) for result in results]}
-    environments = {run.row: _read(run, "environment.json") for run in done}
-    for environment in environments.values():
-        environment.pop("command", None)  # paths of the machine it ran on
+    environments = {each.row: each.environment for each in done}
     write_json(out / "table.json", {**content, "note": table.note, "environments": environments})
-    shown = [run for run in done if run.seed == table.seeds[0]]
+    shown = [run for run in here if run.seed == table.seeds[0]]
     if shown:
         _write_report(table, results, [run.directory for run in shown], out)
     return out / "table.md"
 
 
-def _results(table: Table, done: list[Run]) -> list[Result]:
-    by_row = {key: [run for run in done if run.row == key] for key in table.rows}
+def _finished(table: Table, here: list[Run]) -> list[Finished]:
+    if not here:
+        return []
+    task = open_task(here[0].directory, table.split)
+    for run in here:
+        run.directory.check_data(task, [table.split])
+    return [of_run(run.row, run.seed, run.directory, task, table.split) for run in here]
+
+
+def _results(table: Table, done: list[Finished]) -> list[Result]:
+    by_row = {key: [each for each in done if each.row == key] for key in table.rows}
     baseline = by_row[table.baseline]
-    task = open_task(baseline[0].directory, table.split) if baseline else None
-    if task is not None:
-        for run in done:
-            run.directory.check_data(task, [table.split])
     found = []
     for key, row in table.rows.items():
         if not by_row[key]:
             continue
-        scores = [_read(run, f"scores.{table.split}.json") for run in by_row[key]]
+        scores = [each.scores for each in by_row[key]]
         for metric in table.metrics:
             if not any(metric in values for values in scores):
-                known = ", ".join(name for name, value in scores[0].items() if isinstance(value, float))
-                raise RecipeError(f"metrics must be some of {known}, got {metric!r}")
-        comparison = None
-        if task is not None and key != table.baseline:
-            comparison = _compare(task, table.split, by_row[key], baseline)
-        by_metric = {
-            metric: [float(values[metric]) for values in scores if metric in values] for metric in table.metrics
-        }
-        times = [step_ms(run.directory) for run in by_row[key]]
-        first = by_row[key][0].directory
+                raise RecipeError(f"metrics must be some of {', '.join(scores[0])}, got {metric!r}")
+        by_metric = {metric: [values[metric] for values in scores if metric in values] for metric in table.metrics}
+        first = by_row[key][0]
+        metric_of, own = task_class(first.recipe.task).metric_of, _statistics(by_row[key])
+        compared = baseline and key != table.baseline
+        comparison = paired_bootstrap(metric_of, own, _statistics(baseline)) if compared else None
         found.append(
             Result(
-                key, row.label or key, by_metric, row.paper, times, comparison,
-                interval=None if task is None else _interval(task, table.split, by_row[key]),
-                seeds=[run.seed for run in by_row[key]], loss=loss_settings(first.recipe()),
-                recipe=recipe_values(first.recipe()), fingerprints=first.folder.facts().get("fingerprints", {}),
+                key, row.label or key, by_metric, row.paper, [each.step_ms for each in by_row[key]], comparison,
+                interval=interval(metric_of, own), seeds=[each.seed for each in by_row[key]],
+                loss=loss_settings(first.recipe), recipe=recipe_values(first.recipe), fingerprints=first.fingerprints,
+                runs=[each.entry() for each in by_row[key]],
             )
         )  # fmt: skip
     return found
 
 
-def missing(table: Table, done: list[Run]) -> list[str]:
+def _statistics(runs: list[Finished]) -> Tensor:
+    """``(S, N, K)`` what the metric adds up, for each run and input."""
+    return torch.stack([each.statistics for each in runs])
+
+
+def missing(table: Table, done: list[Finished]) -> list[str]:
     """What of a table is not there yet, a line for each row."""
-    there = {(run.row, run.seed) for run in done}
+    there = {(each.row, each.seed) for each in done}
     lacking = {key: [seed for seed in table.seeds if (key, seed) not in there] for key in table.rows}
     return [
         f"{table.rows[key].label or key}: seed {', '.join(map(str, each))}" for key, each in lacking.items() if each
     ]
 
 
-def _note(table: Table, done: list[Run]) -> str:
-    """The table's own note, what its runs were trained with, and what is missing."""
+def _note(table: Table, done: list[Finished], other_code: Sequence[str]) -> str:
+    """The table's own note, what its runs were trained with, and what is missing or of other code."""
     labels = {key: row.label or key for key, row in table.rows.items()}
-    recipes = {labels[key]: [run.directory.recipe() for run in done if run.row == key] for key in table.rows}
+    recipes = {labels[key]: [each.recipe for each in done if each.row == key] for key in table.rows}
     lacking = missing(table, done)
     gaps = f"Not there yet: {'; '.join(lacking)}." if lacking else ""
-    return " ".join(part for part in (table.note, settings_note(recipes), gaps) if part)
-
-
-def _compare(task: Task, split: str, system: list[Run], baseline: list[Run]) -> Comparison:
-    return paired_bootstrap(task.metric_of, _statistics(task, split, system), _statistics(task, split, baseline))
-
-
-def _interval(task: Task, split: str, runs: list[Run]) -> tuple[float, float]:
-    return interval(task.metric_of, _statistics(task, split, runs))
-
-
-def _statistics(task: Task, split: str, runs: list[Run]) -> Tensor:
-    """``(S, N, K)`` what the metric adds up, for each run and input."""
-    return torch.stack([task.statistics(split, _read(run, f"hypotheses.{split}.json")) for run in runs])
-
-
-def _read(run: Run, name: str) -> Any:
-    return read_json(str(run.directory.path / name), name)
-
-
-def step_ms(run: RunDirectory) -> float:
-    """Median time of a training step in milliseconds, between two lines of training loss of one epoch."""
-    lines = run.metrics()
-    steps = [
-        1000 * (after["seconds"] - before["seconds"]) / (after["step"] - before["step"])
-        for before, after in itertools.pairwise(lines)
-        if "train_loss" in before and "train_loss" in after and before["epoch"] == after["epoch"]
-    ]
-    return median(steps) if steps else math.nan
+    others = f"Of other code than the rest: {'; '.join(other_code)}." if other_code else ""
+    return " ".join(part for part in (table.note, settings_note(recipes), gaps, others) if part)
 
 
 def _write_report(table: Table, results: list[Result], runs: list[RunDirectory], out: Path) -> None:

@@ -28,6 +28,7 @@ class Result:
     loss: dict[str, Any] = field(default_factory=dict)  # what the recipe's loss says beyond the defaults
     recipe: dict[str, Any] = field(default_factory=dict)  # of the first seed
     fingerprints: dict[str, str] = field(default_factory=dict)  # of the data's parts
+    runs: list[dict[str, Any]] = field(default_factory=list)  # of `recorded.Finished.entry`, in the order of the seeds
 
 
 def cells(table: Table, result: Result, base_ms: float) -> list[str]:

@@ -208,9 +208,9 @@ class RunDirectory:
         Raises:
             RecipeError: when there is no run, or naming the first key that differs.
         """
-        difference = self._difference(recipe, FREE_KEYS)
-        if difference:
-            raise RecipeError(f"cannot resume {self.path}: {difference}")
+        key = difference(self.recipe(), recipe, FREE_KEYS)
+        if key:
+            raise RecipeError(f"cannot resume {self.path}: {key}")
 
     def check_result(self, recipe: Recipe) -> None:
         """Refuse to take a finished run for what a recipe would come to that trains or decodes in another way.
@@ -218,18 +218,9 @@ class RunDirectory:
         Raises:
             RecipeError: as :meth:`check_same`.
         """
-        difference = self._difference(recipe, IDLE_KEYS)
-        if difference:
-            raise RecipeError(f"{self.path} is finished, and {difference}: choose another --out")
-
-    def _difference(self, recipe: Recipe, free: tuple[str, ...]) -> str | None:
-        """The first key with another value than in the run, which is neither one of these nor begins with one."""
-        new, old = flat(recipe_values(recipe)), flat(recipe_values(self.recipe()))
-        for key in sorted({*new, *old}):
-            may_differ = key.startswith(free) and not key.startswith(FIXED_KEYS)
-            if new.get(key) != old.get(key) and not may_differ:
-                return f"{key} is {old.get(key)!r} there and {new.get(key)!r} in the recipe"
-        return None
+        key = difference(self.recipe(), recipe)
+        if key:
+            raise RecipeError(f"{self.path} is finished, and {key}: choose another --out")
 
     def recipe(self) -> Recipe:
         """The recipe of the run.
@@ -336,6 +327,22 @@ def recipe_values(recipe: Recipe) -> dict[str, Any]:
     """The recipe as plain values, ready for YAML: what :func:`~smoothloss_trainer.recipe.parse_recipe` reads."""
     plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(recipe)))
     return plain
+
+
+def difference(there: Recipe, here: Recipe, free: tuple[str, ...] = IDLE_KEYS) -> str | None:
+    """In words, the first key with another value in a run's recipe than in this, which may not differ.
+
+    Args:
+        there: The run's.
+        here: This one.
+        free: What a key that may differ is or begins with; by default, what has no say in a finished run's scores.
+    """
+    new, old = flat(recipe_values(here)), flat(recipe_values(there))
+    for key in sorted({*new, *old}):
+        may_differ = key.startswith(free) and not key.startswith(FIXED_KEYS)
+        if new.get(key) != old.get(key) and not may_differ:
+            return f"{key} is {old.get(key)!r} there and {new.get(key)!r} in the recipe"
+    return None
 
 
 def environment() -> dict[str, Any]:

@@ -276,6 +276,7 @@ def _reproduce(commands: Subcommands) -> None:
     examples = (
         "smoothloss reproduce tables/multi30k --jobs 2",
         "smoothloss reproduce tables/multi30k --rows tok --seeds 1 2 --training.epochs 1",
+        "smoothloss reproduce tables/multi30k_converged --recorded benchmarks/results/multi30k_converged.json",
     )
     reproduce = commands.add_parser("reproduce", help=text, description=text, examples=examples)
     reproduce.add_argument("table", metavar="TABLE", help="a YAML file, or a name such as tables/multi30k")
@@ -287,6 +288,11 @@ def _reproduce(commands: Subcommands) -> None:
     reproduce.add_argument("--jobs", type=whole(1), default=1, help=jobs)
     reproduce.add_argument(
         "--no-train", dest="train", action="store_false", help="only write the table of what is there"
+    )
+    files = "table.json of other machines: their runs are the table's where recipe, data and code agree"
+    reproduce.add_argument("--recorded", nargs="+", default=[], metavar="FILE", help=files)
+    reproduce.add_argument(
+        "--any-code", action="store_true", help="take recorded runs of other code too, and say which"
     )
 
 

@@ -15,7 +15,8 @@ def run(options: argparse.Namespace) -> None:
     path = shipped.find(options.table)
     written = reproduce(
         path, Path(options.out or Path("runs") / path.stem), rows=options.rows, seeds=options.seeds, jobs=options.jobs,
-        overrides=options.overrides, train=options.train,
+        overrides=options.overrides, train=options.train, recorded=[Path(file) for file in options.recorded],
+        any_code=options.any_code,
     )  # fmt: skip
     say(written.read_text(encoding="utf-8").removesuffix("\n"))
 

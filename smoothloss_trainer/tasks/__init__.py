@@ -233,8 +233,9 @@ class Task(ABC):
     def statistics(self, split: str, hypotheses: dict[str, str]) -> Tensor:
         """``(N, K)`` what :attr:`metric` adds up over the N inputs of a split, in a fixed order."""
 
+    @staticmethod
     @abstractmethod
-    def metric_of(self, totals: Tensor) -> Tensor:
+    def metric_of(totals: Tensor) -> Tensor:
         """:attr:`metric`, ``(...)``, of summed statistics ``(..., K)``."""
 
     @abstractmethod

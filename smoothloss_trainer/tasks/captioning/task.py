@@ -143,7 +143,8 @@ class CaptioningTask(Task):
         cider = scores.sentences["cider"]
         return torch.stack((cider, torch.ones_like(cider)), -1)
 
-    def metric_of(self, totals: Tensor) -> Tensor:
+    @staticmethod
+    def metric_of(totals: Tensor) -> Tensor:
         """The mean CIDEr, times 100."""
         return totals[..., 0] / totals[..., 1]
 

@@ -167,7 +167,8 @@ class TranslationTask(Task):
         inputs = self.inputs(split)
         return text_statistics([hypotheses[each.name] for each in inputs], [each.references for each in inputs])
 
-    def metric_of(self, totals: Tensor) -> Tensor:
+    @staticmethod
+    def metric_of(totals: Tensor) -> Tensor:
         """BLEU, times 100."""
         return 100 * bleu_of_statistics(totals[None])[..., -1]
 

@@ -1,0 +1,202 @@
+"""Finished runs of a table: of a directory here, or of a file of results that another machine wrote.
+
+A row of ``table.json`` holds, of each of its runs, what the table needs: the scores, what the first metric adds up over
+the sentences (for intervals), the curve of validation, and fingerprints of code and data. So a table can be finished on
+another machine without the runs that are done.
+"""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import logging
+import math
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from smoothloss_trainer.config import Recipe
+from smoothloss_trainer.errors import RecipeError
+from smoothloss_trainer.files import read_json
+from smoothloss_trainer.recipe import parse_recipe
+from smoothloss_trainer.run import RunDirectory, difference
+from smoothloss_trainer.sources import code_fingerprint
+from smoothloss_trainer.tasks import Task, task_class
+
+_log = logging.getLogger(__name__)
+
+_TOLERANCE = 1e-4  # of a score beside what its statistics come to: sacrebleu rounds nothing, CIDEr is kept in float32
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a run came to.
+
+    Args:
+        row: The key of its row.
+        seed: Its seed.
+        recipe: What it was trained with.
+        scores: Of the table's split, by metric.
+        statistics: ``(N, K)`` what the task's metric adds up.
+        step_ms: Milliseconds of a training step.
+        curve: Of each validation: ``epoch``, ``validation_loss`` and the other numbers.
+        fingerprints: Of the data's parts.
+        environment: Versions and machine.
+    """
+
+    row: str
+    seed: int
+    recipe: Recipe
+    scores: dict[str, float]
+    statistics: Tensor
+    step_ms: float
+    curve: list[dict[str, float]]
+    fingerprints: dict[str, str]
+    environment: dict[str, Any]
+
+    def entry(self) -> dict[str, Any]:
+        """What ``table.json`` holds of the run beside its row's recipe, and :func:`read` reads."""
+        return {
+            "seed": self.seed,
+            "scores": self.scores,
+            "step_ms": self.step_ms,
+            "curve": self.curve,
+            "statistics": _packed(self.statistics),
+            "fingerprints": self.fingerprints,
+            "environment": self.environment,
+        }
+
+    def other_code(self, code: str) -> str:
+        """The code that it was trained with, in words, where it is not this; else empty."""
+        own = self.environment.get("code")
+        return "" if own == code else f"code {own}" if own else "code of an earlier version"
+
+
+def of_run(row: str, seed: int, run: RunDirectory, task: Task, split: str) -> Finished:
+    """What a run that is done came to."""
+    scores = {key: value for key, value in _read(run, f"scores.{split}.json").items() if isinstance(value, float)}
+    environment = _read(run, "environment.json")
+    environment.pop("command", None)  # paths of the machine it ran on
+    curve = [
+        {"epoch": line["epoch"], **{key: line[key] for key in line if key.startswith("validation_")}}
+        for line in run.metrics()
+        if "validation_loss" in line
+    ]
+    statistics = task.statistics(split, _read(run, f"hypotheses.{split}.json"))
+    fingerprints = run.folder.facts().get("fingerprints", {})
+    return Finished(row, seed, run.recipe(), scores, statistics, step_ms(run), curve, fingerprints, environment)
+
+
+def read(path: Path, split: str) -> list[Finished]:
+    """The runs of a ``table.json``.
+
+    Raises:
+        RecipeError: when the file is missing, damaged, or of another split.
+    """
+    content = read_json(str(path), "--recorded")
+    try:
+        if content["split"] != split:
+            raise RecipeError(f"--recorded {path}: its split is {content['split']}, and the table's is {split}")
+        return [_of_entry(row, entry) for row in content["rows"] for entry in row.get("runs", [])]
+    except (KeyError, TypeError, ValueError, AttributeError, zlib.error) as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise RecipeError(f"--recorded {path}: not a table.json, or damaged ({reason})") from None
+
+
+def _of_entry(row: Mapping[str, Any], entry: Mapping[str, Any]) -> Finished:
+    recipe = parse_recipe({**row["recipe"], "seed": entry["seed"]}, here=False)
+    found = Finished(
+        row["key"], entry["seed"], recipe, dict(entry["scores"]), _unpacked(entry["statistics"]), entry["step_ms"],
+        list(entry["curve"]), dict(entry["fingerprints"]), dict(entry["environment"]),
+    )  # fmt: skip
+    task = task_class(recipe.task)
+    said, counted = found.scores[task.metric], float(task.metric_of(found.statistics.double().sum(0)))
+    if abs(said - counted) > _TOLERANCE:
+        text = f"row {found.row}, seed {found.seed}: {task.metric} is {said}, and its sentences come to {counted}"
+        raise ValueError(text)
+    return found
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What is taken from files of results.
+
+    Args:
+        runs: By row and seed.
+        other_code: A line for each of them whose code is not this.
+    """
+
+    runs: dict[tuple[str, int], Finished] = field(default_factory=dict)
+    other_code: list[str] = field(default_factory=list)
+
+
+def take(
+    found: Iterable[Finished],
+    wanted: Mapping[tuple[str, int], Recipe],
+    fingerprints: Mapping[str, str],
+    *,
+    any_code: bool = False,
+) -> Recorded:
+    """The runs that a table lacks and these files have, if recipe, data and code agree; of others a warning says why.
+
+    Args:
+        found: What the files have.
+        wanted: The recipes of the runs that are not done, by row and seed.
+        fingerprints: Of the data that are here, by part; empty where they are not known.
+        any_code: Take runs of other code too.
+    """
+    taken, code, known = Recorded(), code_fingerprint(), dict(fingerprints)
+    for each in found:
+        place = (each.row, each.seed)
+        if place not in wanted or place in taken.runs:
+            continue
+        name, other = f"{each.row}, seed {each.seed}", each.other_code(code)
+        reason = _misfit(each, wanted[place], known)
+        if reason is None and other and not any_code:
+            reason = f"{other}, and this is {code}: --any-code takes it nevertheless"
+        if reason:
+            _log.warning("%s is not taken from the record: %s", name, reason)
+            continue
+        taken.runs[place] = each
+        taken.other_code.extend([f"{name} ({other})"] if other else [])
+        known = {**each.fingerprints, **known}
+    return taken
+
+
+def _misfit(found: Finished, recipe: Recipe, fingerprints: Mapping[str, str]) -> str | None:
+    """Why a run is none of the table's: its recipe, or its data, where both know a part."""
+    changed = [part for part, digest in found.fingerprints.items() if fingerprints.get(part, digest) != digest]
+    return difference(found.recipe, recipe) or (f"the data of {changed[0]} are others" if changed else None)
+
+
+def step_ms(run: RunDirectory) -> float:
+    """Median time of a training step in milliseconds, between two lines of training loss of one epoch."""
+    lines = run.metrics()
+    steps = [
+        1000 * (after["seconds"] - before["seconds"]) / (after["step"] - before["step"])
+        for before, after in itertools.pairwise(lines)
+        if "train_loss" in before and "train_loss" in after and before["epoch"] == after["epoch"]
+    ]
+    return median(steps) if steps else math.nan
+
+
+def _packed(statistics: Tensor) -> str:
+    """Counts as int32, other numbers as float32, compressed, as text."""
+    whole = bool((statistics == statistics.round()).all())
+    plain = statistics.to(torch.int32 if whole else torch.float32).contiguous()
+    return base64.b64encode(zlib.compress(save({"statistics": plain}), 9)).decode("ascii")
+
+
+def _unpacked(text: str) -> Tensor:
+    return load(zlib.decompress(base64.b64decode(text, validate=True)))["statistics"]
+
+
+def _read(run: RunDirectory, name: str) -> Any:
+    return read_json(str(run.path / name), name)
