@@ -72,6 +72,8 @@ class RewardConfig:
             exp(-1 / tau) with every edit of the sampler, so that few samples, the odd ones, get all the weight; see
             ``effective_samples`` in ``metrics.jsonl``. In the authors' code it made no difference: q was one number for
             a whole batch there. Without it the distribution that smooths is q exp(r / tau).
+        references: What a sample is compared with: ``all`` references of its input, or its ``own`` ground truth alone
+            (the paper's appendix B.2 has both for BLEU on captions).
         bleu_order: Longest n-grams of ``bleu``.
         bleu_smoothing: ``add-k-all`` is the paper's, one added at every order; ``none``, ``floor``, ``add-k`` and
             ``exp`` are sacrebleu's, ``coco`` coco-caption's.
@@ -82,6 +84,7 @@ class RewardConfig:
     clip: float | None = None
     normalize: Literal["samples", "batch"] = "samples"
     divide_by_q: bool = True
+    references: Literal["all", "own"] = "all"
     bleu_order: Annotated[int, Field(ge=1, le=8)] = 4
     bleu_smoothing: Smoothing = "add-k-all"
 
@@ -112,6 +115,9 @@ class LossConfig:
         num_samples: Samples per ground truth (L).
         reward: What the samples are worth.
         label_smoothing: Mass spread evenly over the vocabulary; may be added to any loss.
+        prior: How the mass that lies on all classes (label smoothing's, and a ``uniform`` tail's) is spread:
+            ``uniform``, or ``unigram``, by how often the training part's target text has each token, EOS included
+            (Pereyra et al. 2017).
         entropy: Weight (gamma) of the entropy bonus; may be added to any loss.
         embeddings: Word vectors of the similarity table.
     """
@@ -130,6 +136,7 @@ class LossConfig:
     num_samples: Annotated[int, Field(ge=1, le=10_000)] = 1
     reward: RewardConfig = field(default_factory=RewardConfig)
     label_smoothing: PartialShare = 0.0
+    prior: Literal["uniform", "unigram"] = "uniform"
     entropy: Annotated[float, Field(ge=0, le=10)] = 0.0
     embeddings: EmbeddingsConfig = field(default_factory=EmbeddingsConfig)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from smoothloss.rewards import Cider
 from smoothloss.similarity import SimilarityTable
@@ -12,6 +13,7 @@ from smoothloss_trainer.rewards import SampleWeights
 from smoothloss_trainer.run import RunDirectory
 from smoothloss_trainer.table import build_table
 from smoothloss_trainer.tasks import Task
+from smoothloss_trainer.vocabulary import EOS
 
 
 def table(recipe: Recipe, run: RunDirectory, task: Task, *, opened: bool) -> SimilarityTable | None:
@@ -39,12 +41,22 @@ def weights(
     config = recipe.loss.reward
     if not recipe.loss.samples_sequences or config.name == "none":
         return None, None
-    references = task.training_references() if config.reads_references else None
+    needed = config.reads_references and (config.references == "all" or config.name == "cider")
+    references = task.training_references() if needed else None
     cider = None
     if config.name == "cider" and references is not None:
         cider = _load_cider(run) if opened and run.cider_file.is_file() else Cider(references)
-    on_device = None if references is None else references.to(device)
+    on_device = None if references is None or config.references == "own" else references.to(device)
     return SampleWeights(config, on_device, cider, device), cider
+
+
+def prior(recipe: Recipe, task: Task) -> Tensor | None:
+    """``(V,)`` float64 frequencies of the target tokens, EOS once a sentence; None for a uniform prior."""
+    if recipe.loss.prior == "uniform":
+        return None
+    counts = torch.tensor(task.vocabulary.counts, dtype=torch.float64)
+    counts[EOS] = sum(1 for _ in task.target_sentences())
+    return counts / counts.sum()
 
 
 def _load_cider(run: RunDirectory) -> Cider:

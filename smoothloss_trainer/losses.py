@@ -41,6 +41,7 @@ class TrainingLoss:
         table: The similarity table, for the losses that smooth tokens.
         sampler: Draws around the ground truth, for the losses that smooth sequences.
         weights: Weighs what was drawn by its reward; None: all samples weigh the same.
+        prior: ``(V,)`` how the mass on all classes is spread; None: evenly.
         timed: ``with timed("forward"): ...`` around each part of the work: forward, sampling, reward, loss.
     """
 
@@ -48,6 +49,7 @@ class TrainingLoss:
     table: SimilarityTable | None = None
     sampler: Sampler | None = None
     weights: SampleWeights | None = None
+    prior: Tensor | None = None
     timed: Timer = nullcontext
 
     def __call__(self, model: SequenceModel, batch: Batch, generator: torch.Generator) -> Tensor:
@@ -101,6 +103,7 @@ class TrainingLoss:
             "ignore_index": PAD,
             "label_smoothing": self.config.label_smoothing,
             "entropy": self.config.entropy,
+            "prior": self.prior,
         }
 
     def _sequence_options(self, model: SequenceModel) -> dict[str, Any]:
@@ -169,6 +172,7 @@ def build_loss(
     table: SimilarityTable | None,
     num_tokens: int,
     weights: SampleWeights | None = None,
+    prior: Tensor | None = None,
     timed: Timer = nullcontext,
 ) -> TrainingLoss:
     """The loss of a recipe.
@@ -178,6 +182,7 @@ def build_loss(
         table: The similarity table, needed when ``config.needs_table``.
         num_tokens: Size of the target vocabulary.
         weights: What weighs the samples, when ``config.reward`` has a name.
+        prior: What the mass on all classes is spread by, on the training device, when ``config.prior`` is not uniform.
         timed: Times its parts.
 
     Raises:
@@ -193,7 +198,7 @@ def build_loss(
             sizes = f"of {table.num_tokens} tokens, the target vocabulary {num_tokens}"
             raise RecipeError(f"the similarity table is {sizes}: they belong to different vocabularies")
     sampler = _sampler(config, table, num_tokens) if config.samples_sequences else None
-    return TrainingLoss(config, table if config.smooths_tokens else None, sampler, weights, timed)
+    return TrainingLoss(config, table if config.smooths_tokens else None, sampler, weights, prior, timed)
 
 
 def _sampler(config: LossConfig, table: SimilarityTable | None, num_tokens: int) -> Sampler:

@@ -255,6 +255,10 @@ def _check_smoothing(loss: LossConfig) -> None:
     """Refuse a loss that smooths nothing, and so is the MLE."""
     if loss.name == "label_smoothing" and not loss.label_smoothing:
         raise RecipeError("loss.label_smoothing must be above 0 for loss.name label_smoothing, got 0")
+    even = loss.label_smoothing or (loss.smooths_tokens and loss.tail == "uniform")
+    if loss.prior == "unigram" and not even:
+        needs = "loss.label_smoothing above 0, or a loss of similar tokens with loss.tail uniform"
+        raise RecipeError(f"loss.prior is 'unigram', which spreads the mass on all classes, but there is none: {needs}")
     shares = {"alpha": loss.alpha} if loss.name in ("tok", "seq", "seq_lazy") else {}
     if loss.name in ("tok_seq", "tok_seq_lazy"):
         shares = {"alpha": loss.alpha, "token_alpha": loss.token_alpha}

@@ -21,7 +21,8 @@ class SampleWeights:
 
     Args:
         config: The recipe's ``loss.reward:`` section; its name is not ``none``.
-        references: Those of every training input, on the training device; None for the constant reward.
+        references: Those of every training input, on the training device; None for the constant reward, and where a
+            sample's reference is its own ground truth.
         cider: The reward itself where it is CIDEr.
         device: Where training runs.
 
@@ -59,8 +60,10 @@ class SampleWeights:
         Raises:
             ValueError: when the batch does not say which inputs it holds.
         """
-        if self._reward is None or self.references is None:
+        if self._reward is None:
             return torch.ones(tokens.shape[:2], dtype=torch.float64, device=tokens.device)
+        if self.references is None:
+            return self._reward(tokens, lengths, References.of_targets(batch.target, batch.lengths))
         if batch.inputs is None:
             raise ValueError("batch.inputs: got None, expected the numbers of the inputs, to find their references")
         return self._reward(tokens, lengths, self.references.select(batch.inputs))

@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from smoothloss.similarity import SimilarityTable
-from smoothloss_trainer import checkpoint, report
+from smoothloss_trainer import checkpoint, loss_inputs, report
 from smoothloss_trainer.config import Recipe
 from smoothloss_trainer.devices import sum_dtype
 from smoothloss_trainer.distributed import Processes
@@ -63,9 +63,11 @@ class Trainer:
         self.processes, self.device = processes, processes.device
         self.stopwatch, self.log = Stopwatch(self.device), MetricsLog(run, tensorboard=recipe.training.tensorboard)
         table = None if table is None else table.to(self.device)
-        loss = build_loss(recipe.loss, table, len(task.vocabulary), weights, self.stopwatch)
-        torch.manual_seed(recipe.seed)
         self.dtype = torch.float64 if recipe.training.precision == "float64" else torch.float32
+        prior = loss_inputs.prior(recipe, task)
+        prior = None if prior is None else prior.to(self.device, self.dtype)
+        loss = build_loss(recipe.loss, table, len(task.vocabulary), weights, prior, self.stopwatch)
+        torch.manual_seed(recipe.seed)
         self.model = task.build_model().to(self.device, self.dtype)
         self.objective: torch.nn.Module = Objective(self.model, loss, autocast=recipe.training.precision == "bfloat16")
         self.feed = Feed(task, recipe.training.workers, self.device)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from smoothloss._validation import check_tensor
+from smoothloss._validation import check_device, check_shape, check_tensor
 
 _MAX_TOKEN = 2**31 - 2  # the kernels count from one to keep 0 for "none"
 
@@ -77,6 +77,47 @@ class References:
         self.sentences = Sentences(torch.as_tensor(tokens, device=device), torch.as_tensor(offsets, device=device))
         self.spans = torch.as_tensor(spans, dtype=torch.int64, device=device)
         self.max_references = max(map(len, inputs), default=0)
+
+    @classmethod
+    def of_targets(cls, target: Tensor, lengths: Tensor) -> References:
+        """``References([[target[b, : lengths[b]]] for b in range(B)])``: its own sentence is an input's only reference.
+
+        Waits for no device; the tokens are copied once.
+
+        Args:
+            target: ``(B, T)`` int64 or int32 token ids, the sentence first and anything (EOS, padding) behind it.
+            lengths: ``(B,)`` int64 or int32 tokens of each sentence, ``0 <= length <= T`` (checked on the CPU).
+
+        Raises:
+            TypeError: one is no tensor of integers.
+            ValueError: a shape or device is wrong, or a length or an id out of range (on the CPU).
+        """
+        check_tensor(target, "target", floating=False)
+        check_tensor(lengths, "lengths", floating=False)
+        if target.dim() != 2:
+            raise ValueError(f"target: got shape {tuple(target.shape)}, expected (B, T)")
+        check_shape(lengths, "lengths", target.shape[:1], "one for each sentence")
+        check_device(lengths, "lengths", target, "target")
+        count, width = target.shape
+        if lengths.device.type == "cpu" and count and not 0 <= int(lengths.min()) <= int(lengths.max()) <= width:
+            span = f"{int(lengths.min())} to {int(lengths.max())}"
+            raise ValueError(f"lengths: got {span}, expected 0 <= length <= {width}, the width of target")
+        is_word = torch.arange(width, device=target.device) < lengths[:, None]
+        tokens = target.masked_fill(~is_word, 0)
+        if (
+            tokens.device.type == "cpu"
+            and tokens.numel()
+            and not 0 <= int(tokens.min()) <= int(tokens.max()) <= _MAX_TOKEN
+        ):
+            span = f"{int(tokens.min())} to {int(tokens.max())}"
+            raise ValueError(f"target: got the ids {span}, expected 0 <= id <= {_MAX_TOKEN}")
+        # What is behind a sentence is one too, which nobody's span has.
+        starts = torch.arange(count, device=target.device) * width
+        offsets = torch.stack((starts, starts + lengths), -1).flatten()
+        offsets = torch.cat((offsets, offsets.new_full((1,), count * width)))
+        first = torch.arange(count, device=target.device) * 2
+        sentences = Sentences(tokens.to(torch.int32).flatten(), offsets)
+        return cls._of(sentences, torch.stack((first, first + 1), -1), min(count, 1))
 
     @classmethod
     def _of(cls, sentences: Sentences, spans: Tensor, max_references: int) -> References:

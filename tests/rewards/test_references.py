@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from smoothloss.rewards import References, hamming
+from smoothloss.rewards import Cider, References, hamming, sentence_bleu
 
 NESTED = [[[5, 6, 7], [8]], [], [[9, 9], [], [2**31 - 2]]]
 
@@ -19,8 +21,8 @@ def test_packing_keeps_every_sentence():
 
 
 def test_packing_takes_any_sequence_of_integers():
-    given = [[np.array([5, 6, 7], dtype=np.int16), (8,)], (), ((9, 9), [], np.array([2**31 - 2]))]
-    assert References(given).tolist() == NESTED
+    nested = [[np.array([5, 6, 7], dtype=np.int16), (8,)], (), ((9, 9), [], np.array([2**31 - 2]))]
+    assert References(nested).tolist() == NESTED
 
 
 def test_select_shares_the_sentences():
@@ -29,6 +31,37 @@ def test_select_shares_the_sentences():
     assert chosen.tolist() == [NESTED[2], NESTED[0], NESTED[2]]
     assert chosen.sentences is references.sentences
     assert chosen.select(torch.tensor([1])).tolist() == [NESTED[0]]
+
+
+@given(data=st.data())
+@settings(deadline=None)
+def test_targets_are_their_own_references(data):
+    count, width = data.draw(st.integers(0, 5)), data.draw(st.integers(0, 6))
+    dtype = data.draw(st.sampled_from([torch.int64, torch.int32]))
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))
+    lengths = torch.randint(0, width + 1, (count,), generator=generator, dtype=dtype)
+    target = torch.randint(0, 9, (count, width), generator=generator, dtype=dtype)
+    target[torch.arange(width) >= lengths[:, None]] = -100  # what is behind a sentence means nothing
+    found = References.of_targets(target, lengths)
+    nested = [[row[:length].tolist()] for row, length in zip(target, lengths.tolist(), strict=True)]
+    assert found.tolist() == nested and found.max_references == min(count, 1)
+    candidates = torch.randint(0, 9, (3, count, width), generator=generator)
+    for reward in (hamming, sentence_bleu, Cider(References(nested))) if count else (hamming,):
+        torch.testing.assert_close(reward(candidates, None, found), reward(candidates, None, References(nested)))
+
+
+def test_targets_name_what_is_wrong():
+    target, lengths = torch.tensor([[5, 6, 7]]), torch.tensor([2])
+    with pytest.raises(ValueError, match=r"target: got shape \(3,\), expected \(B, T\)"):
+        References.of_targets(target[0], lengths)
+    with pytest.raises(ValueError, match=r"lengths: got shape \(2,\)"):
+        References.of_targets(target, torch.tensor([2, 2]))
+    with pytest.raises(ValueError, match="lengths: got 4 to 4, expected 0 <= length <= 3"):
+        References.of_targets(target, torch.tensor([4]))
+    with pytest.raises(ValueError, match="target: got the ids -1 to 5"):
+        References.of_targets(torch.tensor([[5, -1, 7]]), lengths)
+    with pytest.raises(TypeError, match="target: got"):
+        References.of_targets(target.float(), lengths)
 
 
 def test_an_empty_set_is_a_set():

@@ -47,17 +47,19 @@ def dense_loss(
     table: SimilarityTable,
     settings: LossConfig,
     sample_weights: SampleWeights | None = None,
+    prior: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The definition: one dense target per position, sample and ground truth each on its states (or lazily on h*)."""
     loss = build_loss(settings, table, table.num_tokens)
     generator = torch.Generator().manual_seed(7)
     size = table.num_tokens
+    spread = torch.full((size,), 1 / size) if prior is None else prior.float()
     # The stored rows in full: the table is read through its public row(), and its tail spread evenly.
     rows = torch.zeros(size, size)
     for token in range(size):
         indices, weights, tail = table.row(token)
         rows[token, indices] = weights
-        rows[token] += tail / size
+        rows[token] += tail * spread
     one_hot = torch.eye(size)
     share = {"tok": settings.alpha, "tok_seq": settings.token_alpha, "tok_seq_lazy": settings.token_alpha}
     token_share = share.get(settings.name, 0.0)
@@ -76,7 +78,7 @@ def dense_loss(
         read = batch.target if settings.is_lazy else sequence
         inputs = torch.cat((torch.ones_like(read[:, :1]), read[:, :-1]), 1)
         log_prob = torch.log_softmax(model.classifier(model.decode(encode(model, batch), inputs)), -1)
-        target = (1 - settings.label_smoothing) * delta[sequence] + settings.label_smoothing / size
+        target = (1 - settings.label_smoothing) * delta[sequence] + settings.label_smoothing * spread
         weight = torch.full_like(omega[0], 1 - alpha) if number == 0 else alpha * omega[number - 1]
         total = total - (weight[:, None] * (target * log_prob).sum(-1))[sequence != PAD].sum()
     return total / (batch.target != PAD).sum()
@@ -94,17 +96,33 @@ def test_every_loss_equals_its_definition(setting: tuple[SequenceModel, Batch, S
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=2e-7)
 
 
+@pytest.mark.parametrize("name", ["label_smoothing", "tok", "seq_lazy", "tok_seq"])
+def test_a_prior_spreads_the_mass_on_all_classes(
+    setting: tuple[SequenceModel, Batch, SimilarityTable], name: str
+) -> None:
+    model, batch, table = setting
+    prior = torch.rand(table.num_tokens, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    prior /= prior.sum()
+    settings = config(name, label_smoothing=0.2, prior="unigram")
+    loss = build_loss(settings, table, table.num_tokens, prior=prior)
+    found = loss(model, batch, torch.Generator().manual_seed(7))
+    torch.testing.assert_close(found, dense_loss(model, batch, table, settings, prior=prior), rtol=2e-6, atol=0)
+    assert abs(found.item() - dense_loss(model, batch, table, settings).item()) > 1e-4
+
+
+@pytest.mark.parametrize("references", ["all", "own"])
 @pytest.mark.parametrize("normalize", ["samples", "batch"])
 @pytest.mark.parametrize("name", ["seq", "seq_lazy", "tok_seq", "tok_seq_lazy"])
 def test_rewarded_losses_equal_their_definition(
-    setting: tuple[SequenceModel, Batch, SimilarityTable], name: str, normalize: str
+    setting: tuple[SequenceModel, Batch, SimilarityTable], name: str, normalize: str, references: str
 ) -> None:
     model, batch, table = setting
-    settings = config(name, reward=RewardConfig(name="bleu", tau=0.05, normalize=normalize))  # type: ignore[arg-type]
+    reward = RewardConfig(name="bleu", tau=0.05, normalize=normalize, references=references)  # type: ignore[arg-type]
+    settings = config(name, reward=reward)
     packed = References(
         [[row[: int(length)].tolist()] for row, length in zip(batch.target, batch.lengths, strict=True)]
     )
-    weights = SampleWeights(settings.reward, packed, None, torch.device("cpu"))
+    weights = SampleWeights(settings.reward, packed if references == "all" else None, None, torch.device("cpu"))
     loss = build_loss(settings, table, table.num_tokens, weights)(model, batch, torch.Generator().manual_seed(7))
     expected = dense_loss(model, batch, table, settings, weights)
     torch.testing.assert_close(loss, expected, rtol=2e-6, atol=0)

@@ -288,6 +288,11 @@ def test_what_is_wrong_with_an_override_is_said(recipe_values: Values, words: li
         ("loss: {name: tok}", "loss.alpha must be above 0 for loss.name tok, which is mle otherwise"),
         ("loss: {name: tok_seq_lazy}", "loss.alpha or loss.token_alpha must be above 0"),
         ("loss: {name: label_smoothing}", "loss.label_smoothing must be above 0"),
+        ("loss: {prior: unigram}", "loss.prior is 'unigram', which spreads the mass on all classes, but there is none"),
+        (
+            "loss: {name: tok, alpha: 0.2, tail: exact, prior: unigram}",
+            "but there is none: loss.label_smoothing above 0",
+        ),
         ("seed: 1180591620717411303424", "seed must be"),
         ("data: {held_out: {dev: .nan}}", "data.held_out.dev must be"),
         ("data: {held_out: {dev: 2.5}}", "data.held_out.dev: must be a number of pairs"),
