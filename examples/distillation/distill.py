@@ -3,8 +3,8 @@
 A teacher reads all training text. What it says of each position of some of these sentences is cached, once as its K
 likeliest words, once as counts of words drawn from it. Students a quarter as wide then read those sentences and learn
 from the labels, from either cache with each treatment of the mass that it leaves out, from a mix of both, or from
-labels smoothed over the neighbours that words have in the teacher's embedding. The table says how well each predicts
-text that none of them has read.
+labels smoothed over all words, or over the neighbours that words have in the teacher's embedding. The table says how
+well each predicts text that none of them has read.
 
 Whatever is finished is a file in --out: the same command goes on where it was stopped, and another one with other
 --seeds or --rows may work beside it, once the caches are there.
@@ -44,6 +44,7 @@ CACHES = ("top_k", "draws")
 DRAWS = 12
 LABEL_SHARE = 0.5  # of the label mix
 NEIGHBOURS, TAU, ALPHA = 64, 0.1, 0.3  # of similarity smoothing
+LABEL_SMOOTHING = 0.1  # its control: about what similarity smoothing spreads over all words alike
 DEMO_SCENES = 300  # of five captions each, when no text is given
 
 # ---- what students learn from
@@ -60,6 +61,13 @@ class Row(NamedTuple):
 def from_labels(step: Step) -> Tensor:
     """Maximum likelihood."""
     return F.linear_cross_entropy(step.hidden, step.weight, step.labels, linear_bias=step.bias)
+
+
+def from_smoothed_labels(step: Step) -> Tensor:
+    """Labels that share their mass with all words alike."""
+    return F.linear_cross_entropy(
+        step.hidden, step.weight, step.labels, label_smoothing=LABEL_SMOOTHING, linear_bias=step.bias
+    )
 
 
 def from_similar_words(step: Step) -> Tensor:
@@ -87,6 +95,7 @@ def from_both(step: Step) -> Tensor:
 
 ROWS = {
     "labels": Row("labels", None, from_labels),
+    "label_smoothing": Row("labels, smoothed evenly", None, from_smoothed_labels),
     "similarity": Row("labels, smoothed by similarity", "table", from_similar_words),
     "top_k-bucket": Row("top k, `bucket`", "top_k", from_teacher(missing="bucket")),
     "top_k-uniform": Row("top k, `uniform`", "top_k", from_teacher(missing="uniform")),
@@ -125,6 +134,7 @@ class Run:
         names = ("width", "teacher_epochs", "epochs", "k", "min_count", "sentences")
         settings: Result = {name: getattr(self.options, name) for name in names}
         settings |= {"draws": DRAWS, "label_share": LABEL_SHARE, "neighbours": NEIGHBOURS, "tau": TAU, "alpha": ALPHA}
+        settings["label_smoothing"] = LABEL_SMOOTHING
         settings["classes"] = len(self.vocabulary.words)
         settings["text"] = fingerprint(self.vocabulary.words, self.text.sentences + self.test.sentences)
         path = self.out / "settings.json"

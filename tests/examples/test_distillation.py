@@ -103,10 +103,10 @@ def _raise_at_call(function: Any, number: int) -> Any:
     return counted
 
 
-def test_one_row_needs_no_teacher(distill: ModuleType, tmp_path: Path) -> None:
-    assert distill.main(["--out", str(tmp_path), *SMALL, "--rows", "labels", "--seeds", "1"]) == 0
+def test_rows_of_labels_need_no_teacher(distill: ModuleType, tmp_path: Path) -> None:
+    assert distill.main(["--out", str(tmp_path), *SMALL, "--rows", "labels", "label_smoothing", "--seeds", "1"]) == 0
     assert not (tmp_path / "teacher.safetensors").exists()
-    assert len(json.loads((tmp_path / "table.json").read_text())["rows"]) == 1
+    assert len(json.loads((tmp_path / "table.json").read_text())["rows"]) == 2
 
 
 @pytest.mark.parametrize(
