@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple, TypeVar, get_type_hints
 
 import torch
@@ -121,13 +121,18 @@ def check(given: Mapping[str, Any], names: tuple[str, ...]) -> Options:
         return _check(names, **given)
 
 
-def _check(names: tuple[str, ...], /, **given: Any) -> Options:
+def check_names(given: Iterable[str], names: tuple[str, ...]) -> None:
+    """Raise TypeError for an option that there is not."""
     for name in given:
         if name not in names:
             raise TypeError(
                 f"got an unexpected keyword argument {name!r}, expected one of the loss's own or an option:"
                 f" {', '.join(names)}"
             )
+
+
+def _check(names: tuple[str, ...], /, **given: Any) -> Options:
+    check_names(given, names)
     return _check_values(**given)
 
 
@@ -175,11 +180,11 @@ LINEAR = tuple(get_type_hints(LinearOptions))
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
-def takes(kind: type[CallOptions]) -> Callable[[_Function], _Function]:
+def takes(kind: type[Any], defaults: Mapping[str, Any] = DEFAULTS) -> Callable[[_Function], _Function]:
     """Let a function that takes ``**given`` of this kind show every option by name, with its default and its type."""
     types = get_type_hints(kind)
     shown = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=DEFAULTS[name], annotation=types[name])
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=defaults[name], annotation=types[name])
         for name in types
     ]
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from smoothloss.distillation._terms import shares
+from smoothloss.distillation.options import Missing
 from smoothloss.distillation.teacher import Teacher
-
-Missing = Literal["bucket", "uniform", "renormalize", "drop"]
 
 
 class Known(NamedTuple):

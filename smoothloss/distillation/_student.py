@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from smoothloss.ops.linear_cross_entropy import Linear
 from smoothloss.ops.linear_layer import default_chunk_bytes
 from smoothloss.ops.transforms import is_eager
 from smoothloss.ops.vocabulary_parallel import Split, fingerprint
-from smoothloss.options import Memory, Options
+from smoothloss.options import Options
 
 # Tensors of the size of a chunk's logits that the definition of a row keeps for its gradient.
 _COPIES = 12
@@ -63,10 +63,9 @@ class Student(Protocol):
 class OnLogits:
     """Logits ``(..., V)``."""
 
-    def __init__(self, input: Tensor, row: RowOptions, impl: Implementation, group: Any = None) -> None:
+    def __init__(self, input: Tensor, options: Options) -> None:
         """Check them."""
         check_logits(input)
-        options = Options(row=row, impl=impl, group=group)
         self.input, self.split, self.num_classes = classes_of(input, options, None)
         self.options = replaced(Options, options, group=self.split)
         self.dtype = accumulator_dtype(input.dtype)
@@ -99,12 +98,8 @@ class OnLogits:
 class OnHidden:
     """Hidden states ``(..., D)`` and a classifier ``(V, D)``, ``(V,)``, whose logits never exist as a whole."""
 
-    def __init__(
-        self, input: Tensor, weight: Tensor, bias: Tensor | None, row: RowOptions, impl: Implementation,
-        chunk_bytes: int | None, memory: Memory, group: Any = None,
-    ) -> None:  # fmt: skip
+    def __init__(self, input: Tensor, weight: Tensor, bias: Tensor | None, options: Options) -> None:
         """Check them."""
-        options = Options(row=row, impl=impl, chunk_bytes=chunk_bytes, memory=memory, group=group)
         self.input, linear = check_linear(input, weight, bias, options)
         _, self.split, self.num_classes = classes_of(self.input, options, linear)
         self.linear = replaced(Linear, linear, group=self.split)

@@ -57,51 +57,32 @@ tends to in relation to beta, and to 1 - beta (but in "drop", where P - Q comes 
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from smoothloss._validation import (
-    REDUCTIONS,
-    check_choice,
-    check_constant,
-    check_device,
-    check_group,
-    check_integer,
-    check_number,
-    check_shape,
-    check_tensor,
-)
-from smoothloss.backends import IMPLEMENTATIONS, Implementation
-from smoothloss.backends.common import RowOptions
-from smoothloss.distillation import _terms
+from smoothloss._validation import check_constant, check_device, check_shape, check_tensor
+from smoothloss.distillation import _terms, options
 from smoothloss.distillation._jensen_shannon import Spread
-from smoothloss.distillation._known import Known, Missing, known
+from smoothloss.distillation._known import Known, known
 from smoothloss.distillation._student import OnHidden, OnLogits, Student
+from smoothloss.distillation.options import Call, DivergenceOptions, LinearDivergenceOptions
 from smoothloss.distillation.teacher import Teacher
 from smoothloss.ops.checks import check_index_values, checked_op
-from smoothloss.options import Memory
+from smoothloss.options import takes
 
-Divergence = Literal["forward_kl", "reverse_kl", "jensen_shannon"]
-# Asked for here, once: the compiler of torch 2.6 does not follow get_args.
-_DIVERGENCE, _MISSING, _MEMORY = get_args(Divergence), get_args(Missing), get_args(Memory)
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
+@takes(DivergenceOptions, options.DEFAULTS)
 def loss(
     input: Tensor,
     teacher: Teacher,
     *,
-    divergence: Divergence = "forward_kl",
-    beta: float = 0.5,
-    temperature: float = 1.0,
-    missing: Missing = "bucket",
     weight: Tensor | None = None,
-    logit_scale: float = 1.0,
-    softcap: float | None = None,
-    reduction: str = "mean",
-    impl: Implementation = "auto",
-    group: Any = None,
+    **given: Unpack[DivergenceOptions],
 ) -> Tensor:
     """Return the divergence of ``softmax(input / temperature)`` from what a teacher knows of its distribution.
 
@@ -121,26 +102,9 @@ def loss(
         input: the student's logits ``(..., V)``.
         teacher: at positions ``(...)``. Where it has nothing but empty slots the loss is 0 and the gradient exactly 0,
             whatever the logits are. A constant for the gradient.
-        divergence: "forward_kl" KL(q || p), "reverse_kl" KL(p || q), or "jensen_shannon".
-        beta: of Jensen-Shannon, in [0, 1]: ``beta KL(q || m) + (1 - beta) KL(p || m)``, ``m = beta q + (1 - beta) p``.
-            At 0 and 1, where that is 0 whatever p is, it is KL(q || p) and KL(p || q): what its direction tends to.
-        temperature: T divides the logits of both sides, and the loss is multiplied by T^2. The teacher's K
-            probabilities become ``softmax(log_probs / T)`` of the mass that they have, and what is left stays what it
-            is (as in `targets.top_k`); with "bucket" the rest is one more class here too:
-            ``softmax([log_probs, log_rest] / T)``.
-        missing: "bucket" compares the two rests as one more class; "uniform" spreads the teacher's rest evenly over all
-            V classes; "renormalize" divides it out on both sides (in forward KL on the teacher's alone, as a target: p
-            stays a distribution over all V classes); "drop" leaves it out, and what remains of the sum is no
-            divergence: it can be negative, and need not be least where p is q.
         weight: ``(...)``, a factor of each position's loss, a constant for the gradient. Positions of weight 0 are
             ignored.
-        logit_scale, softcap: the student's logits are ``softcap * tanh(logit_scale * input / softcap)``.
-        reduction: "mean", over the positions that have a teacher, by weight where there are weights (nan when there are
-            none), "sum" or "none".
-        impl: see `smoothloss.options`. Jensen-Shannon with "uniform" has no kernel where classes are split.
-        group: see `smoothloss.options`; a teacher's classes are those of all processes, its columns the same on each.
-            A DTensor says the same without it. Two collectives forward and at most one back, but for Jensen-Shannon
-            with "uniform": four forward.
+        given: the options, see `smoothloss.distillation.options.DivergenceOptions`.
 
     Returns:
         The loss, float32 (float64 for float64 logits): a scalar, or ``(...)`` for ``reduction="none"``.
@@ -153,29 +117,19 @@ def loss(
 
     Source: Hinton et al. 2015 (temperature); Agarwal et al. 2024, "On-policy distillation" (Jensen-Shannon).
     """
-    call = check(divergence, beta, temperature, missing, logit_scale, softcap, reduction, impl)
-    check_group(group)
-    return _evaluate(OnLogits(input, call.row, impl, group), teacher, weight, call)
+    call = options.check(given, options.LOGITS)
+    return _evaluate(OnLogits(input, call.options), teacher, weight, call)
 
 
+@takes(LinearDivergenceOptions, options.DEFAULTS)
 def linear_loss(
     input: Tensor,
     linear_weight: Tensor,
     teacher: Teacher,
     *,
     linear_bias: Tensor | None = None,
-    divergence: Divergence = "forward_kl",
-    beta: float = 0.5,
-    temperature: float = 1.0,
-    missing: Missing = "bucket",
     weight: Tensor | None = None,
-    logit_scale: float = 1.0,
-    softcap: float | None = None,
-    reduction: str = "mean",
-    chunk_bytes: int | None = None,
-    memory: Memory = "fast",
-    impl: Implementation = "auto",
-    group: Any = None,
+    **given: Unpack[LinearDivergenceOptions],
 ) -> Tensor:
     """``loss(F.linear(input, linear_weight, linear_bias), teacher, ...)`` that never holds the logits.
 
@@ -183,67 +137,13 @@ def linear_loss(
         input: hidden states ``(..., D)``; under autocast cast as `F.linear` would.
         linear_weight: ``(V, D)``.
         linear_bias: ``(V,)``.
-        chunk_bytes: see `smoothloss.options`.
-        memory: see `smoothloss.options`; of forward KL other than "bucket". All others compute the logits again in the
-            backward, whatever it says.
-        teacher, divergence, beta, temperature, missing, weight, logit_scale, softcap, reduction, impl, group: as in
-            `loss`.
+        teacher, weight: as in `loss`.
+        given: the options, see `smoothloss.distillation.options.LinearDivergenceOptions`.
 
     Returns, raises: as `loss`.
     """
-    call = check(divergence, beta, temperature, missing, logit_scale, softcap, reduction, impl)
-    chunk_bytes = check_memory(chunk_bytes, memory)
-    check_group(group)
-    student = OnHidden(input, linear_weight, linear_bias, call.row, impl, chunk_bytes, memory, group)
-    return _evaluate(student, teacher, weight, call)
-
-
-class Call(NamedTuple):
-    """The checked options of a call.
-
-    Attributes:
-        row: what the student's logits go through: ``softcap * tanh(logit_scale * z / softcap) / temperature``.
-    """
-
-    divergence: Divergence
-    beta: float
-    temperature: float
-    missing: Missing
-    row: RowOptions
-    reduction: str
-
-
-def check(
-    divergence: Divergence, beta: float, temperature: float, missing: Missing, logit_scale: float,
-    softcap: float | None, reduction: str, impl: Implementation,
-) -> Call:  # fmt: skip
-    """Return the options that both versions have.
-
-    Raises:
-        TypeError, ValueError: naming the option, what was got and what was expected.
-    """
-    check_choice(divergence, "divergence", _DIVERGENCE)
-    check_choice(missing, "missing", _MISSING)
-    check_choice(reduction, "reduction", REDUCTIONS)
-    check_choice(impl, "impl", IMPLEMENTATIONS)
-    beta = check_number(beta, "beta", 0.0, 1.0)
-    temperature = check_number(temperature, "temperature", 0.0, open_low=True)
-    scale = check_number(logit_scale, "logit_scale", 0.0, open_low=True)
-    cap = 0.0 if softcap is None else check_number(softcap, "softcap", 0.0, open_low=True)
-    if divergence == "jensen_shannon" and missing == "uniform" and beta in (0.0, 1.0):  # which have kernels
-        divergence = "reverse_kl" if beta else "forward_kl"
-    row = RowOptions(logit_scale=scale / temperature, softcap=cap / temperature)
-    return Call(divergence, beta, temperature, missing, row, reduction)
-
-
-def check_memory(chunk_bytes: int | None, memory: Memory) -> int | None:
-    """Return `chunk_bytes` as an int, or None.
-
-    Raises:
-        TypeError, ValueError: naming the option, what was got and what was expected.
-    """
-    check_choice(memory, "memory", _MEMORY)
-    return None if chunk_bytes is None else check_integer(chunk_bytes, "chunk_bytes", 1)
+    call = options.check(given, options.LINEAR)
+    return _evaluate(OnHidden(input, linear_weight, linear_bias, call.options), teacher, weight, call)
 
 
 def _check_teacher(student: Student, teacher: Teacher, weight: Tensor | None) -> None:
@@ -278,7 +178,7 @@ def _evaluate(student: Student, teacher: Teacher, weight: Tensor | None, call: C
             teacher.indices, student.num_classes, "teacher.indices"
         )  # names the offender as it was given
         raise
-    if call.reduction != "mean":
+    if call.options.reduction != "mean":
         return total
     count = said.present.sum() if weight is None else weight.sum()
     # Nothing to average gives nan, as torch does; its gradient is zero and must not become 0 / 0.
@@ -295,7 +195,7 @@ def _total(student: Student, said: Known, weight: Tensor | None, call: Call) -> 
         losses = _by_statistics(student, said, call)
     losses = losses.where(said.present, 0.0)
     losses = losses if weight is None else losses * weight
-    return losses if call.reduction == "none" else losses.sum()
+    return losses if call.options.reduction == "none" else losses.sum()
 
 
 def _by_target(student: Student, said: Known, weight: Tensor | None, call: Call) -> Tensor:
@@ -312,7 +212,7 @@ def _by_target(student: Student, said: Known, weight: Tensor | None, call: Call)
     if weight is not None:
         q, negative_entropy = q * weight.unsqueeze(-1), negative_entropy * weight
         uniform = None if uniform is None else uniform * weight
-    if call.reduction == "none":
+    if call.options.reduction == "none":
         return student.cross_entropy(said.indices, q, uniform, "none") + negative_entropy
     return student.cross_entropy(said.indices, q, uniform, "sum") + negative_entropy.sum()
 

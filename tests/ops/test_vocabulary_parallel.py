@@ -201,7 +201,7 @@ def _divergences(see: Comparison, dtype: torch.dtype, impl: str) -> None:
     weights, grad = (torch.rand(rows, generator=generator, dtype=torch.float64) for _ in range(2))
     # The mean of a truncated divergence may be next to nothing, and its rounding then anything in relation to it.
     reduction, grad = ("mean", grad[0]) if dtype == torch.float64 else ("none", grad)
-    kinds = get_args(distillation.divergences.Divergence), get_args(distillation.divergences.Missing)
+    kinds = get_args(distillation.options.Divergence), get_args(distillation.options.Missing)
     for divergence, missing, linear in itertools.product(*kinds, (False, True)):
         options = {"divergence": divergence, "missing": missing, "temperature": 1.5, "weight": weights, "beta": 0.3}
         options["reduction"] = reduction
