@@ -20,6 +20,7 @@ import pytest
 import torch
 from filelock import FileLock
 
+from smoothloss import backends
 from smoothloss.backends import native, unavailable
 
 
@@ -106,12 +107,24 @@ def _compile_emulation(compiler: str, folder: Path, library: Path) -> None:
 
 
 @pytest.fixture
-def native_on_emulated_cuda(emulated_cuda: ModuleType, monkeypatch: pytest.MonkeyPatch) -> EmulatedCuda:
-    """Let the native implementation take CPU tensors for CUDA tensors, and the emulation for ``_C_cuda``."""
+def native_on_emulated_cuda(emulated_cuda: ModuleType) -> Iterator[EmulatedCuda]:
+    """Let the native implementation take CPU tensors for CUDA tensors, float16 too, and the emulation for ``_C_cuda``.
+
+    What can run where is remembered, and must be asked again before and after.
+    """
     emulated = EmulatedCuda(emulated_cuda)
-    monkeypatch.setattr(native, "_is_cpu", lambda tensor: False)
-    monkeypatch.setattr(native, "_launch", emulated.launch)
-    return emulated
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native, "_is_cpu", lambda tensor: False)
+        patch.setattr(native, "_launch", emulated.launch)
+        patch.setattr(native, "_CPU_DTYPES", tuple(native._FLOAT_CODES))
+        _forget_choices()
+        yield emulated
+    _forget_choices()
+
+
+def _forget_choices() -> None:
+    backends.unavailable.cache_clear()
+    backends._choose.cache_clear()
 
 
 class EmulatedCuda:

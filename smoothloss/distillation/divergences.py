@@ -22,7 +22,7 @@ missing        the teacher's side                      the student's side       
 * "reverse_kl": ``sum b (log b - log a)``
 * "jensen_shannon": ``sum beta a (log a - log m) + (1 - beta) b (log b - log m)``, ``m = beta a + (1 - beta) b``
 
-So the twelve are ::
+In forward KL a `prior` may spread r instead: ``q_i + r prior_i`` and ``r prior_v`` elsewhere. So the twelve are ::
 
     forward_kl      bucket       sum_I q (log q - log p) + r (log r - log s)
                     uniform      sum_V a (log a - log p),  a = q + r/V on I and r/V elsewhere
@@ -62,6 +62,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from smoothloss._prior import fitted_prior
 from smoothloss._validation import check_constant, check_device, check_shape, check_tensor
 from smoothloss.distillation import _terms, options
 from smoothloss.distillation._jensen_shannon import Spread
@@ -203,10 +204,7 @@ def _by_target(student: Student, said: Known, weight: Tensor | None, call: Call)
     q, uniform = said.log_q.exp(), None
     if call.missing == "uniform":
         uniform = said.log_rest.exp()
-        share = uniform / student.num_classes
-        # An empty slot has what every other class has: of them there are V - K more than there are slots.
-        others = (student.num_classes - q.shape[-1]) * torch.special.entr(share)
-        negative_entropy = -(torch.special.entr(q + share.unsqueeze(-1)).sum(-1) + others)
+        negative_entropy = -_entropy_of_spread(student, said.indices, q, uniform, call.options.prior)
     else:
         negative_entropy = -torch.special.entr(q).sum(-1)
     if weight is not None:
@@ -215,6 +213,21 @@ def _by_target(student: Student, said: Known, weight: Tensor | None, call: Call)
     if call.options.reduction == "none":
         return student.cross_entropy(said.indices, q, uniform, "none") + negative_entropy
     return student.cross_entropy(said.indices, q, uniform, "sum") + negative_entropy.sum()
+
+
+def _entropy_of_spread(student: Student, indices: Tensor, q: Tensor, uniform: Tensor, prior: Tensor | None) -> Tensor:
+    """Return ``H(q + uniform * prior)`` of distinct classes; of an even prior where there is none."""
+    entr = torch.special.entr
+    if prior is None:
+        share = uniform / student.num_classes
+        # An empty slot has what every other class has: of them there are V - K more than there are slots.
+        others = (student.num_classes - q.shape[-1]) * entr(share)
+        return entr(q + share.unsqueeze(-1)).sum(-1) + others
+    prior = fitted_prior(prior, student.input, student.num_classes)
+    of_class = prior[indices.clamp(0, student.num_classes - 1).long()].masked_fill(indices < 0, 0.0)
+    shares = uniform.unsqueeze(-1) * of_class
+    spread = uniform * entr(prior).sum() + entr(uniform)  # of all classes, as if none were known
+    return (entr(q + shares) - entr(shares)).sum(-1) + spread
 
 
 def _by_statistics(student: Student, said: Known, call: Call) -> Tensor:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from smoothloss._prior import check_prior_values
 from smoothloss.distillation import options
 from smoothloss.distillation.divergences import linear_loss, loss
 from smoothloss.distillation.options import DivergenceOptions, LinearDivergenceOptions
@@ -18,16 +19,23 @@ if TYPE_CHECKING:
 
 
 class _Distillation(torch.nn.Module):
-    """What both have in common: named options, checked when they are given."""
+    """What both have in common: named options, checked when they are given; the prior moves along."""
+
+    prior: Tensor | None
 
     def __init__(self, given: DivergenceOptions, names: tuple[str, ...]) -> None:
         super().__init__()
-        options.check(given, names)
+        prior = options.check(given, names).options.prior
+        if prior is not None:
+            check_prior_values(prior)
+        self.register_buffer("prior", prior)
         self.options: dict[str, Any] = {name: options.DEFAULTS[name] for name in names} | dict(given)
+        del self.options["prior"]
 
     def extra_repr(self) -> str:
         """Name the options that are not None."""
-        return ", ".join(f"{name}={value!r}" for name, value in self.options.items() if value is not None)
+        shown = [f"{name}={value!r}" for name, value in self.options.items() if value is not None]
+        return ", ".join(shown if self.prior is None else [*shown, f"prior={tuple(self.prior.shape)}"])
 
 
 class DistillationLoss(_Distillation):
@@ -43,7 +51,7 @@ class DistillationLoss(_Distillation):
 
     def forward(self, input: Tensor, teacher: Teacher, weight: Tensor | None = None) -> Tensor:
         """Return the loss of logits ``(..., V)`` against a teacher, with a weight for each position, ``(...)``."""
-        return loss(input, teacher, weight=weight, **self.options)
+        return loss(input, teacher, weight=weight, prior=self.prior, **self.options)
 
 
 class LinearDistillationLoss(_Distillation):
@@ -62,4 +70,6 @@ class LinearDistillationLoss(_Distillation):
         weight: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """Return the loss of hidden states ``(..., D)`` and a classifier ``(V, D)``, ``(V,)``, against a teacher."""
-        return linear_loss(input, linear_weight, teacher, linear_bias=linear_bias, weight=weight, **self.options)
+        return linear_loss(
+            input, linear_weight, teacher, linear_bias=linear_bias, weight=weight, prior=self.prior, **self.options
+        )

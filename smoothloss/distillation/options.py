@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, TypedDict, get_args, get_type_hints
 
+from torch import Tensor
+
 from smoothloss import options
 from smoothloss._validation import check_choice, check_number
 from smoothloss.backends import Implementation
@@ -35,6 +37,9 @@ class DivergenceOptions(TypedDict, total=False):
             stays a distribution over all V classes); "drop" leaves it out, and what remains of the sum is no
             divergence: it can be negative, and need not be least where p is q.
         logit_scale, softcap: the student's logits are ``softcap * tanh(logit_scale * input / softcap)``.
+        prior: ``(V,)`` probabilities by which "uniform" spreads the teacher's rest instead of evenly (unigram
+            frequencies, for example), see `smoothloss.options`. In forward KL, where that rest is mass of a target:
+            the other divergences would need the student's mean of ``log prior``, which no statistic has.
         reduction: "mean", over the positions that have a teacher, by weight where there are weights (nan when there are
             none), "sum" or "none".
         impl: see `smoothloss.options`. Jensen-Shannon with "uniform" has no kernel where classes are split.
@@ -49,6 +54,7 @@ class DivergenceOptions(TypedDict, total=False):
     missing: Missing
     logit_scale: float
     softcap: float | None
+    prior: Tensor | None
     reduction: str
     impl: Implementation
     group: Any
@@ -106,6 +112,11 @@ def check(given: Mapping[str, Any], names: tuple[str, ...]) -> Call:
     temperature = check_number(temperature, "temperature", 0.0, open_low=True)
     if divergence == "jensen_shannon" and missing == "uniform" and beta in (0.0, 1.0):  # which have kernels
         divergence = "reverse_kl" if beta else "forward_kl"
+    if given.get("prior") is not None and (divergence, missing) != ("forward_kl", "uniform"):
+        raise ValueError(
+            f"prior: got one beside divergence={divergence!r}, missing={missing!r}, expected None: it spreads the rest"
+            " of 'forward_kl' with 'uniform', and nothing else is spread"
+        )
     shared = options.check({name: value for name, value in given.items() if name not in _OWN}, names)
     scale, cap = shared.row.logit_scale / temperature, shared.row.softcap / temperature
     shared = replaced(Options, shared, row=RowOptions(logit_scale=scale, softcap=cap))

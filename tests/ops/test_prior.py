@@ -146,7 +146,7 @@ def test_any_shape(impl: str, v: int, n: int, s: int, seed: int, uniform: bool, 
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_on_emulated_cuda(native_on_emulated_cuda: Any, dtype: torch.dtype, name: str) -> None:
     for classes, slots in ((203, 9), (1003, 1), (128, 6000)):
         inputs = make_inputs(5, classes, slots, dtype=dtype, uniform=name == "uniform")

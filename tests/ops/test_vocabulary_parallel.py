@@ -202,8 +202,11 @@ def _divergences(see: Comparison, dtype: torch.dtype, impl: str) -> None:
     # The mean of a truncated divergence may be next to nothing, and its rounding then anything in relation to it.
     reduction, grad = ("mean", grad[0]) if dtype == torch.float64 else ("none", grad)
     kinds = get_args(distillation.options.Divergence), get_args(distillation.options.Missing)
-    for divergence, missing, linear in itertools.product(*kinds, (False, True)):
+    prior = torch.rand(classes, generator=generator, dtype=torch.float64).softmax(-1)
+    cells = [*((*cell, None) for cell in itertools.product(*kinds)), ("forward_kl", "uniform", prior)]
+    for (divergence, missing, spread_by), linear in itertools.product(cells, (False, True)):
         options = {"divergence": divergence, "missing": missing, "temperature": 1.5, "weight": weights, "beta": 0.3}
+        options["prior"] = spread_by
         options["reduction"] = reduction
         no_kernel = (divergence, missing) == ("jensen_shannon", "uniform")
         how = {"impl": "auto" if no_kernel else impl, "group": see.group}
@@ -227,7 +230,7 @@ def _divergences(see: Comparison, dtype: torch.dtype, impl: str) -> None:
             for results in (expected, eager, found):
                 results[2] = results[2].t()  # type: ignore[union-attr]
         parts = [False, False, True, True] if linear else [False, True]
-        kind = f"{'linear ' if linear else ''}{divergence}, {missing}"
+        kind = f"{'linear ' if linear else ''}{divergence}, {missing}{'' if spread_by is None else ' by a prior'}"
         see.see(f"{kind}: {str(dtype)[6:]}, {impl}", found, expected, eager, parts)
 
 
