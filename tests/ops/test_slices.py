@@ -10,8 +10,8 @@ import torch
 import torch.distributed as dist
 from ranks import in_threads
 from torch import Tensor
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import Shard, distribute_tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor, Shard
 
 import smoothloss.functional as F
 from smoothloss import distillation
@@ -35,6 +35,12 @@ def _layer() -> list[Tensor]:
     return [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
 
 
+def _split(tensor: Tensor, mesh: DeviceMesh, dim: int) -> DTensor:
+    """Return what every rank has, split as torch splits: without `distribute_tensor`, which would send it."""
+    own = tensor.chunk(RANKS, dim)[mesh.get_rank()].contiguous()
+    return DTensor.from_local(own, mesh, [Shard(dim)], shape=tensor.shape, stride=tensor.stride())
+
+
 @pytest.mark.parametrize("name", CALLS)
 def test_a_split_sequence_is_gathered_and_its_gradient_scattered(name: str) -> None:
     whole = [tensor.requires_grad_() for tensor in _layer()]
@@ -43,10 +49,7 @@ def test_a_split_sequence_is_gathered_and_its_gradient_scattered(name: str) -> N
 
     def work(rank: int, group: Any) -> tuple[Tensor, list[Tensor]]:
         mesh = init_device_mesh("cpu", (RANKS,))
-        split = [
-            distribute_tensor(tensor, mesh, [Shard(dim)], src_data_rank=None).requires_grad_()
-            for tensor, dim in zip(_layer(), (1, 0, 0), strict=True)
-        ]
+        split = [_split(tensor, mesh, dim).requires_grad_() for tensor, dim in zip(_layer(), (1, 0, 0), strict=True)]
         loss = CALLS[name](*split)
         loss.backward()
         grads = [tensor.grad for tensor in split]
@@ -64,9 +67,9 @@ def test_other_ways_of_splitting_hidden_states_are_refused_by_name() -> None:
     def work(rank: int, group: Any) -> list[str]:
         mesh = init_device_mesh("cpu", (RANKS,))
         hidden, weight, bias = _layer()
-        rows, said = distribute_tensor(weight, mesh, [Shard(0)], src_data_rank=None), []
-        for placed, classes in ((Shard(2), rows), (Shard(1), weight)):
-            given = distribute_tensor(hidden, mesh, [placed], src_data_rank=None)
+        rows, said = _split(weight, mesh, 0), []
+        for dim, classes in ((2, rows), (1, weight)):
+            given = _split(hidden, mesh, dim)
             with pytest.raises(ValueError, match="input: got a DTensor placed") as found:
                 F.linear_cross_entropy(given, classes, Y)
             said.append(str(found.value))

@@ -299,10 +299,13 @@ def _as_dtensors(
     """Return whether DTensors say the same as a group; they are cut as torch cuts, so that sizes are its own."""
     mesh = dist.device_mesh.init_device_mesh("cpu", (dist.get_world_size(),))
     split = distribute_tensor(logits, mesh, [Shard(-1)]).requires_grad_()
+    whole = logits.clone().requires_grad_()
     loss = F.cross_entropy(split, target, label_smoothing=0.1)
-    loss.backward()
+    (loss + F.cross_entropy(whole, target, label_smoothing=0.1)).backward()
     assert split.grad is not None
-    assert split.grad.placements == (Shard(1),)
+    assert whole.grad is not None
+    # Not how it is placed: that of a leaf cut unevenly along its columns is replicated by torch 2.6, whatever is computed.
+    torch.testing.assert_close(split.grad.full_tensor(), whole.grad, rtol=1e-12, atol=1e-13)
     rows = DTensor.from_local(weight, mesh, [Shard(0)], shape=torch.Size((101, HIDDEN)), stride=(HIDDEN, 1))
     linear = F.linear_cross_entropy(DTensor.from_local(hidden.detach(), mesh, [Replicate()]), rows, target)
     return bool(torch.allclose(loss, expected[0]) and torch.allclose(linear, expected[1]))
