@@ -86,7 +86,8 @@ sanitize: $(STAMP)
 	    LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	    $(BIN)/python -m pytest backends/test_native.py backends/test_dense_rows.py ops/test_smoothed_target.py rewards \
 	    sampling/test_hamming_implementations.py sampling/test_similar.py sampling/test_edit_implementations.py \
-	    sampling/test_weights_implementations.py backends/test_native_statistics.py $(PYTEST_ARGS)
+	    sampling/test_weights_implementations.py backends/test_native_statistics.py distillation/test_jensen_shannon.py \
+	    $(PYTEST_ARGS)
 
 # All tests, and which lines and branches of both packages they run.
 coverage: $(STAMP)

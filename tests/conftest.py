@@ -24,6 +24,12 @@ from smoothloss import backends
 from smoothloss.backends import native, unavailable
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Let threads that wait sleep where several processes share the cores: by default they keep them busy."""
+    if getattr(config.option, "numprocesses", None):
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read by the processes that are started from now on
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Count what needs the CUDA emulation among the slow ones: compiling it takes a minute of two cores."""
     for item in items:

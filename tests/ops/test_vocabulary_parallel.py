@@ -21,6 +21,8 @@ from smoothloss import distillation
 from smoothloss.backends.common import StatisticsGradients
 from smoothloss.testing import Inputs, make_inputs, make_sequences, make_table, relative_error
 
+pytestmark = pytest.mark.slow  # the comparison takes a minute; test_slices.py and test_far_slices.py are quick
+
 SIZES = {2: [(40, 61), (101, 0)], 4: [(0, 37, 53, 11), (25, 25, 25, 26)]}
 PRIOR = torch.arange(101).sub(30).clamp(min=0).div(70 * 71 / 2)  # nothing for the first classes
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -304,7 +306,7 @@ def _as_dtensors(
     (loss + F.cross_entropy(whole, target, label_smoothing=0.1)).backward()
     assert split.grad is not None
     assert whole.grad is not None
-    # Not how it is placed: that of a leaf cut unevenly along its columns is replicated by torch 2.6, whatever is computed.
+    # Not how it is placed: of a leaf whose columns are cut unevenly torch 2.6 replicates it, whatever is computed.
     torch.testing.assert_close(split.grad.full_tensor(), whole.grad, rtol=1e-12, atol=1e-13)
     rows = DTensor.from_local(weight, mesh, [Shard(0)], shape=torch.Size((101, HIDDEN)), stride=(HIDDEN, 1))
     linear = F.linear_cross_entropy(DTensor.from_local(hidden.detach(), mesh, [Replicate()]), rows, target)
@@ -328,11 +330,7 @@ def _one_process(rank: int, world: int, folder: Path) -> None:
     dist.destroy_process_group()
 
 
-@pytest.fixture(
-    scope="module",
-    params=[2, pytest.param(4, marks=pytest.mark.slow)],
-    ids="{} processes".format,
-)
+@pytest.fixture(scope="module", params=[2, 4], ids="{} processes".format)
 def seen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[dict[str, Any]]]:
     """Return what each process says, for each way of cutting."""
     folder, world = tmp_path_factory.mktemp("processes"), request.param
@@ -347,7 +345,6 @@ def seen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     yield [result for file in files for result in file.values()]
 
 
-@pytest.mark.slow
 def test_every_process_ends_with_what_one_process_gets(seen: list[dict[str, Any]]) -> None:
     for result in seen:
         assert len(result["errors"]) > 40
