@@ -51,14 +51,36 @@ def section(name: str, content: dict[str, Any]) -> str:
     rows = content["rows"]
     metric = next(iter(rows[0]["scores"]))
     title = NAMES.get(metric, metric)
-    lines = [["", title, f"{title} less {rows[0]['label']}", "p", "seeds"], ["---"] * 5]
-    lines += [_cells(row, metric) for row in rows]
+    more = {name: column for name, column in MORE.items() if any(map(column, rows))}
+    head = ["", title, f"{title} less {rows[0]['label']}", "p", "seeds", *more]
+    lines = [head, ["---"] * len(head)]
+    lines += [[*_cells(row, metric), *(column(row) or "–" for column in more.values())] for row in rows]
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     with_seeds = any(row.get("interval") for row in rows)
     over = "over sentences and seeds" if with_seeds else "over sentences alone, not seeds"
     parts = [f"## {content['title']}", f"`{name}.json`, split {content['split']}; intervals {over}.", text]
     parts += [statement(rows, metric), content.get("note", "")]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _calibration(row: dict[str, Any]) -> str:
+    """Mean calibration error of the validation that chose each run's checkpoint, in percent; empty where unknown."""
+    metric = f"validation_{next(iter(row['scores']))}"
+    best = [max(run["curve"], key=lambda point: point.get(metric, 0.0)) for run in row.get("runs", ()) if run["curve"]]
+    known = [100 * point["validation_ece"] for point in best if "validation_ece" in point]
+    return f"{mean(known):.1f}" if known else ""
+
+
+def _lengths(row: dict[str, Any]) -> str:
+    """Words that the models wrote in a sentence, beside the references'; empty where unknown."""
+    scores = [run["scores"] for run in row.get("runs", ()) if "words" in run["scores"]]
+    if not scores:
+        return ""
+    return " / ".join(f"{mean(each[key] for each in scores):.2f}" for key in ("words", "reference_words"))
+
+
+# Columns that a table has if its runs know them.
+MORE = {"ECE, %": _calibration, "words / reference": _lengths}
 
 
 def _cells(row: dict[str, Any], metric: str) -> list[str]:

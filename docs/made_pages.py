@@ -121,6 +121,7 @@ def _result_page(path: Path, folder: Path) -> tuple[str, str]:
     parts = [f"# {title}", *([f"```sh\n{command}\n```"] if command else [])]
     if "scores" in rows[0]:
         parts += _training(rows)
+        parts += _curves(rows, folder / f"{path.stem}_curves.png")
     elif "suite" in rows[0]:
         parts += _timing(path, content, folder)
     else:
@@ -165,6 +166,13 @@ def _training(rows: Sequence[Mapping[str, Any]]) -> list[str]:
             cells["ms a step"] = f"{mean(row['step_ms']):.0f}"
         table.append(cells)
     return [_table(table)]
+
+
+def _curves(rows: Sequence[Mapping[str, Any]], figure: Path) -> list[str]:
+    """The learning curves, where the runs have them."""
+    from benchmarks import curves
+
+    return [f"![Validation by epoch]({figure.name})"] if curves.draw(rows, figure) else []
 
 
 def _timing(path: Path, content: Mapping[str, Any], folder: Path) -> list[str]:

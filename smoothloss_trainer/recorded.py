@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 import torch
@@ -43,7 +43,8 @@ class Finished:
         row: The key of its row.
         seed: Its seed.
         recipe: What it was trained with.
-        scores: Of the table's split, by metric.
+        scores: Of the table's split, by metric; ``words`` and ``reference_words`` are the mean lengths of what it wrote
+            and of the references.
         statistics: ``(N, K)`` what the task's metric adds up.
         step_ms: Milliseconds of a training step.
         curve: Of each validation: ``epoch``, ``validation_loss`` and the other numbers.
@@ -81,7 +82,10 @@ class Finished:
 
 def of_run(row: str, seed: int, run: RunDirectory, task: Task, split: str) -> Finished:
     """What a run that is done came to."""
+    hypotheses = _read(run, f"hypotheses.{split}.json")
     scores = {key: value for key, value in _read(run, f"scores.{split}.json").items() if isinstance(value, float)}
+    references = [text for each in task.inputs(split) for text in each.references]
+    scores |= {"words": _words(hypotheses.values()), "reference_words": _words(references)}
     environment = _read(run, "environment.json")
     environment.pop("command", None)  # paths of the machine it ran on
     curve = [
@@ -89,7 +93,7 @@ def of_run(row: str, seed: int, run: RunDirectory, task: Task, split: str) -> Fi
         for line in run.metrics()
         if "validation_loss" in line
     ]
-    statistics = task.statistics(split, _read(run, f"hypotheses.{split}.json"))
+    statistics = task.statistics(split, hypotheses)
     fingerprints = run.folder.facts().get("fingerprints", {})
     return Finished(row, seed, run.recipe(), scores, statistics, step_ms(run), curve, fingerprints, environment)
 
@@ -174,6 +178,10 @@ def _misfit(found: Finished, recipe: Recipe, fingerprints: Mapping[str, str]) ->
     """Why a run is none of the table's: its recipe, or its data, where both know a part."""
     changed = [part for part, digest in found.fingerprints.items() if fingerprints.get(part, digest) != digest]
     return difference(found.recipe, recipe) or (f"the data of {changed[0]} are others" if changed else None)
+
+
+def _words(texts: Iterable[str]) -> float:
+    return float(mean(len(text.split()) for text in texts))
 
 
 def step_ms(run: RunDirectory) -> float:

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks import results_page
+from benchmarks import curves, results_page
 
 
 def test_the_page_is_what_the_files_say() -> None:
@@ -32,3 +33,28 @@ def test_a_statement_claims_no_more_than_its_intervals() -> None:
 def test_what_was_not_run_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(results_page, "tables", lambda: {})
     assert results_page.page().count("no run of it is recorded") == len(results_page.TABLES)
+
+
+def test_calibration_and_length_stand_where_the_runs_know_them() -> None:
+    curve = [
+        {"epoch": 1, "validation_bleu": 20.0, "validation_loss": 3.0, "validation_ece": 0.5},
+        {"epoch": 2, "validation_bleu": 30.0, "validation_loss": 2.0, "validation_ece": 0.04},
+    ]
+    run = {"curve": curve, "scores": {"bleu": 30.0, "words": 11.5, "reference_words": 12.25}}
+    content = {"title": "T", "split": "test", "rows": [row("MLE", None, 30), row("a", 2.0, 33)]}
+    assert "ECE" not in results_page.section("t", content)
+    content["rows"][1]["runs"] = [run]
+    lines = results_page.section("t", content).splitlines()
+    assert next(line for line in lines if line.startswith("| a |")).endswith("| 4.0 | 11.50 / 12.25 |")
+    assert next(line for line in lines if line.startswith("| MLE |")).endswith("| – | – |")
+
+
+def test_curves_are_drawn_of_rows_that_have_some(tmp_path: Path) -> None:
+    plain, known = row("MLE", None, 30), row("a", 2.0, 33)
+    assert not curves.draw([plain], tmp_path / "none.png") and not (tmp_path / "none.png").exists()
+    points = [{"epoch": epoch, "validation_loss": 3.0 - epoch, "validation_bleu": 10.0 * epoch} for epoch in (1, 2)]
+    known["runs"] = [{"curve": points}, {"curve": [{**points[0], "validation_bleu": 30.0}]}]
+    assert curves.curve(known, "validation_bleu") == [(1, 20.0), (2, 20.0)]
+    assert curves.draw([plain, known], tmp_path / "one.png")
+    assert (tmp_path / "one.png").stat().st_size > 5000
+    assert curves.curve(plain, "validation_bleu") == []

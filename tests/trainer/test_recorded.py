@@ -76,11 +76,11 @@ def test_curve_and_statistics_are_those_of_the_run(whole: Path, record: Path) ->
     expected = [line["validation_ece"] for line in lines if "validation_ece" in line]
     one = found["smooth", 2]
     assert [point["validation_ece"] for point in one.curve] == expected
-    assert one.scores == {
-        key: value
-        for key, value in json.loads((run / "scores.test.json").read_text()).items()
-        if isinstance(value, float)
-    }
+    texts = json.loads((run / "hypotheses.test.json").read_text())
+    assert one.scores.pop("words") == sum(len(text.split()) for text in texts.values()) / len(texts)
+    assert one.scores.pop("reference_words") > 1
+    written = json.loads((run / "scores.test.json").read_text())
+    assert one.scores == {key: value for key, value in written.items() if isinstance(value, float)}
     assert one.statistics.dtype == torch.int32
     assert "command" not in one.environment
 
