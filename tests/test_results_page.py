@@ -13,7 +13,9 @@ def test_the_page_is_what_the_files_say() -> None:
 
 
 def row(label: str, difference: float | None, *scores: float) -> dict[str, Any]:
-    ends = None if difference is None else {"low": difference - 1, "high": difference + 1}
+    ends = None
+    if difference is not None:
+        ends = {"difference": difference, "low": difference - 1, "high": difference + 1, "p_value": 0.5}
     return {"label": label, "scores": {"bleu": list(scores)}, "comparison": ends}
 
 
