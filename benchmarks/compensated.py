@@ -1,40 +1,71 @@
-"""Measures a prototype of the linear op that leaves columns out of its gradient products and puts their mean back.
+"""Measures the linear op's option ``tail="compensated"`` on models of `benchmarks.language_models`.
 
     python -m benchmarks.compensated build/heads/coco/step_*.safetensors --out benchmarks/results/compensated_cpu.json
 
-The files are those of `benchmarks.language_models`. One interleaved run times forward and backward of hard labels in
-bfloat16: the three products alone, dense, filtered (columns dropped, as Cut Cross-Entropy does) and compensated, with
-equal columns. Errors of dX and dW are against float64, in units of those of the dense op. benchmarks/NOTES.md has the
-mathematics. Nothing in the library uses this yet.
+One interleaved run times forward and backward of `functional.linear_cross_entropy` in bfloat16: the three products
+alone in the dtypes that they have on this machine, dense, compensated, and filtered: the same columns, and nothing put
+back, as Cut Cross-Entropy does. Errors of dX and dW are against float64, in units of those of the dense op.
+benchmarks/NOTES.md has the mathematics.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+import smoothloss.functional as F
 from benchmarks.measure import Function, Row, interleaved, markdown, write_json
-from smoothloss import backends
-from smoothloss.backends.common import RowOptions, RowTarget
-from smoothloss.ops.linear_layer import LinearLayer
+from smoothloss.ops import linear_passes
+from smoothloss.ops.compensated import CompensatedSums, Parts
+from smoothloss.ops.linear_layer import LinearLayer, matmul
 
-# Of rounding to bfloat16, relative: half a unit of the last of 8 bits, uniform, over mantissas whose logarithm is.
-ROUNDING = 2**-8 * (0.541 / 3) ** 0.5
 COLUMNS = {
-    "file": "model", "rows": "rows", "classes": "V", "what": "what", "columns_kept": "columns kept",
-    "of_gemms": "of the three products", "d_input_error_of_rounding": "error of dX / dense's",
-    "d_weight_error_of_rounding": "of dW / dense's",
+    "file": "model", "rows": "rows", "classes": "V", "entropy": "entropy", "label_smoothing": "eps",
+    "tolerance": "tolerance", "what": "what", "columns_kept": "columns kept", "of_gemms": "of the three products",
+    "d_input_error_of_rounding": "error of dX / dense's", "d_weight_error_of_rounding": "of dW / dense's",
 }  # fmt: skip
 
 
+class Filtered(CompensatedSums):
+    """Leaves out the same columns and puts nothing back but the uniform mass."""
+
+    def _parts(self, rows: slice | None, d_logits: Tensor) -> Parts | None:
+        parts = super()._parts(rows, d_logits)
+        if parts is None:
+            return None
+        shares = parts.shares.clone()
+        shares[:, :-1] = 0
+        return parts._replace(shares=shares)
+
+
+@contextmanager
+def recorded(kind: type[CompensatedSums] = CompensatedSums) -> Iterator[list[int]]:
+    """Let the linear op sum as `kind` does while the context is open, and record the columns kept of each chunk."""
+    kept: list[int] = []
+
+    class Recording(kind):  # type: ignore[misc, valid-type]
+        def add_chunk(self, rows: slice | None, d_logits: Tensor) -> None:
+            super().add_chunk(rows, d_logits)
+            kept.append(self.columns_kept[-1])
+
+    before = linear_passes.CompensatedSums
+    linear_passes.CompensatedSums = Recording  # type: ignore[misc]
+    try:
+        yield kept
+    finally:
+        linear_passes.CompensatedSums = before  # type: ignore[misc]
+
+
 class Head(NamedTuple):
-    """Hidden states, classifier and labels; the first three bfloat16."""
+    """Hidden states, classifier and labels; the first three bfloat16, leaves that require a gradient."""
 
     hidden: Tensor
     weight: Tensor
@@ -42,68 +73,31 @@ class Head(NamedTuple):
     labels: Tensor
 
 
-def gradient_of_logits(head: Head) -> Tensor:
-    """Return the gradient ``(N, V)`` of the summed loss, rounded to bfloat16."""
-    layer = LinearLayer(head.hidden, head.weight, head.bias)
-    shape = (layer.num_rows, layer.num_classes)
-    scratch, d_logits = layer.scratch(*shape, layer.accumulator), layer.scratch(*shape, head.hidden.dtype)
-    target = RowTarget(head.labels, ignore_index=-100)
-    backends.kernels("native").forward_backward(layer.logits(None, scratch), target, RowOptions(), d_logits, "sum")
-    return d_logits
+def head_of(path: Path, rows: int) -> Head:
+    """Return what a saved model's classifier sees of its first rows."""
+    saved = load_file(path)
+    hidden, weight, bias = (saved[name].bfloat16() for name in ("hidden", "weight", "bias"))
+    leaves = [tensor.requires_grad_() for tensor in (hidden[:rows].clone(), weight, bias)]
+    return Head(*leaves, saved["labels"][:rows])
 
 
-def dense(head: Head) -> tuple[Tensor, Tensor]:
-    """Return the gradients of hidden states and weight by whole products."""
-    d_logits = gradient_of_logits(head)
-    return d_logits @ head.weight, d_logits.t() @ head.hidden
+def gradients(head: Head, smoothing: float, **options: Any) -> tuple[Tensor, ...]:
+    """Return the gradients of hidden states, weight and bias by the library."""
+    *leaves, labels = head
+    loss = F.linear_cross_entropy(
+        head.hidden, head.weight, labels, linear_bias=head.bias, label_smoothing=smoothing, **options
+    )
+    return torch.autograd.grad(loss, leaves)
 
 
-def kept_columns(d_logits: Tensor, labels: Tensor, tolerance: float) -> Tensor:
-    """Return which columns stay: those of targets, and as many as bring the estimate below the tolerance."""
-    # A product sums columns faster than torch's own sums do.
-    squares = (d_logits.new_ones(1, len(d_logits)) @ d_logits.square())[0].float()
-    limit = (tolerance * ROUNDING) ** 2 * squares.sum()
-    squares[labels] = torch.inf
-    ascending, order = squares.sort()
-    dropped = ascending.double().cumsum(0) <= limit
-    return order[~dropped].sort().values
-
-
-def reduced(head: Head, tolerance: float, clusters: int) -> tuple[Tensor, Tensor, int]:
-    """Return the gradients from the columns kept, with one mean tail for each cluster of rows, and how many stay."""
-    d_logits = gradient_of_logits(head)
-    kept = kept_columns(d_logits, head.labels, tolerance)
-    compact = d_logits.index_select(1, kept)
-    d_input = compact @ head.weight.index_select(0, kept)
-    rows_of_weight = compact.t() @ head.hidden
-    if clusters:
-        tail, share = tails(head, d_logits, kept, clusters)
-        d_input = d_input.float().addmm_(share.float(), (tail @ head.weight).float()).to(d_input.dtype)
-        d_weight = tail.t() @ (share.t() @ head.hidden)
-    else:
-        d_weight = torch.zeros_like(head.weight)
-    return d_input, d_weight.index_copy_(0, kept, rows_of_weight), len(kept)
-
-
-def tails(head: Head, d_logits: Tensor, kept: Tensor, clusters: int) -> tuple[Tensor, Tensor]:
-    """Return the summed tail of each cluster ``(C, V)``, 0 in columns kept, and each row's share of it ``(N, C)``."""
-    rows = len(head.hidden)
-    pivots = head.hidden[torch.arange(clusters) * rows // clusters]
-    nearest = (head.hidden @ pivots.t()).float().sub_(pivots.float().square().sum(-1) / 2).argmax(-1)
-    member = torch.zeros(rows, clusters, dtype=d_logits.dtype).scatter_(1, nearest[:, None], 1.0)
-    tail = (member.t() @ d_logits).index_fill_(1, kept, 0.0)
-    left_out = torch.ones(d_logits.shape[1], 1, dtype=d_logits.dtype).index_fill_(0, kept, 0.0)
-    mass = (d_logits @ left_out).float()
-    total = tail.sum(-1, dtype=torch.float32).clamp(min=torch.finfo(torch.float32).tiny)
-    return tail, (member.float() * mass / total).to(d_logits.dtype)
-
-
-def exact(head: Head) -> tuple[Tensor, Tensor]:
-    """Return the gradients in float64."""
-    hidden, weight = head.hidden.double(), head.weight.double()
-    d_logits = torch.softmax(torch.addmm(head.bias.double(), hidden, weight.t()), -1)
-    d_logits[torch.arange(len(hidden)), head.labels] -= 1
-    return d_logits @ weight, d_logits.t() @ hidden
+def exact(head: Head, smoothing: float) -> tuple[Tensor, Tensor, float]:
+    """Return the gradients of hidden states and weight in float64, and the mean entropy of a row."""
+    hidden, weight, bias, labels = (tensor.detach().double() for tensor in head)
+    log_p = torch.addmm(bias, hidden, weight.t()).log_softmax(-1)
+    entropy = float(-(log_p.exp() * log_p).sum(-1).mean())
+    d_logits = log_p.exp_().sub_(smoothing / len(weight))
+    d_logits[torch.arange(len(hidden)), labels.long()] -= 1 - smoothing
+    return d_logits @ weight / len(hidden), d_logits.t() @ hidden / len(hidden), entropy
 
 
 def error(got: Tensor, expected: Tensor) -> float:
@@ -112,37 +106,52 @@ def error(got: Tensor, expected: Tensor) -> float:
 
 
 def products(head: Head) -> Function:
-    """Return a function that makes the three products and nothing else."""
-    d_logits = gradient_of_logits(head)
-    return lambda: (head.hidden @ head.weight.t(), d_logits @ head.weight, d_logits.t() @ head.hidden)
+    """Return a function that makes the three products and nothing else, as the library has them here."""
+    layer = LinearLayer(head.hidden.detach(), head.weight.detach(), None)
+    scratch = layer.scratch(layer.num_rows, layer.num_classes, layer.accumulator)
+    d_logits = layer.logits(None, scratch).clone().to(layer.compute)
+    d_inputs, d_weight = torch.empty_like(layer.inputs), torch.empty_like(layer.weight)
+
+    def make() -> None:
+        layer.logits(None, scratch)
+        matmul(d_logits, layer.weight, d_inputs)
+        matmul(d_logits.t(), layer.inputs, d_weight)
+
+    return make
 
 
-def measured(path: Path, rows: int, tolerance: float, clusters: int, repeats: int) -> list[Row]:
+def measured(path: Path, rows: int, tolerance: float, smoothing: float, repeats: int) -> list[Row]:
     """Return the rows of one saved model."""
-    saved = load_file(path)
-    head = Head(*(saved[name].bfloat16() for name in ("hidden", "weight", "bias")), saved["labels"])
-    head = head._replace(hidden=head.hidden[:rows], labels=head.labels[:rows])
+    head = head_of(path, rows)
+    how: dict[str, Any] = {"tail": "compensated", "tail_tolerance": tolerance}
+
+    def filtered() -> tuple[Tensor, ...]:
+        with recorded(Filtered):
+            return gradients(head, smoothing, **how)
+
     ways: dict[str, Function] = {
-        "dense": lambda: dense(head),
-        "filtered": lambda: reduced(head, tolerance, 0),
-        "compensated, 1 tail": lambda: reduced(head, tolerance, 1),
-        f"compensated, {clusters} tails": lambda: reduced(head, tolerance, clusters),
+        "dense": lambda: gradients(head, smoothing),
+        "filtered": filtered,
+        "compensated": lambda: gradients(head, smoothing, **how),
     }
     times = interleaved({"three products": products(head), **ways}, torch.device("cpu"), repeats, 1)
-    expected, floor = exact(head), times["three products"]["ms"]
-    rounding = [error(got, want) for got, want in zip(dense(head), expected, strict=True)]
+    *expected, entropy = exact(head, smoothing)
+    rounding = [error(got, want) for got, want in zip(ways["dense"](), expected, strict=False)]  # type: ignore[call-overload]
+    with recorded() as kept:
+        ways["compensated"]()
     common = {
         "suite": "compensated", "file": f"{path.parent.name}/{path.stem}", "rows": len(head.hidden),
-        "classes": len(head.weight), "hidden": head.hidden.shape[1], "dtype": "bfloat16", "tolerance": tolerance,
-        "d_input_rounding": rounding[0], "d_weight_rounding": rounding[1],
+        "classes": len(head.weight), "hidden": head.hidden.shape[1], "dtype": "bfloat16",
+        "compute_dtype": str(LinearLayer(*head[:3]).compute).removeprefix("torch."), "entropy": entropy,
+        "labels_distinct": len(head.labels.unique()), "label_smoothing": smoothing, "tolerance": tolerance,
+        "d_input_rounding": rounding[0], "d_weight_rounding": rounding[1], "floor_ms": times["three products"]["ms"],
     }  # fmt: skip
     found: list[Row] = []
     for what, way in ways.items():
-        d_input, d_weight, *count = way()  # type: ignore[misc]
-        errors = [error(got, want) for got, want in zip((d_input, d_weight), expected, strict=True)]
+        errors = [error(got, want) for got, want in zip(way(), expected, strict=False)]  # type: ignore[call-overload]
         found.append({
-            **common, "what": what, **times[what], "of_gemms": times[what]["ms"] / floor,
-            "columns_kept": (count[0] if count else len(head.weight)) / len(head.weight),
+            **common, "what": what, **times[what], "of_gemms": times[what]["ms"] / times["three products"]["ms"],
+            "columns_kept": 1.0 if what == "dense" else kept[0] / len(head.weight),
             "d_input_error_of_rounding": errors[0] / rounding[0],
             "d_weight_error_of_rounding": errors[1] / rounding[1],
         })  # fmt: skip
@@ -154,19 +163,21 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", type=Path, help="of benchmarks.language_models")
     parser.add_argument("--rows", type=int, nargs="+", default=[1280], help="rows of the chunk")
-    parser.add_argument(
-        "--tolerance", type=float, nargs="+", default=[0.25, 0.5, 1.0], help="in units of bfloat16 rounding"
-    )
-    parser.add_argument("--clusters", type=int, default=32)
+    parser.add_argument("--tolerance", type=float, nargs="+", default=[0.5, 1.0], help="in units of bfloat16 rounding")
+    parser.add_argument("--smoothing", type=float, nargs="+", default=[0.0])
     parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--threads", type=int, help="of torch")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args(arguments)
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
     found: list[Row] = []
     for path in options.files:
         for rows in options.rows:
-            for tolerance in options.tolerance:
-                print(f"{path}: {rows} rows, tolerance {tolerance}", file=sys.stderr)
-                found += measured(path, rows, tolerance, options.clusters, options.repeats)
+            for smoothing in options.smoothing:
+                for tolerance in options.tolerance:
+                    print(f"{path}: {rows} rows, tolerance {tolerance}", file=sys.stderr)
+                    found += measured(path, rows, tolerance, smoothing, options.repeats)
     print(markdown(found, COLUMNS))
     write_json(options.out, torch.device("cpu"), found)
     return 0

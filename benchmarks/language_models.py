@@ -26,6 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import smoothloss.functional as F
+from smoothloss.ops.linear_layer import has_fast_gemm
 
 END, UNKNOWN = 0, 1
 BATCH, CLIP, IGNORED = 64, 1.0, -100
@@ -125,7 +126,7 @@ def train(text: Text, options: argparse.Namespace) -> None:
             print(said, file=sys.stderr, flush=True)
         if step == options.steps:
             return
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=has_fast_gemm("cpu", torch.bfloat16)):
             loss = F.linear_cross_entropy(model(inputs), model.embedding.weight, labels, linear_bias=model.bias)
         optimizer.zero_grad()
         loss.backward()

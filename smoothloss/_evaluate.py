@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -63,7 +65,22 @@ def check_linear(input: Tensor, weight: Tensor, bias: Tensor | None, options: Op
         bias = None if bias is None else _autocast(bias, dtype)
     if weight.dtype != input.dtype:
         raise TypeError(f"linear_weight: got {weight.dtype}, expected {input.dtype}, the dtype of input")
-    return input, Linear(weight, bias, options.chunk_bytes, options.memory, group, scatters)
+    tail = _checked_tail(input, options, group)
+    return input, Linear(weight, bias, options.chunk_bytes, options.memory, group, scatters, tail)
+
+
+def _checked_tail(input: Tensor, options: Options, group: Any) -> float | None:
+    """Return the tolerance of a compensated tail, None for the exact one."""
+    if options.tail == "exact":
+        return None
+    for got, expected, is_possible in (
+        (f"an input on {input.device}", "one on the CPU", input.device.type == "cpu"),
+        (f"an input of {input.dtype}", "torch.bfloat16", input.dtype == torch.bfloat16),
+        ("classes that are split over processes", "all of them here", group is None),
+    ):
+        if not is_possible:
+            raise ValueError(f"tail: got 'compensated' for {got}, expected {expected}")
+    return options.tail_tolerance
 
 
 def check_lazy(input: Tensor, samples: Tensor) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 ROOT = Path(__file__).resolve().parents[1] / "benchmarks"
 SHAPE = "24x101x16"
@@ -560,16 +561,22 @@ def test_a_step_of_the_trainer_is_measured() -> None:
         assert all(row["peak_mib"] is None or row["peak_mib"] >= 0 for row in rows)
 
 
-@pytest.mark.parametrize("clusters", [0, 1, 4])
-def test_compensation_puts_back_what_filtering_drops(clusters: int) -> None:
+def test_compensation_puts_back_what_filtering_drops(tmp_path: Path) -> None:
     compensated = _load("compensated")
-    torch.manual_seed(0)
-    # All rows alike: their tails are one tail, and what is put back is the whole of it.
-    hidden, weight = torch.randn(1, 16).repeat(32, 1).bfloat16(), torch.randn(101, 16).bfloat16()
-    head = compensated.Head(hidden, weight, torch.randn(101).bfloat16(), torch.arange(32) % 5)
-    d_input, d_weight, kept = compensated.reduced(head, 20.0, clusters)
-    assert 5 <= kept < 101
-    want = compensated.exact(head)
-    dense = [compensated.error(got, right) for got, right in zip(compensated.dense(head), want, strict=True)]
-    errors = [compensated.error(got, right) for got, right in zip((d_input, d_weight), want, strict=True)]
-    assert all((error <= 2 * own) == (clusters > 0) for error, own in zip(errors, dense, strict=True))
+    generator = torch.Generator().manual_seed(0)
+    # Rows of eight kinds: a tail of each kind is the whole of what is left out.
+    hidden = torch.randn(8, 16, generator=generator).repeat_interleave(40, 0)
+    weight, bias = torch.randn(900, 16, generator=generator) / 4, -1.7 * torch.arange(1, 901).log()
+    labels = torch.multinomial((hidden @ weight.t() + bias).softmax(-1), 1, generator=generator)[:, 0]
+    save_file({"hidden": hidden, "weight": weight, "bias": bias, "labels": labels}, tmp_path / "step_1.safetensors")
+    out = tmp_path / "found.json"
+    arguments = [str(tmp_path / "step_1.safetensors"), "--rows", "320", "--tolerance", "1", "--smoothing", "0", "0.1"]
+    assert compensated.main([*arguments, "--repeats", "1", "--out", str(out)]) == 0
+    rows = json.loads(out.read_text())["rows"]
+    assert [row["what"] for row in rows] == ["dense", "filtered", "compensated"] * 2
+    for dense, filtered, ours in (rows[:3], rows[3:]):
+        assert dense["columns_kept"] == 1
+        assert filtered["columns_kept"] == ours["columns_kept"] <= 0.5
+        for error in ("d_input_error_of_rounding", "d_weight_error_of_rounding"):
+            assert dense[error] == 1
+            assert ours[error] < 1.1 < filtered[error]

@@ -33,6 +33,7 @@ class Linear(NamedTuple):
         memory: "fast" or "low".
         group: the processes over which the classes are split, or None.
         scatters: the gradient of the hidden states is wanted as each of these processes' part of it.
+        tail: what leaving out improbable classes may err, see `smoothloss.ops.compensated`; None: none is left out.
     """
 
     weight: Tensor
@@ -41,6 +42,7 @@ class Linear(NamedTuple):
     memory: str = "fast"
     group: Any = None
     scatters: bool = False
+    tail: float | None = None
 
     def budget(self) -> int:
         """Return the size of the scratch."""
@@ -53,6 +55,8 @@ def linear_cross_entropy(
     """Return the loss of hidden states ``(N, D)``, of each row or reduced, from the implementation `impl`."""
     weight, bias = linear.weight, linear.bias
     if impl == "reference":
+        if linear.tail is not None:
+            raise ValueError("tail: got 'compensated' where the reference runs, expected 'exact'")
         return reference_loss(reference_logits(inputs, linear, target), target, options, reduction)
     wanted = wanted_gradients(inputs, weight, bias)
     # Without gradients there is nothing to make in the forward but the loss.
@@ -61,10 +65,11 @@ def linear_cross_entropy(
     if is_eager(inputs, weight, bias, target.indices, target.weights):
         if not any(wanted):
             return losses(inputs, weight, bias, target, options, reduction, *how[::2]).loss
-        function = _LinearCrossEntropyRecompute if recompute else _LinearCrossEntropy
-        return apply(function, inputs, weight, bias, (target, options, reduction, *how))
-    operator = recompute_op if recompute else fused_op
-    loss: Tensor = operator(inputs, weight, bias, *target.pack(), [*options], reduction, *how)[0]
+        if recompute:
+            return apply(_LinearCrossEntropyRecompute, inputs, weight, bias, (target, options, reduction, *how))
+        return apply(_LinearCrossEntropy, inputs, weight, bias, (target, options, reduction, *how, linear.tail))
+    operator, more = (recompute_op, ()) if recompute else (fused_op, (linear.tail,))
+    loss: Tensor = operator(inputs, weight, bias, *target.pack(), [*options], reduction, *how, *more)[0]
     return loss
 
 
@@ -90,16 +95,17 @@ def wanted_gradients(*tensors: Tensor | None) -> list[bool]:
 
 # Everything about a call but its tensors is one argument: each costs time of its own.
 _Call = tuple[FlatTarget, RowOptions, str, int, list[bool], str]
+_FusedCall = tuple[FlatTarget, RowOptions, str, int, list[bool], str, float | None]
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     """Reduced ("mean", "sum") loss of ``inputs @ weight.T + bias``; the gradients are made in the forward."""
 
     @staticmethod
-    def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None, call: _Call) -> Tensor:
+    def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None, call: _FusedCall) -> Tensor:
         loss, scale, *grads = fused(inputs, weight, bias, *call)
         ctx.save_for_backward(scale, inputs, weight, bias, *grads)
-        *_, ctx.wanted, ctx.impl = call
+        *_, ctx.wanted, ctx.impl, _ = call
         return loss
 
     @staticmethod
@@ -180,10 +186,10 @@ def _fused_impl(
     inputs: Tensor, weight: Tensor, bias: Tensor | None, indices: Tensor, weights: Tensor | None,
     uniform: Tensor | None,
     prior: Tensor | None, source: list[Tensor], settings: list[float], ignore_index: int | None,
-    options: list[float], reduction: str, chunk_bytes: int, wanted: list[bool], impl: str,
+    options: list[float], reduction: str, chunk_bytes: int, wanted: list[bool], impl: str, tail: float | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     target = FlatTarget.unpack(indices, weights, uniform, prior, source, settings, ignore_index)
-    return fused(inputs, weight, bias, target, RowOptions(*options), reduction, chunk_bytes, wanted, impl)
+    return fused(inputs, weight, bias, target, RowOptions(*options), reduction, chunk_bytes, wanted, impl, tail)
 
 
 def _fused_fake(
@@ -191,7 +197,7 @@ def _fused_fake(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     del bias
     scale = inputs.new_empty((), dtype=accumulator_dtype(inputs.dtype))
-    grads = fake_gradients(inputs, weight, rest[-2], gradient_dtype(inputs.device.type, inputs.dtype))
+    grads = fake_gradients(inputs, weight, rest[-3], gradient_dtype(inputs.device.type, inputs.dtype))
     return scale.new_empty(()), scale, *grads
 
 
@@ -205,7 +211,7 @@ def fake_gradients(
 
 
 def _fused_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    hidden, weight, bias, *_, wanted, impl = inputs
+    hidden, weight, bias, *_, wanted, impl, _ = inputs
     _, scale, *grads = output
     ctx.save_for_backward(scale, hidden, weight, bias, *grads)
     ctx.wanted, ctx.impl, ctx.sources = wanted, impl, (len(inputs[7]), len(inputs[8]))
@@ -217,7 +223,7 @@ def _fused_backward(ctx: Any, grad: Tensor, *unused: Any) -> tuple[Any, ...]:
     factor = grad * scale
     scaled = _scaled(factor, grads, (inputs, weight, bias), ctx.wanted, ctx.impl)
     scaled = list(differentiable_once(scaled, inputs, weight, bias, grad)) if is_eager(factor) else scaled
-    return *scaled, *no_gradients(ctx.sources, 5)
+    return *scaled, *no_gradients(ctx.sources, 6)
 
 
 def _recompute_impl(
@@ -283,7 +289,7 @@ LINEAR_SCHEMA = "Tensor inputs, Tensor weight, Tensor? bias"
 HOW_SCHEMA = "int chunk_bytes, bool[] wanted, str impl"
 fused_op = define(
     f"linear_cross_entropy_with_gradients({LINEAR_SCHEMA}, {TARGET_SCHEMA}, {OPTIONS_SCHEMA}, str reduction,"
-    f" {HOW_SCHEMA}) -> (Tensor loss, Tensor scale, Tensor, Tensor, Tensor)",
+    f" {HOW_SCHEMA}, float? tail) -> (Tensor loss, Tensor scale, Tensor, Tensor, Tensor)",
     _fused_impl,
     _fused_fake,
     backward=_fused_backward,

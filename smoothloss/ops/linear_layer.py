@@ -8,6 +8,7 @@ the compute dtype, 16 bits where that is faster.
 from __future__ import annotations
 
 import functools
+import platform
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -169,8 +170,16 @@ class GradientSums:
 
     def add_part(self, rows: slice | None, d_logits: Tensor) -> None:
         """Add what comes of the gradient of some rows' logits, None for all, but for the weight's gradient."""
+        self.add_inputs(rows, d_logits)
+        self.add_bias(d_logits)
+
+    def add_inputs(self, rows: slice | None, d_logits: Tensor) -> None:
+        """Add to the hidden states' gradient."""
         if self.d_inputs is not None:
             matmul(d_logits, self.layer.weight, self.d_inputs if rows is None else self.d_inputs[rows])
+
+    def add_bias(self, d_logits: Tensor) -> None:
+        """Add to the bias's gradient."""
         if self.d_bias is not None:
             self.d_bias += d_logits.sum(0, dtype=self.d_bias.dtype)
 
@@ -281,6 +290,9 @@ def has_fast_gemm(device_type: str, dtype: torch.dtype) -> bool:
     """Return whether GEMMs with operands of this dtype are at least as fast as with float32."""
     if device_type != "cpu" or dtype not in (torch.float16, torch.bfloat16):
         return True
+    if dtype == torch.bfloat16 and platform.machine() in ("x86_64", "AMD64"):
+        # With AVX-512 alone oneDNN says that it can, and takes four times as long (benchmarks/NOTES.md).
+        return native_linear.has_widening_matmul(device_type, dtype)
     name = "_is_mkldnn_bf16_supported" if dtype == torch.bfloat16 else "_is_mkldnn_fp16_supported"
     supported = getattr(torch.ops.mkldnn, name, None)
     return supported is not None and bool(supported())

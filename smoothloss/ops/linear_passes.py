@@ -9,6 +9,7 @@ from torch import Tensor
 
 from smoothloss import backends
 from smoothloss.backends.common import Forward, RowOptions, RowTarget, replaced
+from smoothloss.ops.compensated import CompensatedSums
 from smoothloss.ops.linear_layer import ClassSums, GradientSums, Layout, LinearLayer
 from smoothloss.ops.target import FlatTarget
 
@@ -27,12 +28,19 @@ def _is_whole(layout: Layout, layer: LinearLayer) -> bool:
 
 def fused(
     inputs: Tensor, weight: Tensor, bias: Tensor | None, target: FlatTarget, options: RowOptions, reduction: str,
-    chunk_bytes: int, wanted: list[bool], impl: str,
+    chunk_bytes: int, wanted: list[bool], impl: str, tail: float | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Return the reduced loss, the factor of the gradients, and these, unscaled, in one go."""
+    """Return the reduced loss, the factor of the gradients, and these, unscaled, in one go.
+
+    A tail is the tolerance of `CompensatedSums`.
+    """
     layer = LinearLayer(inputs, weight, bias)
     layout, kernels = layer.layout(_budget(layer, target, chunk_bytes), with_gradient=True), backends.kernels(impl)
-    sums = GradientSums(layer, wanted, -(-layer.num_rows // layout.grad_rows))
+    chunks = -(-layer.num_rows // layout.grad_rows)
+    if tail is None:
+        sums = GradientSums(layer, wanted, chunks)
+    else:
+        sums = CompensatedSums(layer, wanted, chunks, target, options, tail)
     scratch = layer.scratch(layout.logits_rows, layer.num_classes, layer.accumulator)
     narrow = layer.compute != layer.accumulator
     grad_scratch = layer.scratch(layout.grad_rows, layer.num_classes, layer.compute) if narrow else scratch

@@ -187,7 +187,7 @@ def test_opcheck(impl: str) -> None:
         tensor.requires_grad_()
     ops = torch.ops.smoothloss
     for reduction in ("mean", "sum"):
-        arguments = (*layer, *entries, [*OPTIONS], reduction, 2**12, [True, True, False], impl)
+        arguments = (*layer, *entries, [*OPTIONS], reduction, 2**12, [True, True, False], impl, None)
         torch.library.opcheck(ops.linear_cross_entropy_with_gradients, arguments)
     how = (2**12, [True] * 3, impl)
     arguments = (*layer, *entries, [*OPTIONS], "none", *how)

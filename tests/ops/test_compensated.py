@@ -1,0 +1,326 @@
+"""The linear op that leaves improbable classes out of its products: what it errs, and when it leaves out none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import smoothloss.functional as F
+from smoothloss import SimilarityTable, nn, targets
+from smoothloss.backends.common import RowOptions
+from smoothloss.ops import linear_passes
+from smoothloss.ops.compensated import LEAST_ROWS, ROUNDING, CompensatedSums, Parts
+from smoothloss.ops.target import FlatTarget
+from smoothloss.targets import Target
+
+N, V, D = 300, 2000, 16
+Layer = tuple[Tensor, Tensor, Tensor]
+
+
+def make_layer(seed: int = 0, rows: int = N) -> Layer:
+    """Return hidden states, weight and bias of classes as frequent as words are."""
+    generator = torch.Generator().manual_seed(seed)
+    hidden, weight = torch.randn(rows, D, generator=generator), torch.randn(V, D, generator=generator) / 4
+    bias = -1.7 * torch.arange(1, V + 1).log()
+    return hidden.bfloat16(), weight.bfloat16(), bias[torch.randperm(V, generator=generator)].bfloat16()
+
+
+def labels_of(layer: Layer, seed: int = 0) -> Tensor:
+    """Draw labels from the model's own distribution."""
+    hidden, weight, bias = (tensor.float() for tensor in layer)
+    shares = torch.softmax(hidden.nan_to_num() @ weight.t() + bias, -1)
+    return torch.multinomial(shares, 1, generator=torch.Generator().manual_seed(seed))[:, 0]
+
+
+@contextmanager
+def recorded(narrow: bool | None = None) -> Iterator[list[int]]:
+    """Record the columns kept of each chunk; `narrow` says whether the products have operands of 16 bits."""
+    kept: list[int] = []
+
+    class Recording(CompensatedSums):
+        def add_chunk(self, rows: slice | None, d_logits: Tensor) -> None:
+            super().add_chunk(rows, d_logits)
+            kept.append(self.columns_kept[-1])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(linear_passes, "CompensatedSums", Recording)
+        if narrow is not None:
+            patch.setattr("smoothloss.ops.linear_layer.has_fast_gemm", lambda *_: narrow)
+        yield kept
+
+
+def gradients(layer: Layer, target: Tensor | Target, **options: Any) -> tuple[Tensor, ...]:
+    """Return the loss and the gradients of hidden states, weight and bias."""
+    hidden, weight, bias = (tensor.clone().requires_grad_() for tensor in layer)
+    loss = F.linear_cross_entropy(hidden, weight, target, linear_bias=bias, **options)
+    return loss.detach(), *torch.autograd.grad(loss, (hidden, weight, bias))
+
+
+def check(layer: Layer, target: Tensor | Target, tolerance: float, narrow: bool, **options: Any) -> list[int]:
+    """Compare with float64: not more than dense errs, and twice the tolerance. Return the columns kept."""
+    wide = tuple(tensor.double() for tensor in layer)
+    exact = gradients(wide, target, **options)  # type: ignore[arg-type]
+    with recorded(narrow):
+        dense = gradients(layer, target, **options)
+    with recorded(narrow) as kept:
+        ours = gradients(layer, target, tail="compensated", tail_tolerance=tolerance, **options)
+    assert torch.equal(ours[0], dense[0])
+    assert torch.equal(ours[3], dense[3])
+    for got, usual, expected in zip(ours[1:3], dense[1:3], exact[1:3], strict=True):
+        norm = float(expected.norm())
+        allowed = float((usual.double() - expected).norm()) + 2 * tolerance * ROUNDING * norm
+        assert float((got.double() - expected).norm()) <= allowed
+    return kept
+
+
+def cases(layer: Layer) -> dict[str, tuple[Tensor | Target, dict[str, Any]]]:
+    """Return targets and options that leave something out."""
+    labels, prior = labels_of(layer), layer[2].float().softmax(0)
+    frequent, generator = layer[2].float().topk(100).indices, torch.Generator().manual_seed(1)
+    indices = frequent[torch.randint(0, 100, (N, 3), generator=generator)]
+    entries = targets.entries(indices, torch.rand(N, 3, generator=generator), torch.rand(N, generator=generator))
+    return {
+        "labels": (labels, {}),
+        "smoothed": (labels, {"label_smoothing": 0.1}),
+        "prior": (labels, {"label_smoothing": 0.1, "prior": prior}),
+        "entries": (entries, {}),
+        "weighted": (labels, {"weight": prior * V, "label_smoothing": 0.1}),
+        "z_loss": (labels, {"z_loss": 1e-2}),
+        "softcap": (labels, {"softcap": 20.0}),
+        "scaled": (labels, {"logit_scale": 1.5, "label_smoothing": 0.2, "reduction": "sum"}),
+    }
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+@pytest.mark.parametrize("name", cases(make_layer()))
+@pytest.mark.usefixtures("poison")
+def test_errs_within_the_tolerance(name: str, narrow: bool) -> None:
+    layer = make_layer()
+    target, options = cases(layer)[name]
+    (kept,) = check(layer, target, 1.0, narrow, **options)
+    assert kept <= V / 2
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+@pytest.mark.usefixtures("poison")
+def test_in_chunks(narrow: bool) -> None:
+    layer = make_layer(rows=3 * LEAST_ROWS - 100)
+    labels = labels_of(layer)
+    labels[::7] = -100
+    # Four rows of gradients in 16 bits stand beside one of logits.
+    chunk_bytes = LEAST_ROWS // 4 * V * (4 + 4 * 2) if narrow else LEAST_ROWS * V * 4
+    kept = check(layer, labels, 1.0, narrow, chunk_bytes=chunk_bytes)
+    assert len(kept) == 3
+    assert max(kept[:2]) <= V / 2
+    assert kept[2] == V  # too few rows
+
+
+def test_what_rows_of_one_kind_leave_out_is_put_back() -> None:
+    """Of rows that are equal nothing is lost, where leaving out alone errs in every row to the same side."""
+    kinds = make_layer(rows=8)
+    layer = (kinds[0].repeat_interleave(LEAST_ROWS // 8, 0), *kinds[1:])
+    call = (FlatTarget(labels_of(layer), ignore_index=-100), RowOptions(), "sum", 1 << 30, [True] * 3, "native")
+
+    class Filtered(CompensatedSums):
+        def _parts(self, rows: slice | None, d_logits: Tensor) -> Parts | None:
+            parts = super()._parts(rows, d_logits)
+            assert parts is not None
+            return parts._replace(shares=torch.zeros_like(parts.shares))
+
+    errors = []
+    for kind in (CompensatedSums, Filtered):
+        with recorded(narrow=False), pytest.MonkeyPatch.context() as patch:
+            dense = linear_passes.fused(*layer, *call)[2:4]
+            patch.setattr(linear_passes, "CompensatedSums", kind)
+            ours = linear_passes.fused(*layer, *call, tail=1.0)[2:4]
+        errors.append([float((got - want).norm() / want.norm()) for got, want in zip(ours, dense, strict=True)])
+    for compensated, filtered in zip(*errors, strict=True):
+        assert compensated < 1e-5
+        assert filtered > 100 * compensated
+
+
+def test_nothing_left_out_is_dense() -> None:
+    layer = make_layer()
+    everywhere = targets.entries(torch.arange(N * 8).view(N, 8) % V, torch.rand(N, 8))
+    for target, tolerance in ((labels_of(layer), 1e-7), (everywhere, 1e3)):
+        with recorded() as kept:
+            ours = gradients(layer, target, tail="compensated", tail_tolerance=tolerance, chunk_bytes=1 << 30)
+        assert kept == [V]
+        for got, expected in zip(ours, gradients(layer, target, chunk_bytes=1 << 30), strict=True):
+            assert torch.equal(got, expected)
+
+
+def test_the_same_bits_every_time() -> None:
+    layer = make_layer()
+    labels = labels_of(layer)
+    torch.manual_seed(1)
+    first = gradients(layer, labels, tail="compensated")
+    state = torch.get_rng_state()
+    second = gradients(layer, labels, tail="compensated")
+    assert torch.equal(torch.get_rng_state(), state)
+    for one, other in zip(first, second, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("frozen", [0, 1, 2])
+def test_a_frozen_part_changes_nothing(frozen: int) -> None:
+    layer = make_layer()
+    labels = labels_of(layer)
+    whole = gradients(layer, labels, tail="compensated", label_smoothing=0.1)[1:]
+    leaves = [tensor.clone().requires_grad_(place != frozen) for place, tensor in enumerate(layer)]
+    hidden, weight, bias = leaves
+    how: dict[str, Any] = {"tail": "compensated", "label_smoothing": 0.1}
+    F.linear_cross_entropy(hidden, weight, labels, linear_bias=bias, **how).backward()
+    for place, (leaf, expected) in enumerate(zip(leaves, whole, strict=True)):
+        assert leaf.grad is None if place == frozen else torch.equal(leaf.grad, expected)
+
+
+def test_padded_states_may_be_anything() -> None:
+    layer = make_layer()
+    labels = labels_of(layer)
+    labels[::3] = -100
+    padded = layer[0].masked_fill((labels == -100)[:, None], torch.nan)
+    with recorded() as kept:
+        ours = gradients((padded, *layer[1:]), labels, tail="compensated", label_smoothing=0.1)
+    assert kept[0] <= V / 2
+    assert not ours[1][labels == -100].any()
+    for got, expected in zip(ours, gradients(layer, labels, tail="compensated", label_smoothing=0.1), strict=True):
+        torch.testing.assert_close(got, expected)
+
+
+def test_tables_and_samples() -> None:
+    """A lazy sequence loss with a table goes the same way; a table with an exact tail leaves nothing out."""
+    layer = make_layer()
+    words = layer[2].float().topk(60).indices
+    target = words[torch.randint(0, 60, (N // 10, 10), generator=torch.Generator().manual_seed(2))]
+    samples = target.roll(1, 0).unsqueeze(0)
+    vectors = torch.randn(V, 8, generator=torch.Generator().manual_seed(3))
+    others = sorted(set(range(V)) - set(words.tolist()))
+    for tail, leaves_out in (("uniform", True), ("renormalize", True), ("exact", False)):
+        table = SimilarityTable.from_embeddings(vectors, k=3, tau=0.3, exclude=others, tail=tail)
+        soft = targets.lazy_sequence(target, samples, alpha=0.3, table=table, token_alpha=0.2)
+        (kept,) = check((layer[0].view(*target.shape, D), *layer[1:]), soft, 1.0, False)
+        assert (kept <= V / 2) == leaves_out
+
+
+def test_compiled_and_transformed() -> None:
+    layer = make_layer()
+    labels = labels_of(layer)
+
+    def loss(hidden: Tensor, weight: Tensor) -> Tensor:
+        return F.linear_cross_entropy(
+            hidden, weight, labels, linear_bias=layer[2], tail="compensated", label_smoothing=0.1
+        )
+
+    expected = torch.autograd.grad(loss(*(leaves := [tensor.clone().requires_grad_() for tensor in layer[:2]])), leaves)
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    with recorded() as kept:
+        found = torch.autograd.grad(compiled(*leaves), leaves)
+        transformed = torch.func.grad(loss, argnums=(0, 1))(*layer[:2])
+    assert len(kept) == 2
+    assert max(kept) <= V / 2
+    for one, other, third in zip(found, transformed, expected, strict=True):
+        torch.testing.assert_close(one, third)
+        torch.testing.assert_close(other, third)
+
+
+def test_without_gradients_it_is_the_loss() -> None:
+    layer = make_layer()
+    labels = labels_of(layer)
+    ours = F.linear_cross_entropy(layer[0], layer[1], labels, tail="compensated")
+    assert torch.equal(ours, F.linear_cross_entropy(layer[0], layer[1], labels))
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "name": ({"tail": "short"}, "tail: got 'short', expected one of 'exact', 'compensated'"),
+    "tolerance": ({"tail_tolerance": 0.0}, "tail_tolerance: got 0.0, expected a finite number > 0"),
+    "rows": ({"reduction": "none"}, "reduction: got 'none' with tail='compensated', expected 'mean' or 'sum'"),
+    "memory": ({"memory": "low"}, "memory: got 'low' with tail='compensated', expected 'fast'"),
+    "entropy": ({"entropy": 0.1}, "entropy: got 0.1 with tail='compensated', expected 0"),
+    "reference": ({"impl": "reference"}, "impl: got 'reference' with tail='compensated', expected another one"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_does_not_go_together_is_refused(name: str) -> None:
+    hidden, weight, _ = make_layer()
+    options, message = REFUSED[name]
+    options = {"tail": "compensated", **options}
+    for call in (
+        lambda: F.linear_cross_entropy(hidden, weight, torch.zeros(N, dtype=torch.int64), **options),
+        lambda: nn.LinearCrossEntropyLoss(**options),
+    ):
+        with pytest.raises(ValueError) as error:
+            call()
+        assert str(error.value) == message
+
+
+def test_where_it_does_not_run() -> None:
+    hidden, weight, _ = make_layer()
+    labels = torch.zeros(N, dtype=torch.int64)
+    how: dict[str, Any] = {"tail": "compensated"}
+    with pytest.raises(ValueError, match=r"tail: got 'compensated' for an input of torch.float32, expected torch.bf"):
+        F.linear_cross_entropy(hidden.float(), weight.float(), labels, **how)
+    with pytest.raises(ValueError, match="tail: got 'compensated' for an input on meta, expected one on the CPU"):
+        F.linear_cross_entropy(hidden.to("meta"), weight.to("meta"), labels.to("meta"), **how)
+    with pytest.raises(ValueError, match="tail: got 'compensated' where the reference runs, expected 'exact'"):
+        torch.func.vmap(lambda states: F.linear_cross_entropy(states, weight, labels, **how))(hidden[None])
+    with pytest.raises(TypeError, match="got an unexpected keyword argument 'tail'"):
+        F.cross_entropy(hidden, labels, **how)
+
+
+# ---- inputs made to break it
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> tuple[Layer, Tensor | Target, dict[str, Any]]:
+    """Draw rows that share a tail, rows that hide one, and options that change signs and sizes."""
+    layer = make_layer(draw(st.integers(0, 99)), draw(st.integers(LEAST_ROWS, 2 * LEAST_ROWS)))
+    hidden, weight, bias = layer
+    kind = draw(
+        st.sampled_from(["as it is", "uniform", "one keeps everything", "targets", "kinds", "aligned", "equal"])
+    )
+    labels = labels_of(layer)
+    if kind == "uniform":
+        hidden, bias = torch.zeros_like(hidden), torch.zeros_like(bias)
+    elif kind == "one keeps everything":
+        hidden, weight = hidden.clone(), weight.clone()
+        hidden[0] = 0
+        hidden[1:, 0], weight[:, 0] = 16, bias
+        bias = torch.zeros_like(bias)
+    elif kind == "targets":  # all mass on them
+        labels, weight = labels % D, weight.clone()
+        weight[:D] = 8 * torch.eye(D, dtype=weight.dtype)
+        hidden = 8 * torch.nn.functional.one_hot(labels, D).to(hidden.dtype)
+    elif kind == "kinds":  # rows of a few kinds, each with a tail of its own
+        hidden = hidden[torch.arange(len(hidden)) % draw(st.integers(1, 50))]
+    elif kind == "aligned":  # the tail lies in the direction of large rows of the weight
+        weight = weight * (8 * torch.rand(V, 1, generator=torch.Generator().manual_seed(5)) ** 8).bfloat16()
+    elif kind == "equal":
+        hidden = hidden[:1].expand(len(hidden), D).contiguous()
+    labels[torch.rand(len(labels), generator=torch.Generator().manual_seed(6)) < draw(st.sampled_from([0, 0.3]))] = -100
+    options = {
+        "label_smoothing": draw(st.sampled_from([0.0, 0.1, 1.0])),
+        "z_loss": draw(st.sampled_from([0.0, 1e-3, 1e3])),
+        "softcap": draw(st.sampled_from([None, 5.0])),
+        "logit_scale": draw(st.sampled_from([1.0, 0.1, 3.0])),
+    }
+    if draw(st.booleans()):
+        options["prior"] = layer[2].float().masked_fill(torch.arange(V) % 3 == 0, -torch.inf).softmax(0)
+    return (hidden, weight, bias), labels, options
+
+
+@settings(max_examples=60, deadline=None)
+@given(problems(), st.sampled_from([0.3, 1.0, 3.0]), st.booleans())
+def test_no_input_breaks_the_bound(
+    problem: tuple[Layer, Tensor | Target, dict[str, Any]], tolerance: float, narrow: bool
+) -> None:
+    layer, target, options = problem
+    check(layer, target, tolerance, narrow, **options)
