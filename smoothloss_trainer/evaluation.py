@@ -29,6 +29,7 @@ from smoothloss._files import write_atomically
 from smoothloss_trainer.checkpoint import write_json
 from smoothloss_trainer.config import DecodingConfig
 from smoothloss_trainer.decoding import Ensemble, Hypothesis, beam_search, sample
+from smoothloss_trainer.decoding.sampling import numbers
 from smoothloss_trainer.devices import choose_device as choose_device
 from smoothloss_trainer.devices import sum_dtype
 from smoothloss_trainer.distributed import ALONE, Processes
@@ -115,14 +116,16 @@ def search_split(
 ) -> dict[str, list[Hypothesis]]:
     """``decoding.n_best`` hypotheses at most, best first, for every input of a split by its id, in their order.
 
-    ``among``: processes that share the batches of a beam search out; sampling goes on with one stream of draws.
+    ``among``: processes that share the batches out; what they write does not depend on how many they are.
     """
-    search, shared = Search(model, decoding, device, dtype), decoding.method == "beam"
+    search = Search(model, decoding, device, dtype)
     own: dict[str, list[Hypothesis]] = {}
     for number, (ids, source) in enumerate(task.sources(split, decoding.batch_size)):
-        if among.takes(number) or not shared:
+        if among.takes(number):
             own.update(zip(ids, search(source, len(ids)), strict=True))
-    if shared and among.count > 1:
+        else:
+            search.skip(len(ids))
+    if among.count > 1:
         plain = {name: [[each.tokens, each.score] for each in ranked] for name, ranked in own.items()}
         found = {name: ranked for part in among.gather(plain) for name, ranked in part.items()}
         own = {name: [Hypothesis(*each) for each in ranked] for name, ranked in found.items()}
@@ -156,6 +159,11 @@ class Search:
         memory = self.model.encode(*given)
         found = _search(self.model, memory, inputs, self.decoding, self._generator, self.device)
         return [ranked[: self.decoding.n_best] for ranked in found]
+
+    def skip(self, inputs: int) -> None:
+        """Leave a batch of so many inputs to another process: the draws go on behind it."""
+        if self.decoding.method == "sample":
+            numbers(inputs, self.decoding.n_best, self.decoding.max_length, self._generator, self.device)
 
 
 def _search(

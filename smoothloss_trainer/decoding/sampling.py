@@ -59,8 +59,7 @@ def sample(
     samples = batch_size * num_samples
     live = torch.arange(samples, device=device)
     state = select_rows(model.initial_state(memory), live // num_samples)
-    dtype = sum_dtype(torch.device(device))
-    uniform = torch.rand(samples, max_length + 1, dtype=dtype, generator=generator, device=device)
+    uniform = numbers(batch_size, num_samples, max_length, generator, device)
     tokens = torch.full((samples, max_length + 2), PAD, device=device)
     tokens[:, 0] = BOS
     total = torch.zeros(samples, device=device)
@@ -77,6 +76,14 @@ def sample(
         live, state = live[going], select_rows(state, going)
     scores = total / ((tokens != PAD).sum(1) - 1) ** length_penalty
     return _ranked(tokens[:, 1:].view(batch_size, num_samples, -1), scores.view(batch_size, num_samples))
+
+
+def numbers(
+    batch_size: int, num_samples: int, max_length: int, generator: torch.Generator | None, device: torch.device | str
+) -> Tensor:
+    """The random numbers of a batch's samples, one for each token: all that :func:`sample` takes of the generator."""
+    shape = (batch_size * num_samples, max_length + 1)
+    return torch.rand(shape, dtype=sum_dtype(torch.device(device)), generator=generator, device=device)
 
 
 def draw(log_prob: Tensor, uniform: Tensor, *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> Tensor:

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -82,6 +84,38 @@ def test_every_input_gets_hypotheses_that_do_not_depend_on_the_batch_size(task: 
     assert {len(hypotheses) for hypotheses in small.values()} == {decoding.n_best}
     texts = generate(model, task, "test", decoding, CPU)
     assert texts == {key: " ".join(task.vocabulary.decode(found[0].tokens)) for key, found in small.items()}
+
+
+class OneOf:
+    """Threads in the place of processes."""
+
+    def __init__(self, rank: int, parts: list[Any], barrier: threading.Barrier) -> None:
+        self.rank, self.count, self._parts, self._barrier = rank, len(parts), parts, barrier
+
+    def takes(self, number: int) -> bool:
+        return number % self.count == self.rank
+
+    def gather(self, part: Any) -> list[Any]:
+        self._parts[self.rank] = part
+        self._barrier.wait(timeout=60)
+        return self._parts
+
+
+@pytest.mark.parametrize("method", ["beam", "sample"])
+def test_processes_share_the_batches_and_write_what_one_would(task: Task, method: Any) -> None:
+    model = task.build_model().double()
+    decoding = DecodingConfig(method=method, n_best=2, beam_size=2, batch_size=4, max_length=8)
+    alone = search_split(model, task, "test", decoding, CPU)
+    parts: list[Any] = [None] * 3
+    barrier = threading.Barrier(3)
+
+    def work(rank: int) -> dict[str, list[Any]]:
+        return search_split(model, task, "test", decoding, CPU, among=OneOf(rank, parts, barrier))  # type: ignore[arg-type]
+
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(work, range(3)))
+    assert found == [alone] * 3
+    assert [len(part) for part in parts] == [12, 10, 8]  # of 30 inputs, four at a time
 
 
 def test_samples_are_seeded(task: Task) -> None:
