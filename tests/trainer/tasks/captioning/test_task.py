@@ -45,6 +45,17 @@ def test_a_batch_encodes_each_image_once(make_captioning: Make, attention: bool)
         assert set(said) <= set(task.vocabulary.decode(batch.references[row].tolist()))
 
 
+def test_a_training_that_tests_nothing_reads_no_test_image(make_captioning: Make) -> None:
+    whole, blind = (CaptioningTask(make_captioning(training={"test": test})) for test in (True, False))
+    images = set(whole.dataset.splits["test"])
+    assert images and whole.test_splits and not blind.test_splits
+    assert not images & set(blind.dataset.captions) and not blind.dataset.splits["test"]
+    assert blind.vocabulary.words == whole.vocabulary.words
+    for part in ("train", "validation"):
+        assert blind.fingerprint(part) == whole.fingerprint(part)
+    assert blind.references("test") == {}
+
+
 def test_references_of_a_row_are_the_captions_of_its_image(make_captioning: Make) -> None:
     task = CaptioningTask(make_captioning(data={"max_words": 5}))
     references = task.training_references()

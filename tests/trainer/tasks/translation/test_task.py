@@ -233,3 +233,17 @@ def test_a_fingerprint_is_of_the_examples_and_not_of_their_files(
         (tmp_path / f"test.{side}").write_text("".join(lines[1:] + lines[:1]))
     found = fingerprints(**moved)
     assert [part for part in first if found[part] != first[part]] == ["test"], "in another order"
+
+
+def test_a_training_that_tests_nothing_keeps_no_held_out_part(tmp_path: Path, make_recipe: Make) -> None:
+    lines = [f"der satz {number}\tthe sentence {number}\tsource\n" for number in range(60)]
+    (tmp_path / "pairs.txt").write_text("".join(lines))
+    data = {"train": f"{tmp_path}/pairs.txt", "format": "tsv", "source": "de", "target": "en"}
+    data |= {"validation": None, "test": {}, "held_out": {"validation": 7, "test": 11}}
+    whole, blind = (TranslationTask(make_recipe(data=data, training={"test": test})) for test in (True, False))
+    assert (whole.test_splits, blind.test_splits) == (["test"], [])
+    assert len(whole.train) == len(blind.train) == 42  # what is held out is not trained on either way
+    assert [each.source for each in blind.inputs("validation")] == [each.source for each in whole.inputs("validation")]
+    assert blind.vocabulary.words == whole.vocabulary.words
+    with pytest.raises(RecipeError, match="test"):
+        blind.inputs("test")
