@@ -9,6 +9,8 @@ EXTRAS ?= train,tune,translate,tensorboard,caption,features,bench,docs,dev
 
 BIN := $(abspath $(VENV))/bin
 STAMP := $(VENV)/.installed
+# Compiled Python is kept: each process of the tests would take seconds to compile it, and to rewrite their assertions.
+unexport PYTHONDONTWRITEBYTECODE
 # An editable install: the compiled modules lie beside the Python sources, whose changes need no new installation.
 BUILT_FROM := $(shell find csrc cmake -type f) pyproject.toml setup.py CMakeLists.txt constraints.txt
 

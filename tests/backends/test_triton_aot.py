@@ -16,6 +16,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from quick import slow_but
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
 if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 3):
@@ -245,17 +246,16 @@ def compile_all(launches: list[Launch], architecture: int, folder: Path) -> None
 # stands for the others. `make quick` compiles one kernel of each family, and again only after a change in it: Triton
 # keeps what it has compiled.
 VARIANTS = ("row_loop", "_of_")
-ONE_IN_QUICK = [pytest.param(arch, marks=() if arch == 90 else pytest.mark.slow) for arch in ARCHITECTURES]
-IN_QUICK = {(90, name) for name in ("forward_backward", "statistics_backward", "jensen_shannon_backward")}
+IN_QUICK = [(90, name) for name in ("forward_backward", "statistics_backward", "jensen_shannon_backward")]
 COMPILED = [
-    pytest.param(arch, name, marks=() if (arch, name) in IN_QUICK else pytest.mark.slow)
+    (arch, name)
     for arch in ARCHITECTURES
     for name in CALLS
     if arch == 90 or not any(variant in name for variant in VARIANTS)
 ]
 
 
-@pytest.mark.parametrize(("architecture", "name"), COMPILED)
+@pytest.mark.parametrize(("architecture", "name"), slow_but(IN_QUICK, COMPILED))
 def test_compiles_without_stack(architecture: int, name: str, launches: list[Launch], tmp_path: Path) -> None:
     # All options need the most registers, and the most time to compile: one architecture stands for the others.
     options, entries = (ALL, 126) if architecture == 90 and "_with_" not in name else (PLAIN, 21)
@@ -264,7 +264,7 @@ def test_compiles_without_stack(architecture: int, name: str, launches: list[Lau
     compile_all(launches, architecture, tmp_path)
 
 
-@pytest.mark.parametrize("architecture", ONE_IN_QUICK)
+@pytest.mark.parametrize("architecture", slow_but((90,), ARCHITECTURES))
 def test_targets_and_mean_compile_without_stack(architecture: int, launches: list[Launch], tmp_path: Path) -> None:
     for dtype in (torch.int32, torch.int64):
         for k in (1, 20, 200):  # one for each number of slots that a program fills at a time
@@ -286,7 +286,7 @@ def test_targets_and_mean_compile_without_stack(architecture: int, launches: lis
     compile_all(launches, architecture, tmp_path)
 
 
-@pytest.mark.parametrize("architecture", ONE_IN_QUICK)
+@pytest.mark.parametrize("architecture", slow_but((90,), ARCHITECTURES))
 def test_draws_compile_without_stack(architecture: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     recorded: list[Launch] = []
     for module, name in (

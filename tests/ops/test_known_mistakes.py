@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from quick import slow_but
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -123,16 +124,12 @@ OPTIONS = ("entropy", "z_loss", "logit_scale", "softcap")
 NUMBERS |= {name: lambda z, y, s, w, x, name=name, **o: F.cross_entropy(z, y, **{name: x}, **o) for name in OPTIONS}
 
 
-# Two graphs a case take seconds: all of them together are slow.
-QUICK = ("tok", "lazy tok")
 # What all implementations share is compiled with one of them.
 OF_ALL = ("smoothing", "tok", "exact", "sequence", *OPTIONS)
 
 
 @compiles
-@pytest.mark.parametrize(
-    "case", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in NUMBERS]
-)
+@pytest.mark.parametrize("case", slow_but(("lazy tok",), NUMBERS))
 def test_another_number_or_batch_size_is_not_compiled_again(impl: str, case: str) -> None:
     if case in OPTIONS and impl != "reference":
         pytest.skip("a constant of the kernels")
@@ -153,6 +150,7 @@ def test_another_number_or_batch_size_is_not_compiled_again(impl: str, case: str
     assert compiled == [1, 2, 2, 2]  # once more for sizes and numbers that vary, then never again
 
 
+@pytest.mark.slow
 def test_the_first_call_of_a_process_may_be_a_compiled_one() -> None:
     program = """
 import torch, smoothloss.functional as F

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from quick import slow_but
 from torch import Tensor
 
 import smoothloss.functional as F
@@ -113,7 +114,7 @@ def assert_defined(inputs: Inputs, impl: str, options: Options) -> None:
 
 @pytest.mark.parametrize("name", OPTIONS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("slots", [1, 9, 200])
+@pytest.mark.parametrize("slots", slow_but((9,), [1, 9, 200]))
 @pytest.mark.usefixtures("poison")
 def test_equals_the_dense_definition(impl: str, dtype: torch.dtype, slots: int, name: str) -> None:
     reason = unavailable(impl, "cpu", dtype)
