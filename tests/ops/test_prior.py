@@ -362,14 +362,21 @@ def test_compiled_exported_and_mapped(impl: str, linear: bool) -> None:
     if impl == "triton":
         pytest.skip("the interpreter is not compiled")
     torch.compiler.reset()
-    target, prior = torch.arange(6), make_prior(30, torch.float32)
 
     class Loss(torch.nn.Module):
+        target: Tensor
+        prior: Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("target", torch.arange(6))  # torch 2.6 exports no tensor from outside of a module
+            self.register_buffer("prior", make_prior(30, torch.float32))
+
         def forward(self, x: Tensor, weight: Tensor) -> Tensor:
-            given_options: Options = {"label_smoothing": 0.2, "prior": prior, "impl": impl}
+            given_options: Options = {"label_smoothing": 0.2, "prior": self.prior, "impl": impl}
             if linear:
-                return F.linear_cross_entropy(x, weight, target, **given_options)
-            return F.cross_entropy(x @ weight.t(), target, **given_options)
+                return F.linear_cross_entropy(x, weight, self.target, **given_options)
+            return F.cross_entropy(x @ weight.t(), self.target, **given_options)
 
     x, weight = torch.randn(6, 5, requires_grad=True), torch.randn(30, 5, requires_grad=True)
     expected = Loss()(x, weight)
