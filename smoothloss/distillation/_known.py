@@ -20,26 +20,35 @@ class Known(NamedTuple):
         indices: ``(..., K)``, each class of a position once; -1 in empty slots.
         log_q: ``(..., K)``, -inf in empty slots.
         log_rest: ``(...)``, the log of what is left for all other classes; -inf where there is no other class.
-        filled: ``(..., K)``, which slots are not empty.
+        filled: ``(..., K)``, which slots are not empty; None: all of them, and then each position has a teacher.
         present: ``(...)``, which positions have a teacher.
     """
 
     indices: Tensor
     log_q: Tensor
     log_rest: Tensor
-    filled: Tensor
+    filled: Tensor | None
     present: Tensor
 
     def only(self, positions: Tensor) -> Known:
         """Return the same without a teacher at all other positions."""
-        filled = self.filled & positions.unsqueeze(-1)
+        filled = positions.unsqueeze(-1).expand_as(self.indices)
+        filled = filled if self.filled is None else filled & self.filled
         return Known(
-            self.indices.masked_fill(~filled, -1),
-            self.log_q.masked_fill(~filled, -torch.inf),
+            self.indices.where(filled, -1),
+            self.log_q.where(filled, -torch.inf),
             self.log_rest.masked_fill(~positions, -torch.inf),
             filled,
             self.present & positions,
         )
+
+    def at_slots(self, values: Tensor, otherwise: float) -> Tensor:
+        """Return values ``(..., K)`` of the filled slots, and something else in the empty ones."""
+        return values if self.filled is None else values.where(self.filled, otherwise)
+
+    def at_positions(self, values: Tensor, otherwise: float) -> Tensor:
+        """Return values ``(...)`` of the positions that have a teacher, and something else in the others."""
+        return values if self.filled is None else values.where(self.present, otherwise)
 
     def log_share(self, num_classes: int) -> Tensor:
         """Return the log of each class's share of what is left, where that is spread evenly, ``(..., 1)``."""
@@ -51,24 +60,36 @@ def known(teacher: Teacher, num_classes: int, temperature: float, missing: Missi
 
     What is left of a teacher without `log_rest` is ``1 - sum q``, and at least one rounding: no more is known of it.
     """
-    indices, log_q = teacher.indices, teacher.log_probs.detach().to(dtype)
-    log_q = log_q.masked_fill(indices < 0, -torch.inf)
+    indices, log_q, filled = teacher.indices, teacher.log_probs.detach().to(dtype), None
+    if not teacher.is_full:
+        filled = indices >= 0
+        log_q = log_q.where(filled, -torch.inf)
     if not teacher.is_distinct:
         indices, log_q = merged(indices, log_q)
-    filled = indices >= 0
+        filled = indices >= 0
     if teacher.log_rest is None:
         log_rest = (-torch.expm1(_log_sum(log_q))).clamp(min=torch.finfo(dtype).eps).log()
     else:
         log_rest = teacher.log_rest.detach().to(dtype)
-    count = filled.sum(-1)  # in a third of the time of any(-1)
-    present = count > 0
-    log_rest = log_rest.masked_fill(~present | (count >= num_classes), -torch.inf)
+    present, log_rest = _present(indices, filled, log_rest, num_classes)
     log_q, log_rest = _tempered(log_q, log_rest, filled, temperature, missing)
     return Known(indices, log_q, log_rest, filled, present)
 
 
+def _present(indices: Tensor, filled: Tensor | None, log_rest: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Return which positions have a teacher, and the rest: -inf where there is no teacher, or no other class."""
+    slots = indices.shape[-1]
+    if filled is None:
+        everywhere = torch.ones_like(log_rest, dtype=torch.bool)
+        return everywhere, log_rest if slots < num_classes else torch.full_like(log_rest, -torch.inf)
+    count = filled.sum(-1)  # in a third of the time of any(-1)
+    present = count > 0
+    without = ~present if slots < num_classes else ~present | (count >= num_classes)
+    return present, log_rest.masked_fill(without, -torch.inf)
+
+
 def _tempered(
-    log_q: Tensor, log_rest: Tensor, filled: Tensor, temperature: float, missing: Missing
+    log_q: Tensor, log_rest: Tensor, filled: Tensor | None, temperature: float, missing: Missing
 ) -> tuple[Tensor, Tensor]:
     """Return the log-probabilities at a temperature, normalised again over what is known."""
     if missing == "renormalize":
@@ -78,8 +99,10 @@ def _tempered(
     if missing != "bucket":  # the K classes share what they have, as `targets.top_k` has it
         return shares(log_q / temperature, filled) + _log_sum(log_q).unsqueeze(-1), log_rest
     both = torch.cat((log_q, log_rest.unsqueeze(-1)), -1) / temperature
-    is_known = torch.cat((filled, (log_rest != -torch.inf).unsqueeze(-1)), -1)
-    both = shares(both, is_known)
+    has_rest = (log_rest != -torch.inf).unsqueeze(-1)
+    both = shares(
+        both, torch.cat((torch.ones_like(log_q, dtype=torch.bool) if filled is None else filled, has_rest), -1)
+    )
     return both[..., :-1], both[..., -1]
 
 

@@ -194,7 +194,7 @@ def _total(student: Student, said: Known, weight: Tensor | None, call: Call) -> 
         losses = _over_all_classes(student, said, call.beta)
     else:
         losses = _by_statistics(student, said, call)
-    losses = losses.where(said.present, 0.0)
+    losses = said.at_positions(losses, 0.0)
     losses = losses if weight is None else losses * weight
     return losses if call.options.reduction == "none" else losses.sum()
 
@@ -204,9 +204,9 @@ def _by_target(student: Student, said: Known, weight: Tensor | None, call: Call)
     q, uniform = said.log_q.exp(), None
     if call.missing == "uniform":
         uniform = said.log_rest.exp()
-        negative_entropy = -_entropy_of_spread(student, said.indices, q, uniform, call.options.prior)
+        negative_entropy = _negative_entropy_of_spread(student, said.indices, q, uniform, call.options.prior)
     else:
-        negative_entropy = -torch.special.entr(q).sum(-1)
+        negative_entropy = _terms.negative_entropy(q, said.log_q)
     if weight is not None:
         q, negative_entropy = q * weight.unsqueeze(-1), negative_entropy * weight
         uniform = None if uniform is None else uniform * weight
@@ -215,31 +215,35 @@ def _by_target(student: Student, said: Known, weight: Tensor | None, call: Call)
     return student.cross_entropy(said.indices, q, uniform, "sum") + negative_entropy.sum()
 
 
-def _entropy_of_spread(student: Student, indices: Tensor, q: Tensor, uniform: Tensor, prior: Tensor | None) -> Tensor:
-    """Return ``H(q + uniform * prior)`` of distinct classes; of an even prior where there is none."""
-    entr = torch.special.entr
+def _negative_entropy_of_spread(
+    student: Student, indices: Tensor, q: Tensor, uniform: Tensor, prior: Tensor | None
+) -> Tensor:
+    """Return ``sum a log a`` of ``a = q + uniform * prior``, over distinct classes; None for an even prior."""
+
+    def of(a: Tensor) -> Tensor:
+        return _terms.negative_entropy(a, a.log())
+
     if prior is None:
-        share = uniform / student.num_classes
+        share = (uniform / student.num_classes).unsqueeze(-1)
         # An empty slot has what every other class has: of them there are V - K more than there are slots.
-        others = (student.num_classes - q.shape[-1]) * entr(share)
-        return entr(q + share.unsqueeze(-1)).sum(-1) + others
+        return of(q + share) + (student.num_classes - q.shape[-1]) * of(share)
     prior = fitted_prior(prior, student.input, student.num_classes)
     of_class = prior[indices.clamp(0, student.num_classes - 1).long()].masked_fill(indices < 0, 0.0)
     shares = uniform.unsqueeze(-1) * of_class
-    spread = uniform * entr(prior).sum() + entr(uniform)  # of all classes, as if none were known
-    return (entr(q + shares) - entr(shares)).sum(-1) + spread
+    spread = uniform * of(prior) + of(uniform.unsqueeze(-1))  # of all classes, as if none were known
+    return of(q + shares) - of(shares) + spread
 
 
 def _by_statistics(student: Student, said: Known, call: Call) -> Tensor:
     """Return the loss of each position from log-probabilities of the known classes, of the rest, and the entropy."""
     statistics = student.statistics(said.indices, said.present)
-    log_q, log_p = said.log_q, statistics.log_prob.where(said.filled, -torch.inf)
-    log_rest = statistics.log_rest.where(said.present, -torch.inf).unsqueeze(-1)
+    log_q, log_p = said.log_q, said.at_slots(statistics.log_prob, -torch.inf)
+    log_rest = said.at_positions(statistics.log_rest, -torch.inf).unsqueeze(-1)
     if call.missing == "uniform":
         log_share = said.log_share(student.num_classes)
         log_q = torch.cat((torch.logaddexp(log_q, log_share), log_share), -1)
         cross = _terms.cross_entropy(log_q, torch.cat((log_p, log_rest), -1))
-        return cross - statistics.entropy.where(said.present, 0.0)
+        return cross - said.at_positions(statistics.entropy, 0.0)
     if call.missing == "bucket":
         log_q = torch.cat((log_q, said.log_rest.unsqueeze(-1)), -1)
         log_p = torch.cat((log_p, log_rest), -1)

@@ -30,6 +30,7 @@ class Teacher:
             ``-inf`` there. A class may repeat: its probabilities add up.
         log_rest: ``(...)`` in the dtype of `log_probs`; ``-inf`` where nothing is left. None where it is not known.
         is_distinct: whether it is known that no class repeats, which saves a loss the look.
+        is_full: whether it is known that no slot is empty, likewise.
 
     Raises:
         TypeError: A value is no tensor, or of another dtype.
@@ -41,6 +42,7 @@ class Teacher:
     log_probs: Tensor
     log_rest: Tensor | None = None
     is_distinct: bool = field(default=False, init=False, repr=False)
+    is_full: bool = field(default=False, init=False, repr=False)
 
     def __post_init__(self) -> None:
         check_tensor(self.indices, "indices", floating=False)
@@ -59,14 +61,14 @@ class Teacher:
             check_device(self.log_rest, "log_rest", self.indices, "indices")
         if _has_values(self.log_probs) and _has_values(self.indices):
             self._check_values()
-            object.__setattr__(self, "is_distinct", _is_distinct(self.indices))
+            self.__dict__.update(is_distinct=_is_distinct(self.indices), is_full=_is_full(self.indices))
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Teacher:
         """Return the same teacher on a device."""
         rest = None if self.log_rest is None else self.log_rest.to(device, non_blocking=non_blocking)
         indices = self.indices.to(device, non_blocking=non_blocking)
         log_probs = self.log_probs.to(device, non_blocking=non_blocking)
-        return unchecked(indices, log_probs, rest, is_distinct=self.is_distinct)
+        return unchecked(indices, log_probs, rest, is_distinct=self.is_distinct, is_full=self.is_full)
 
     @classmethod
     def from_logits(cls, logits: Tensor, k: int) -> Teacher:
@@ -132,10 +134,14 @@ class Teacher:
             raise ValueError(f"log_probs: got probabilities that add up to {float(total.max())}, expected at most 1")
 
 
-def unchecked(indices: Tensor, log_probs: Tensor, log_rest: Tensor | None, *, is_distinct: bool = False) -> Teacher:
+def unchecked(
+    indices: Tensor, log_probs: Tensor, log_rest: Tensor | None, *, is_distinct: bool = False, is_full: bool = False
+) -> Teacher:
     """A teacher whose parts are right by construction."""
     teacher = object.__new__(Teacher)
-    teacher.__dict__.update(indices=indices, log_probs=log_probs, log_rest=log_rest, is_distinct=is_distinct)
+    teacher.__dict__.update(
+        indices=indices, log_probs=log_probs, log_rest=log_rest, is_distinct=is_distinct, is_full=is_full
+    )
     return teacher
 
 
@@ -143,6 +149,11 @@ def _is_distinct(indices: Tensor) -> bool:
     """Whether no class repeats at any position; on the CPU, where looking waits for nobody."""
     ordered = indices.sort(-1).values
     return not ((ordered[..., 1:] == ordered[..., :-1]) & (ordered[..., 1:] >= 0)).any()
+
+
+def _is_full(indices: Tensor) -> bool:
+    """Whether there are slots, and none of them is empty; on the CPU, as above."""
+    return indices.shape[-1] > 0 and bool((indices >= 0).all())
 
 
 def _has_values(tensor: Tensor) -> bool:
@@ -179,7 +190,7 @@ def _by_chunks(logits: Tensor, function: Callable[[Tensor], tuple[Tensor, Tensor
     indices, log_probs, log_rest = (torch.cat(part) for part in zip(*parts, strict=True))
     width = indices.shape[-1]
     teacher = Teacher(indices.view(*positions, width), log_probs.view(*positions, width), log_rest.view(positions))
-    return unchecked(teacher.indices, teacher.log_probs, teacher.log_rest, is_distinct=True)
+    return unchecked(teacher.indices, teacher.log_probs, teacher.log_rest, is_distinct=True, is_full=teacher.is_full)
 
 
 def _centred(rows: Tensor) -> Tensor:

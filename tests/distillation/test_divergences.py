@@ -15,6 +15,7 @@ from torch import Tensor
 import smoothloss.functional as F
 from smoothloss import distillation, targets
 from smoothloss.distillation import Teacher, _student
+from smoothloss.distillation.teacher import unchecked
 from smoothloss.testing import relative_error
 
 cells = pytest.mark.parametrize(("divergence", "missing"), CELLS)
@@ -99,6 +100,28 @@ def test_every_cell_is_its_definition(impl: str, problem: tuple[Teacher, Tensor,
     torch.testing.assert_close(actual[0], expected[0], rtol=1e-9, atol=1e-12)
     finite = expected[0].isfinite()  # a gradient of an infinite loss is nobody's
     torch.testing.assert_close(actual[1][finite], expected[1][finite], rtol=1e-9, atol=1e-12)
+
+
+@cells
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("slots", [4, 11])
+def test_to_know_that_no_slot_is_empty_changes_nothing(
+    impl: str, divergence: str, missing: str, temperature: float, slots: int
+) -> None:
+    logits, incoming = make_logits(6, 11), torch.linspace(-1, 2, 6, dtype=torch.float64)
+    options = {"divergence": divergence, "missing": missing, "temperature": temperature, "impl": impl}
+    for rest in ("given", "unknown"):
+        given = make_teacher(6, 11, slots, empty=0.0, zeros=0.3, rest=rest)
+        assert given.is_full
+        unaware = unchecked(given.indices, given.log_probs, given.log_rest, is_distinct=True)
+        for weight in (None, torch.tensor([1.0, 0.0, 2.0, 1.0, 0.5, 1.0])):
+            found, expected = (
+                ours(logits, teacher, incoming, reduction="none", weight=weight, **options)
+                for teacher in (given, unaware)
+            )
+            finite = expected[0].isfinite()
+            torch.testing.assert_close(found[0], expected[0], rtol=1e-12, atol=1e-13)
+            torch.testing.assert_close(found[1][finite], expected[1][finite], rtol=1e-12, atol=1e-13)
 
 
 @cells

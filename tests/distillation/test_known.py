@@ -49,7 +49,23 @@ def test_who_is_known_to_repeat_no_class() -> None:
     assert Teacher.sample(torch.randn(2, 9), 20).is_distinct
     for value in (teacher, unchecked(distinct, log_probs, None)):
         said = known(value, 6, 1.0, "bucket", torch.float32)
-        assert said.filled.sum(-1).tolist() == [2, 1]
+        assert said.filled is not None and said.filled.sum(-1).tolist() == [2, 1]
+
+
+def test_who_is_known_to_have_no_empty_slot() -> None:
+    full = torch.tensor([[0, 1], [4, 2]])
+    teacher = Teacher(full, torch.full((2, 2), -3.0))
+    assert teacher.is_full and teacher.to("cpu").is_full
+    assert known(teacher, 6, 1.0, "bucket", torch.float32).filled is None
+    for indices in (torch.tensor([[0, 1], [4, -1]]), full[:, :0]):
+        assert not Teacher(indices, torch.full(indices.shape, -3.0)).is_full
+    assert not unchecked(full, torch.full((2, 2), -3.0), None).is_full
+    logits = torch.randn(2, 9)
+    assert Teacher.from_logits(logits, 4).is_full
+    logits[0, 3:] = -math.inf
+    assert not Teacher.from_logits(logits, 4).is_full
+    repeating = Teacher(torch.tensor([[1, 1]]), torch.full((1, 2), -3.0))  # one of its slots is emptied
+    assert repeating.is_full and known(repeating, 6, 1.0, "bucket", torch.float32).filled is not None
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
