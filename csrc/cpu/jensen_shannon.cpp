@@ -9,7 +9,7 @@ namespace smoothloss {
 void jensen_shannon_forward(const JensenShannonArguments& a, const Execution& execution) {
     const JensenShannonKernels& kernels = jensen_shannon_kernels_for(execution.isa);
     int threads = useful_threads(a.logits, execution.threads);
-    StatisticsScratchPool scratch(threads, a.logits.classes, a.targets.slots, true);
+    StatisticsScratchPool scratch(threads, a.logits.classes, a.targets.slots, Pass::jensen_shannon);
     for_row_chunks(a.logits.rows, threads,
                    [&](int64_t begin, int64_t end, int thread) { kernels.forward(a, begin, end, scratch.of(thread)); });
 }
@@ -17,7 +17,7 @@ void jensen_shannon_forward(const JensenShannonArguments& a, const Execution& ex
 void jensen_shannon_backward(const JensenShannonBackwardArguments& a, const Execution& execution) {
     const JensenShannonKernels& kernels = jensen_shannon_kernels_for(execution.isa);
     int threads = useful_threads(a.logits, execution.threads);
-    StatisticsScratchPool scratch(threads, a.logits.classes, a.targets.slots, true);
+    StatisticsScratchPool scratch(threads, a.logits.classes, a.targets.slots, Pass::jensen_shannon_backward);
     advise_huge_pages(a.out, a.logits);
     for_row_chunks(a.logits.rows, threads, [&](int64_t begin, int64_t end, int thread) {
         kernels.backward(a, begin, end, scratch.of(thread));

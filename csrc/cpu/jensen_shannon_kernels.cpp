@@ -73,37 +73,85 @@ struct UnlistedVectors {
     UnlistedClass<Vector<T>> logs;
 };
 
+// `e` is the exponential of z - center.
 template <class T>
-SMOOTHLOSS_HD UnlistedVectors<T> unlisted_vectors(Vector<T> z, const UnlistedTerms<T>& terms) {
-    Vector<T> distance = z - terms.center;
-    Vector<T> e = vector_exp<T>(distance);  // 0 of -inf, which that of the clamped one is not
+SMOOTHLOSS_HD UnlistedVectors<T> unlisted_vectors(Vector<T> z, Vector<T> e, const UnlistedTerms<T>& terms) {
     auto log_of = [](Vector<T> x) SMOOTHLOSS_INLINE_LAMBDA { return vector_log<T>(x); };
-    return {e, unlisted_class(clamp_exponent<T>(distance) + terms.offset, e * terms.scale, broadcast<T>(terms.beta),
-                              broadcast<T>(terms.rest), log_of)};
+    Vector<T> d = clamp_exponent<T>(z - terms.center) + terms.offset;  // clamped where e is 0
+    return {e, unlisted_class(d, e * terms.scale, broadcast<T>(terms.beta), broadcast<T>(terms.rest), log_of)};
 }
 
 template <class T>
-SMOOTHLOSS_HD void accumulate(UnlistedSums<T>& sums, Vector<T> z, const UnlistedTerms<T>& terms) {
-    UnlistedVectors<T> own = unlisted_vectors<T>(z, terms);
+SMOOTHLOSS_HD void accumulate(UnlistedSums<T>& sums, Vector<T> z, Vector<T> e, const UnlistedTerms<T>& terms) {
+    UnlistedVectors<T> own = unlisted_vectors<T>(z, e, terms);
     sums.log_m += own.logs.from_share;
     sums.student += own.e * own.logs.from_student;
 }
 
+// Writes the exponentials of a block and returns their sum. A whole vector more than the block.
 template <Transform TRANSFORM, class T, class Storage>
-SMOOTHLOSS_NOINLINE Divergences block_divergences(const Storage* row, int count, const UnlistedTerms<T>& terms,
-                                                  const TransformTerms<T>& transforms) {
+SMOOTHLOSS_NOINLINE double block_exponentials(const Storage* row, int count, T center, T* e,
+                                              const TransformTerms<T>& transforms) {
+    constexpr int width = Lanes<T>::width;
+    Vector<T> sums[4] = {};
+    int i = 0;
+    for (; i + 4 * width <= count; i += 4 * width) {
+        prefetch(row + i + kBlock, 4 * width);
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; ++j) {
+            Vector<T> z = transform<TRANSFORM, T>(load(row + i + j * width), transforms).z;
+            Vector<T> own = vector_exp<T>(z - center);
+            store(e + i + j * width, own);
+            sums[j] += own;
+        }
+    }
+    for (; i < count; i += width) {
+        int rest = count - i < width ? count - i : width;
+        Vector<T> z = transform<TRANSFORM, T>(load_some<T>(row + i, rest), transforms).z;
+        Vector<T> own = lanes_below<T>(rest) ? vector_exp<T>(z - center) : Vector<T>{};
+        store(e + i, own);
+        sums[0] += own;
+    }
+    return sum_of_lanes<T>((sums[0] + sums[1]) + (sums[2] + sums[3]));
+}
+
+// The softmax of a row. Each block's exponentials, relative to the largest logit up to there, stay in `e`.
+template <Transform TRANSFORM, class T, class Storage>
+SMOOTHLOSS_NOINLINE SoftmaxState<double> row_exponentials(const Storage* row, int64_t classes, T* e, double* center,
+                                                          const TransformTerms<T>& transforms) {
+    SoftmaxState<double> state = empty_softmax_state<double>();
+    for (int64_t begin = 0; begin < classes; begin += kBlock) {
+        int count = static_cast<int>(classes - begin < kBlock ? classes - begin : kBlock);
+        // The transform is increasing, so the largest input is the largest z.
+        T max = transform<TRANSFORM, T>(broadcast<T>(block_max<T>(row + begin, count)), transforms).z[0];
+        max = max > static_cast<T>(state.max) ? max : static_cast<T>(state.max);
+        T own = center_of(max);
+        center[begin / kBlock] = static_cast<double>(own);
+        double sum = block_exponentials<TRANSFORM, T>(row + begin, count, own, e + begin, transforms);
+        state = merge(state, SoftmaxState<double>{static_cast<double>(max), sum, 0});
+    }
+    return state;
+}
+
+// `factor` brings the exponentials to the row's center.
+template <Transform TRANSFORM, class T, class Storage>
+SMOOTHLOSS_NOINLINE Divergences block_divergences(const Storage* row, const T* e, int count, T factor,
+                                                  const UnlistedTerms<T>& terms, const TransformTerms<T>& transforms) {
     constexpr int width = Lanes<T>::width;
     UnlistedSums<T> sums[2] = {};
     int i = 0;
     for (; i + 2 * width <= count; i += 2 * width) {
 #pragma GCC unroll 2
-        for (int j = 0; j < 2; ++j)
-            accumulate<T>(sums[j], transform<TRANSFORM, T>(load(row + i + j * width), transforms).z, terms);
+        for (int j = 0; j < 2; ++j) {
+            Vector<T> z = transform<TRANSFORM, T>(load(row + i + j * width), transforms).z;
+            accumulate<T>(sums[j], z, load(e + i + j * width) * factor, terms);
+        }
     }
     for (; i < count; i += width) {
         int rest = count - i < width ? count - i : width;
         UnlistedSums<T> own{};
-        accumulate<T>(own, transform<TRANSFORM, T>(load_some<T>(row + i, rest), transforms).z, terms);
+        Vector<T> z = transform<TRANSFORM, T>(load_some<T>(row + i, rest), transforms).z;
+        accumulate<T>(own, z, load(e + i) * factor, terms);
         typename Lanes<T>::Mask valid = lanes_below<T>(rest);
         sums[0].log_m += valid ? own.log_m : Vector<T>{};
         sums[0].student += valid ? own.student : Vector<T>{};
@@ -113,11 +161,9 @@ SMOOTHLOSS_NOINLINE Divergences block_divergences(const Storage* row, int count,
 
 // Relative to 1 / sum, and to -r.
 template <Transform TRANSFORM, class T, class Storage>
-SMOOTHLOSS_NOINLINE Divergences unlisted_divergences(const Storage* row, const RowEntries<T>& slots,
+SMOOTHLOSS_NOINLINE Divergences unlisted_divergences(const Storage* row, const RowEntries<T>& slots, T* e,
                                                      const UnlistedTerms<T>& terms, const TransformTerms<T>& transforms,
                                                      const StatisticsScratch& scratch) {
-    TransformTerms<T> plain{1, 0, 0};
-    T buffer[kDenseBuffer];
     Divergences sums{0, 0};
     // What a class that is taken out adds all the same.
     double nothing = static_cast<double>(vector_log<T>(broadcast<T>(terms.beta))[0]);
@@ -125,17 +171,11 @@ SMOOTHLOSS_NOINLINE Divergences unlisted_divergences(const Storage* row, const R
     for (int64_t begin = 0; begin < slots.classes; begin += kBlock) {
         int count = static_cast<int>(slots.classes - begin < kBlock ? slots.classes - begin : kBlock);
         const int32_t* block = scratch.first + begin / kBlock;
-        Divergences own;
-        if (block[0] < block[1]) {
-            transformed_block<TRANSFORM, T>(row + begin, count, buffer, transforms);
-            for (int32_t k = block[0]; k < block[1]; ++k) buffer[scratch.index[k] - begin] = static_cast<T>(kNothing);
-            own = block_divergences<Transform::none, T>(buffer, count, terms, plain);
-            own.teacher -= (block[1] - block[0]) * nothing;
-        } else {
-            own = block_divergences<TRANSFORM, T>(row + begin, count, terms, transforms);
-        }
+        for (int32_t k = block[0]; k < block[1]; ++k) e[scratch.index[k]] = 0;
+        T factor = static_cast<T>(exp(scratch.center[begin / kBlock] - static_cast<double>(terms.center)));
+        Divergences own = block_divergences<TRANSFORM, T>(row + begin, e + begin, count, factor, terms, transforms);
         sums.student += own.student;
-        sums.teacher += own.teacher;
+        sums.teacher += own.teacher - (block[1] - block[0]) * nothing;
     }
     return sums;
 }
@@ -153,13 +193,13 @@ void forward_rows(const JensenShannonArguments& a, int64_t begin, int64_t end, c
             for (int64_t i = 0; i < kSavedJensenShannon; ++i) put<T>(a.saved, saved + i, 0);
             continue;
         }
-        SoftmaxState<double> state =
-            row_state<TRANSFORM, false, Spread::none, T>(row, slots.classes, nullptr, transforms).softmax;
+        T* e = static_cast<T*>(scratch.e);
+        SoftmaxState<double> state = row_exponentials<TRANSFORM, T>(row, slots.classes, e, scratch.center, transforms);
         RowSoftmax<double> softmax{center_of(state.max), log(state.sum), 0};
         Divergences known = listed_divergences(listed, softmax, a.beta, scratch);
         double log_share = log_share_of(get<T>(a.targets.uniform, n));
         UnlistedTerms<T> terms = unlisted_terms<T>(softmax.center, state.sum, log_share, a.beta);
-        Divergences others = unlisted_divergences<TRANSFORM, T>(row, slots, terms, transforms, scratch);
+        Divergences others = unlisted_divergences<TRANSFORM, T>(row, slots, e, terms, transforms, scratch);
         double student = known.student + others.student / state.sum;
         double teacher = known.teacher - exp(log_share) * others.teacher;
         put<T>(a.loss, n, a.beta * teacher + (1 - a.beta) * student);
@@ -191,7 +231,8 @@ template <Transform TRANSFORM, class T>
 SMOOTHLOSS_HD Vector<T> unlisted_gradient(Vector<T> x, const UnlistedTerms<T>& terms, T student, T factor,
                                           const TransformTerms<T>& transforms) {
     Transformed<T> transformed = transform<TRANSFORM, T>(x, transforms);
-    UnlistedVectors<T> own = unlisted_vectors<T>(transformed.z, terms);
+    Vector<T> e = vector_exp<T>(transformed.z - terms.center);
+    UnlistedVectors<T> own = unlisted_vectors<T>(transformed.z, e, terms);
     Vector<T> value = own.e * factor * (own.logs.from_student - student);
     return TRANSFORM == Transform::softcap ? value * transformed.chain : value;
 }

@@ -17,6 +17,8 @@ struct StatisticsScratch {
     double* z;         // (slots,) the logit of each distinct one
     double* gradient;  // (slots,) the sum of what comes back for its slots
     int32_t* slot_of;  // (classes,) where a class stands in the lists
+    double* center;    // (blocks,) what the exponentials of each block are relative to
+    void* e;           // (classes,) exponentials, in the type that passes run in
 };
 
 struct StatisticsKernels {
