@@ -141,6 +141,7 @@ def test_the_page_shows_the_rows_that_are_kept(distill: ModuleType) -> None:
     rows = [distill.summary(row["title"], row["runs"], row["bytes_a_token"]) for row in kept["rows"]]
     page = (EXAMPLE / "README.md").read_text(encoding="utf-8")
     assert distill.markdown(rows) in page
+    assert [row["title"] for row in kept["rows"][1:]] == [row.title for row in distill.ROWS.values()]
     links = [link for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page) if "://" not in link]
     assert [link for link in links if not (EXAMPLE / link).exists()] == []
 
