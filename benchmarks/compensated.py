@@ -4,7 +4,8 @@
 
 One interleaved run times forward and backward of `functional.linear_cross_entropy` in bfloat16: the three products
 alone in the dtypes that they have on this machine, dense, compensated, and filtered: the same columns, and nothing put
-back, as Cut Cross-Entropy does. Errors of dX and dW are against float64, in units of those of the dense op.
+back, as Cut Cross-Entropy does. With ``--threads 1`` times are the process's own and not the wall's. Errors of dX and
+dW are against float64, in units of those of the dense op.
 benchmarks/NOTES.md has the mathematics.
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -134,7 +136,9 @@ def measured(path: Path, rows: int, tolerance: float, smoothing: float, repeats:
         "filtered": filtered,
         "compensated": lambda: gradients(head, smoothing, **how),
     }
-    times = interleaved({"three products": products(head), **ways}, torch.device("cpu"), repeats, 1)
+    # One thread's own time, where the machine does other things too.
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    times = interleaved({"three products": products(head), **ways}, torch.device("cpu"), repeats, 1, clock=clock)
     *expected, entropy = exact(head, smoothing)
     rounding = [error(got, want) for got, want in zip(ways["dense"](), expected, strict=False)]  # type: ignore[call-overload]
     with recorded() as kept:
@@ -144,6 +148,7 @@ def measured(path: Path, rows: int, tolerance: float, smoothing: float, repeats:
         "classes": len(head.weight), "hidden": head.hidden.shape[1], "dtype": "bfloat16",
         "compute_dtype": str(LinearLayer(*head[:3]).compute).removeprefix("torch."), "entropy": entropy,
         "labels_distinct": len(head.labels.unique()), "label_smoothing": smoothing, "tolerance": tolerance,
+        "threads": torch.get_num_threads(), "clock": clock.__name__,
         "d_input_rounding": rounding[0], "d_weight_rounding": rounding[1], "floor_ms": times["three products"]["ms"],
     }  # fmt: skip
     found: list[Row] = []

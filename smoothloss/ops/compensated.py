@@ -1,10 +1,10 @@
-"""The products of the gradients from the classes that bfloat16 can see, with the mean of all others put back.
+"""The products of the gradients from the classes that bfloat16 can see, with a product of low rank for all others.
 
 ``dX = G W`` and ``dW = G' X`` multiply every column of the gradient G of a chunk's logits, though most classes are
 improbable in each of its rows. ``G = P - U - Q``: multiples of p, the mass that lies on all classes, and the target's
 entries. U is a product of rank one and is multiplied as one. Columns with entries are kept, and those with the most of
-P. Of T, what is left of P, stay the sum a of each row and, over each cluster of rows with like hidden states, the sum s
-of each column: ``a s' / sum(s)`` stands for it, a product of as small a rank as there are clusters.
+P. For T, what is left of P, stands ``B B' T`` with few orthonormal columns B, which span ``T W`` times random
+directions, and the sums of the rows: what of T reaches dX (a randomized range finder, Halko et al. 2011, of T W).
 
 How much that errs is measured before it is used. With matrices Z and S of random signs ``|Z R W|^2`` and ``|R' X S|^2``
 are, but for the number of signs, unbiased for ``|R W|^2`` and ``|R' X|^2``, where R is the difference of T and what
@@ -28,7 +28,9 @@ from smoothloss.ops.target import FlatTarget
 # is.
 ROUNDING = 2**-8 * (0.541 / 3) ** 0.5
 LEAST_ROWS = 256  # fewer are not worth the sums
-CLUSTERS, SIGNS = 32, 16
+SIGNS = 16
+# Of the range finder, and from how many of the classes on it looks: the best columns of few are not those of many.
+DIRECTIONS, SPANS = 16, (1 / 8, 1 / 4)
 # How many of the classes may be kept: each number a fifth more than the one before.
 CAPACITIES = tuple(2 ** (step / 4) / 32 for step in range(17))
 
@@ -50,13 +52,16 @@ class CompensatedSums(GradientSums):
         self.columns_kept: list[int] = []
 
     def add_part(self, rows: slice | None, d_logits: Tensor) -> None:
-        """Add to the bias's gradient alone: the hidden states' waits for the chunk."""
-        self.add_bias(d_logits)
+        """Wait for the chunk."""
 
     def add_chunk(self, rows: slice | None, d_logits: Tensor) -> None:
         """Add to the gradients of hidden states and weight."""
         parts = self._parts(rows, d_logits)
         self.columns_kept.append(self.layer.num_classes if parts is None else len(parts.kept))
+        if parts is None or d_logits.dtype != parts.column_sums.dtype:
+            self.add_bias(d_logits)
+        elif self.d_bias is not None:
+            self.d_bias += parts.column_sums
         if parts is None:
             self.add_inputs(rows, d_logits)
             super().add_chunk(rows, d_logits)
@@ -136,6 +141,7 @@ class Parts(NamedTuple):
         shares: ``(N, C)`` what each row has of each tail.
         tails: ``(C, V)`` the tails, 0 in classes that are kept.
         weight_tails: ``(C, D)``, ``tails @ weight``.
+        column_sums: ``(V,)`` of the gradient of the logits.
     """
 
     kept: Tensor
@@ -143,6 +149,7 @@ class Parts(NamedTuple):
     shares: Tensor
     tails: Tensor
     weight_tails: Tensor
+    column_sums: Tensor
 
 
 def classes_named(target: RowTarget, num_classes: int) -> Tensor:
@@ -167,13 +174,6 @@ def uniform_mass(target: RowTarget, options: RowOptions, num_classes: int, dtype
     return uniform, prior
 
 
-def clusters(inputs: Tensor, count: int) -> Tensor:
-    """Return which of `count` clusters each row is in, ``(C, N)`` zeros and ones: that of the nearest of C rows."""
-    pivots = inputs[torch.arange(count, device=inputs.device) * len(inputs) // count]
-    nearest = (inputs @ pivots.t()).float().sub_(pivots.float().square().sum(-1) / 2).argmax(-1)
-    return inputs.new_zeros(count, len(inputs)).scatter_(0, nearest[None], 1.0)
-
-
 class _Candidates:
     """What is left out and what stands for it, for each of some numbers of columns; see the module.
 
@@ -185,20 +185,23 @@ class _Candidates:
         sizes: list[int],
     ) -> None:  # fmt: skip
         """Sum up gradient ``(N, V)``, inputs ``(N, D)`` and weight ``(V, D)``, which are of one dtype."""
-        self.uniform, prior = uniform
-        self.dtype, self.wide, self.sizes = d_logits.dtype, prior.dtype, sizes
+        self.uniform, self.prior = uniform
+        self.dtype, self.wide, self.sizes = d_logits.dtype, self.prior.dtype, sizes
         generator = torch.Generator().manual_seed(0)
         signs, more = (_signs((SIGNS, size), self.dtype, generator) for size in inputs.shape)
-        left = torch.cat((clusters(inputs, CLUSTERS), signs, more @ inputs.t()))
-        self.members, self.signs, self.states = left.to(self.wide).split((CLUSTERS, SIGNS, SIGNS))
-        sums = self._product(left, d_logits)
-        self.weight_norm = _norm(sums[-SIGNS:])
-        of_p = sums.addr_(left.to(self.wide) @ self.uniform, prior)
-        most = of_p[:CLUSTERS].square().div_(self.members.sum(1, keepdim=True).clamp_(min=1)).sum(0)
-        self.order = most.masked_fill_(named, torch.inf).argsort(descending=True, stable=True)
-        self.prior, self.of_p = prior[self.order], of_p.index_select(1, self.order)
-        self._sum_rows(d_logits)
-        self.weight = weight.index_select(0, self.order).to(self.wide)
+        states = more @ inputs.t()
+        sums = self._product(torch.cat((signs.new_ones(1, len(inputs)), signs, states)), d_logits)
+        self.weight_norm, self.column_sums = _norm(sums[-SIGNS:]), sums[0].clone()
+        self.signs, self.states = signs.to(self.wide), states.to(self.wide)
+        left = torch.cat((self.signs.new_ones(1, len(inputs)), self.signs, self.states))
+        of_p = sums.addr_(left @ self.uniform, self.prior)
+        self.order = of_p[0].abs().masked_fill_(named, torch.inf).argsort(descending=True, stable=True)
+        self.basis = self._basis(d_logits, weight @ _signs((weight.shape[1], DIRECTIONS), self.dtype, generator))
+        of_basis = self._product(self.basis.t().to(self.dtype), d_logits).addr_(
+            self.basis.t() @ self.uniform, self.prior
+        )
+        self.of_p = torch.cat((of_p[1:], of_basis)).index_select(1, self.order)
+        self.prior, self.weight = self.prior[self.order], weight.index_select(0, self.order).to(self.wide)
         self._sum_weight()
 
     def _product(self, a: Tensor, b: Tensor) -> Tensor:
@@ -206,49 +209,46 @@ class _Candidates:
         matmul(a, b, out)
         return out
 
-    def _sum_rows(self, d_logits: Tensor) -> None:
-        """Sum each row's P over the classes left out at each level: ``a (N, L)``."""
-        rank = torch.empty_like(self.order).scatter_(0, self.order, torch.arange(len(self.order)))
-        left_out = rank[:, None] >= torch.tensor(self.sizes)
-        self.mass = self._product(d_logits, left_out.to(self.dtype))
-        self.mass.addr_(self.uniform, torch.stack([self.prior[size:].sum() for size in self.sizes]))
+    def _basis(self, d_logits: Tensor, directions: Tensor) -> Tensor:
+        """Return orthonormal columns ``(N, C)`` that hold most of ``T W`` whichever of the classes are left out."""
+        directions = torch.cat((directions, directions.new_ones(len(directions), 1)), 1)
+        rank = torch.empty_like(self.order).scatter_(0, self.order, torch.arange(len(self.order)))[:, None]
+        starts = [int(share * len(rank)) for share in SPANS]
+        bands = [(rank >= a) & (rank < b) for a, b in zip(starts, [*starts[1:], len(rank)], strict=True)]
+        right = torch.cat([directions * band for band in bands], 1)
+        found = self._product(d_logits, right).addr_(self.uniform, self.prior @ right.to(self.wide))
+        # Nothing for rows that have nothing: what is ignored gets a gradient of 0.
+        return torch.linalg.qr(found).Q.where((found != 0).any(1, keepdim=True), 0.0)
 
     def _sum_weight(self) -> None:
         """Multiply the sums of rows by the weight, those of the classes left out at each level."""
-        rows = torch.cat((self.of_p[:-SIGNS], self.prior[None]))
+        rows = torch.cat((self.of_p[:SIGNS], self.of_p[2 * SIGNS :], self.prior[None]))
         ends = [*self.sizes, len(self.weight)]
         bands = [rows[:, a:b] @ self.weight[a:b] for a, b in zip([0, *ends], ends, strict=False)]
         self.weight_sums = torch.stack(bands).flip(0).cumsum(0).flip(0)  # all classes first
         whole = self.weight_sums[0]
-        self.input_norm = _norm(whole[CLUSTERS:-1] - torch.outer(self.signs @ self.uniform, whole[-1]))
-
-    def _shares(self, level: int) -> Tensor:
-        """Return each row's part of the sums of its cluster, ``(N, C)``."""
-        mass = self.mass[:, level]
-        # Sizes, lest what cancels be divided by: softcaps and z-losses give rows and classes signs of their own.
-        total = self.members.t() @ (self.members @ mass.abs())
-        return self.members.t() * (mass / total).where(total != 0, 0.0)[:, None]
+        self.input_norm = _norm(whole[:SIGNS] - torch.outer(self.signs @ self.uniform, whole[-1]))
 
     def error(self, level: int) -> float:
         """Return the larger of the two relative errors."""
-        size, shares, sums = self.sizes[level], self._shares(level), self.weight_sums[level + 1]
-        of_inputs = sums[CLUSTERS:-1] - (self.signs @ shares) @ sums[:CLUSTERS]
-        tails, states = self.of_p[:CLUSTERS, size:], self.of_p[-SIGNS:, size:]
-        of_weight = torch.addmm(states, self.states @ shares, tails, alpha=-1)
+        sums, left_out = self.weight_sums[level + 1], self.of_p[:, self.sizes[level] :]
+        of_inputs = sums[:SIGNS] - (self.signs @ self.basis) @ sums[SIGNS:-1]
+        states, tails = left_out[SIGNS : 2 * SIGNS], left_out[2 * SIGNS :]
+        of_weight = torch.addmm(states, self.states @ self.basis, tails, alpha=-1)
         errors = (_norm(of_inputs) / self.input_norm, _norm(of_weight) / self.weight_norm)
         return float(torch.stack(errors).amax())
 
     def parts(self, level: int) -> Parts:
         """Return what is used of a level."""
         size = self.sizes[level]
-        kept = self.order[:size]
-        tails = torch.cat((self.of_p[:CLUSTERS], -self.prior[None]))
+        tails = torch.cat((self.of_p[2 * SIGNS :], -self.prior[None]))
         tails[:, :size] = 0
         tails = torch.empty_like(tails).index_copy_(1, self.order, tails)
         sums = self.weight_sums[level + 1]
-        shares = torch.cat((self._shares(level), self.uniform[:, None]), 1)
+        shares = torch.cat((self.basis, self.uniform[:, None]), 1)
         weight_kept = self.weight[:size].to(self.dtype)
-        return Parts(kept, weight_kept, shares, tails, torch.cat((sums[:CLUSTERS], -sums[-1:])))
+        weight_tails = torch.cat((sums[SIGNS:-1], -sums[-1:]))
+        return Parts(self.order[:size], weight_kept, shares, tails, weight_tails, self.column_sums)
 
 
 def _signs(shape: tuple[int, int], dtype: torch.dtype, generator: torch.Generator) -> Tensor:
