@@ -23,7 +23,7 @@ def unavailable(weighing: Weighing) -> str | None:
         return "the kernel needs memory to read, which fake tensors, transforms and compiled code do not show"
     if torch.is_grad_enabled() and (scores.requires_grad or log_prob.requires_grad):
         return "the kernel has no gradient, and an input requires grad"
-    if max(weighing.shape[0] * weighing.shape[1], *weighing.shape) > torch.iinfo(torch.int32).max:
+    if max(weighing.scores.shape[0] * weighing.scores.shape[1], *weighing.scores.shape) > torch.iinfo(torch.int32).max:
         return "the kernel counts samples in 32 bits"
     return compiled.why_not(scores.device)
 
@@ -31,13 +31,13 @@ def unavailable(weighing: Weighing) -> str | None:
 def weigh(weighing: Weighing) -> Tensor:
     """Return `_weights_reference.weigh` in one pass."""
     scores, log_prob = _readable(weighing.scores), _readable(weighing.log_prob)
-    weights = torch.empty(weighing.shape, dtype=weighing.dtype, device=scores.device)
+    weights = torch.empty(weighing.scores.shape, dtype=weighing.dtype, device=scores.device)
     compiled.call(
         "importance_weights",
         scores,
         (scores.data_ptr(), _CODES[scores.dtype], *scores.stride()),
         (log_prob.data_ptr(), _CODES[log_prob.dtype], *log_prob.stride()),
-        *weighing.shape,
+        *weighing.scores.shape,
         (weighing.tau, weighing.clip, weighing.of_batch),
         weights.data_ptr(),
     )

@@ -20,7 +20,7 @@ def unavailable(weighing: Weighing) -> str | None:
 def weigh(weighing: Weighing) -> Tensor:
     """Return ``softmax(min(scores, clip) / tau - log_prob)`` over the samples, or over the batch and times B."""
     weights = log_weights(weighing).softmax(dim=0)
-    return weights.view(weighing.shape) * weighing.shape[1] if weighing.of_batch else weights
+    return weights.view(weighing.scores.shape) * weighing.scores.shape[1] if weighing.of_batch else weights
 
 
 def log_weights(weighing: Weighing) -> Tensor:

@@ -37,12 +37,6 @@ class Weighing(NamedTuple):
     of_batch: bool
     dtype: torch.dtype
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        """L and B."""
-        samples, inputs = self.scores.shape
-        return samples, inputs
-
 
 def importance_weights(
     scores: torch.Tensor,
