@@ -580,3 +580,26 @@ def test_compensation_puts_back_what_filtering_drops(tmp_path: Path) -> None:
         for error in ("d_input_error_of_rounding", "d_weight_error_of_rounding"):
             assert dense[error] == 1
             assert ours[error] < 1.1 < filtered[error]
+
+
+def test_trainings_with_a_compensated_tail_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    training, language_models = _load("compensated_training"), _load("language_models")
+    words = [f"w{number}" for number in range(400)]
+    shares = 1 / torch.arange(1, 401)
+    drawn = torch.multinomial(shares.expand(1100, 400), 9, generator=torch.Generator().manual_seed(0))
+    text = tmp_path / "text.txt"
+    text.write_text("".join(" ".join(words[word] for word in row) + "\n" for row in drawn.tolist()))
+    size = len(language_models.Text(language_models.read(text, None), 1).words)
+    save_file(
+        {"weight": torch.randn(size, 8, generator=torch.Generator().manual_seed(1))}, tmp_path / "head.safetensors"
+    )
+    arguments = [str(text), "--least", "1", "--table", str(tmp_path / "head.safetensors"), "--width", "16"]
+    arguments += ["--steps", "2", "--every", "1", "--sentences", "50", "--seeds", "3", "--runs", str(tmp_path / "runs")]
+    for _ in range(2):  # the second time from the files of the first
+        assert training.main([*arguments, "--out", str(tmp_path / "out.json")]) == 0
+        rows = json.loads((tmp_path / "out.json").read_text())["rows"]
+        assert [(row["loss"], row["way"], row["step"]) for row in rows] == [
+            (loss, way, step) for loss in training.LOSSES for way in training.WAYS for step in range(3)
+        ]
+        assert all(row["held_out_loss"] < math.log(size) + 0.5 and 0 < row["columns_kept"] <= 1 for row in rows)
+    assert len(capsys.readouterr().err.splitlines()) == 9, "a run that is there is not made again"
