@@ -30,7 +30,7 @@ WEIGHTS = torch.rand(INDICES.shape, generator=torch.Generator().manual_seed(4))
 # torch's tracers still script methods and instantiate autograd functions.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*torch.jit.script"),
 ]
 
 

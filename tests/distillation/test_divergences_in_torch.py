@@ -20,7 +20,7 @@ from smoothloss.distillation import Teacher
 from smoothloss.testing import assert_error_budget, relative_error
 
 # torch.func still scripts methods.
-pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script")
 cells = pytest.mark.parametrize(("divergence", "missing"), CELLS)
 OVER_ALL = ("jensen_shannon", "uniform")
 N, V, D, K = 5, 13, 4, 3

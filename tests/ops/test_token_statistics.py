@@ -31,7 +31,7 @@ DIFFERENTIABLE = ("log_prob", "log_rest", "entropy", "logsumexp")
 # torch's tracers still script methods and instantiate autograd functions.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*torch.jit.script"),
 ]
 HYPOTHESIS = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
 

@@ -182,9 +182,7 @@ def test_the_gradient_is_the_references() -> None:
     assert not case._replace(scores=case.scores.detach()).weights("auto").requires_grad
 
 
-@pytest.mark.filterwarnings(
-    "ignore:`torch.jit.script` is deprecated:DeprecationWarning"
-)  # torch's own, of forward mode
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")  # torch's own, of forward mode
 @pytest.mark.parametrize("normalize", ["samples", "batch"])
 def test_tracers_and_transforms_get_the_reference(normalize: Literal["samples", "batch"]) -> None:
     case = Case(torch.rand(4, 3), -torch.rand(4, 3), 0.3, normalize, 0.7)
