@@ -121,10 +121,11 @@ def check_integer(value: object, name: str, low: int | None = None, high: int | 
         ValueError: it is not in [low, high].
     """
     try:
-        number = operator.index(value)  # type: ignore[arg-type]
+        # Asked for an index, a bool of NumPy 1 gives one, with a warning.
+        number = None if isinstance(value, (bool, np.bool_)) else operator.index(value)  # type: ignore[arg-type]
     except (TypeError, RuntimeError):
         number = None
-    if number is None or isinstance(value, (bool, np.bool_)):
+    if number is None:
         raise TypeError(f"{name}: got {_shown(value)}, expected an integer")
     if low is not None and number < low:
         raise ValueError(f"{name}: got {number}, expected at least {low}")
