@@ -122,7 +122,7 @@ def _result_page(path: Path, folder: Path) -> tuple[str, str]:
     if "scores" in rows[0]:
         parts += _training(rows)
         parts += _curves(rows, folder / f"{path.stem}_curves.png")
-    elif "suite" in rows[0]:
+    elif _is_suite(rows):
         parts += _timing(path, content, folder)
     else:
         flat = [{key: value for key, value in row.items() if not isinstance(value, dict | list)} for row in rows]
@@ -132,6 +132,11 @@ def _result_page(path: Path, folder: Path) -> tuple[str, str]:
     return path.stem, title
 
 
+def _is_suite(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether these are what `python -m benchmarks` writes, which is drawn by shapes."""
+    return {"suite", "shape"} <= rows[0].keys()
+
+
 def _title(stem: str) -> str:
     words = [NAMES.get(word, word) for word in stem.split("_")]
     return " ".join([words[0][0].upper() + words[0][1:], *words[1:]])
@@ -139,7 +144,7 @@ def _title(stem: str) -> str:
 
 def _command(stem: str, rows: Sequence[Mapping[str, Any]]) -> str:
     """What makes the rows again: a suite, a table of runs, or what a script says of the file; else empty."""
-    if "suite" in rows[0]:
+    if _is_suite(rows):
         return f"python -m benchmarks --suite {' '.join(dict.fromkeys(row['suite'] for row in rows))}"
     if (ROOT / f"smoothloss_trainer/recipes/tables/{stem}.yaml").is_file():
         return f"smoothloss reproduce tables/{stem}"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
-import json
 import os
 import subprocess
 import sys
@@ -44,11 +44,13 @@ def undocumented(site: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "benchmarks/results").glob("*.json")), ids=lambda path: path.stem)
-def test_a_file_of_results_has_rows_for_its_page(path: Path) -> None:
-    content = json.loads(path.read_text(encoding="utf-8"))
-    rows = content if isinstance(content, list) else content["rows"]
-    assert rows
-    assert all(isinstance(row, dict) for row in rows)
+def test_a_file_of_results_becomes_a_page(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib", reason="extra [bench]")
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    name, title = importlib.import_module("made_pages")._result_page(path, tmp_path)
+    text = (tmp_path / f"{name}.md").read_text(encoding="utf-8")
+    assert text.startswith(f"# {title}\n")
+    assert "| --- |" in text or "| --: |" in text
 
 
 @pytest.mark.slow
