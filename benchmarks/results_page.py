@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections import defaultdict
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -124,12 +125,12 @@ def missing(found: dict[str, dict[str, Any]]) -> list[str]:
         if not there:
             lines.append(f"- `{name}`: no run of it is recorded.")
             continue
-        lacking = [
-            f"{row.label or key} ({there.get(key, 0)} of {len(table.seeds)} seeds)"
-            for key, row in table.rows.items()
-            if there.get(key, 0) < len(table.seeds)
-        ]
-        lines += [f"- `{name}`: {'; '.join(lacking)}."] if lacking else []
+        rows: dict[int, list[str]] = defaultdict(list)
+        for key, row in table.rows.items():
+            rows[there.get(key, 0)].append(row.label or key)
+        for count, labels in sorted(rows.items(), reverse=True):
+            if count < len(table.seeds):
+                lines.append(f"- `{name}`, {count} of {len(table.seeds)} seeds: {'; '.join(labels)}.")
     return ["## What is missing\n", *(lines or ["Nothing of the shipped tables."]), ""]
 
 

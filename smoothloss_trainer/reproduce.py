@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import subprocess
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -325,12 +326,13 @@ def _statistics(runs: list[Finished]) -> Tensor:
 
 
 def missing(table: Table, done: list[Finished]) -> list[str]:
-    """What of a table is not there yet, a line for each row."""
+    """What of a table is not there yet: the rows that lack the same seeds in one line."""
     there = {(each.row, each.seed) for each in done}
-    lacking = {key: [seed for seed in table.seeds if (key, seed) not in there] for key in table.rows}
-    return [
-        f"{table.rows[key].label or key}: seed {', '.join(map(str, each))}" for key, each in lacking.items() if each
-    ]
+    rows: dict[str, list[str]] = defaultdict(list)
+    for key, row in table.rows.items():
+        seeds = ", ".join(str(seed) for seed in table.seeds if (key, seed) not in there)
+        rows[seeds].append(row.label or key)
+    return [f"seed {seeds} of {'; '.join(labels)}" for seeds, labels in rows.items() if seeds]
 
 
 def _note(table: Table, done: list[Finished], other_code: Sequence[str]) -> str:
@@ -338,7 +340,7 @@ def _note(table: Table, done: list[Finished], other_code: Sequence[str]) -> str:
     labels = {key: row.label or key for key, row in table.rows.items()}
     recipes = {labels[key]: [each.recipe for each in done if each.row == key] for key in table.rows}
     lacking = missing(table, done)
-    gaps = f"Not there yet: {'; '.join(lacking)}." if lacking else ""
+    gaps = " ".join(f"Not there yet: {each}." for each in lacking)
     others = f"Of other code than the rest: {'; '.join(other_code)}." if other_code else ""
     return " ".join(part for part in (table.note, settings_note(recipes), gaps, others) if part)
 
