@@ -99,18 +99,16 @@ class References:
         check_shape(lengths, "lengths", target.shape[:1], "one for each sentence")
         check_device(lengths, "lengths", target, "target")
         count, width = target.shape
-        if lengths.device.type == "cpu" and count and not 0 <= int(lengths.min()) <= int(lengths.max()) <= width:
-            span = f"{int(lengths.min())} to {int(lengths.max())}"
-            raise ValueError(f"lengths: got {span}, expected 0 <= length <= {width}, the width of target")
+        if lengths.device.type == "cpu" and count:
+            low, high = int(lengths.min()), int(lengths.max())
+            if not 0 <= low <= high <= width:
+                raise ValueError(f"lengths: got {low} to {high}, expected 0 <= length <= {width}, the width of target")
         is_word = torch.arange(width, device=target.device) < lengths[:, None]
         tokens = target.masked_fill(~is_word, 0)
-        if (
-            tokens.device.type == "cpu"
-            and tokens.numel()
-            and not 0 <= int(tokens.min()) <= int(tokens.max()) <= _MAX_TOKEN
-        ):
-            span = f"{int(tokens.min())} to {int(tokens.max())}"
-            raise ValueError(f"target: got the ids {span}, expected 0 <= id <= {_MAX_TOKEN}")
+        if tokens.device.type == "cpu" and tokens.numel():
+            low, high = int(tokens.min()), int(tokens.max())
+            if not 0 <= low <= high <= _MAX_TOKEN:
+                raise ValueError(f"target: got the ids {low} to {high}, expected 0 <= id <= {_MAX_TOKEN}")
         # What is behind a sentence is one too, which nobody's span has.
         starts = torch.arange(count, device=target.device) * width
         offsets = torch.stack((starts, starts + lengths), -1).flatten()
