@@ -119,6 +119,11 @@ class LossConfig:
             ``uniform``, or ``unigram``, by how often the training part's target text has each token, EOS included
             (Pereyra et al. 2017).
         entropy: Weight (gamma) of the entropy bonus; may be added to any loss.
+        consistency: Weight of R-Drop (Liang et al. 2021), which may be added to any loss: each batch goes through the
+            model twice, with other dropout, and what the model predicts in one pass is a target of the other. A step
+            takes twice as long. 0: one pass.
+        consistency_classes: How many classes of the other pass's prediction are told apart, the likeliest; the mass of
+            the others is spread as ``prior`` says.
         embeddings: Word vectors of the similarity table.
     """
 
@@ -138,6 +143,8 @@ class LossConfig:
     label_smoothing: PartialShare = 0.0
     prior: Literal["uniform", "unigram"] = "uniform"
     entropy: Annotated[float, Field(ge=0, le=10)] = 0.0
+    consistency: Annotated[float, Field(ge=0, le=100)] = 0.0
+    consistency_classes: Annotated[int, Field(ge=1, le=10_000)] = 32
     embeddings: EmbeddingsConfig = field(default_factory=EmbeddingsConfig)
 
     @property

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import smoothloss.functional as F
+from smoothloss import targets
 from smoothloss.sampling import (
     BatchPool,
     EditSampler,
@@ -23,7 +24,9 @@ from smoothloss.sampling import (
     VocabularyPool,
 )
 from smoothloss.similarity import SimilarityTable
+from smoothloss.targets import Target
 from smoothloss_trainer.config import LossConfig
+from smoothloss_trainer.consistency import other_pass, twice
 from smoothloss_trainer.errors import RecipeError
 from smoothloss_trainer.rewards import SampleWeights
 from smoothloss_trainer.tasks import Batch, SequenceModel, select_rows, shift_right
@@ -54,28 +57,28 @@ class TrainingLoss:
 
     def __call__(self, model: SequenceModel, batch: Batch, generator: torch.Generator) -> Tensor:
         """One forward pass and the loss; the samples come from ``generator``."""
+        if self.config.consistency:
+            batch = twice(batch)
         if self.sampler is None:
             with self.timed("forward"):
                 hidden = decode(model, batch)
             with self.timed("loss"):
                 return self._token_loss(model, hidden, batch.target)
         samples, weights, lengths = self._draw(batch, generator)
+        target = batch.target
         if self.config.is_lazy:
             with self.timed("forward"):
                 hidden = decode(model, batch)
-            function, target = F.linear_lazy_sequence_cross_entropy, batch.target
         else:
             # As wide as samples with insertions.
-            target = torch.nn.functional.pad(batch.target, (0, samples.shape[-1] - batch.target.shape[-1]), value=PAD)
+            target = torch.nn.functional.pad(target, (0, samples.shape[-1] - target.shape[-1]), value=PAD)
             with self.timed("forward"):
                 lengths = torch.cat((batch.lengths[None], lengths)).flatten() + 1
                 hidden = decode_samples(model, encode(model, batch), target, samples, lengths)
-            function = F.linear_sequence_cross_entropy
         with self.timed("loss"):
-            options = self._sequence_options(model)
             if self.config.sampler == "hamming":  # samples end where the target does
                 hidden, target, samples, weights = counted_positions(hidden, target, samples, weights)
-            return function(hidden, model.classifier.weight, target, samples, weights, **options)
+            return self._sequence_loss(model, hidden, target, samples, weights)
 
     def _draw(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor | None, Tensor]:
         """Samples (L, B, T'), their weights (L, B) where a reward tells them apart, and their lengths (L, B)."""
@@ -91,26 +94,39 @@ class TrainingLoss:
 
     def _token_loss(self, model: SequenceModel, hidden: Tensor, target: Tensor) -> Tensor:
         alpha = self.config.alpha if self.table is not None else 0.0
-        options = self._options(model)
         if hidden.device.type == "cpu":
             counted = (target != PAD).flatten().nonzero().squeeze(-1)
             hidden, target = hidden.flatten(0, 1).index_select(0, counted), target.flatten().index_select(0, counted)
-        return F.linear_cross_entropy(hidden, model.classifier.weight, target, table=self.table, alpha=alpha, **options)
+        return self._cross_entropy(model, hidden, targets.token(target, self.table, alpha, ignore_index=PAD))
 
-    def _options(self, model: SequenceModel) -> dict[str, Any]:
-        return {
-            "linear_bias": model.classifier.bias,
-            "ignore_index": PAD,
-            "label_smoothing": self.config.label_smoothing,
-            "entropy": self.config.entropy,
-            "prior": self.prior,
-        }
-
-    def _sequence_options(self, model: SequenceModel) -> dict[str, Any]:
+    def _sequence_loss(
+        self, model: SequenceModel, hidden: Tensor, target: Tensor, samples: Tensor, weights: Tensor | None
+    ) -> Tensor:
         config = self.config
+        make = targets.lazy_sequence if config.is_lazy else targets.sequence
         alpha = 1.0 if config.name == "raml" else config.alpha
         token_alpha = config.token_alpha if self.table is not None else 0.0
-        return {**self._options(model), "alpha": alpha, "table": self.table, "token_alpha": token_alpha}
+        soft = make(target, samples, weights, alpha=alpha, table=self.table, token_alpha=token_alpha, ignore_index=PAD)
+        return self._cross_entropy(model, hidden, soft)
+
+    def _cross_entropy(self, model: SequenceModel, hidden: Tensor, target: Target) -> Tensor:
+        config, label_smoothing = self.config, self.config.label_smoothing
+        if config.consistency:  # whose target is not smoothed
+            mass = target.mass()
+            other = other_pass(hidden, model.classifier, mass, config.consistency_classes)
+            nothing = mass.unsqueeze(-1) * 0
+            even = targets.entries(torch.full_like(nothing, -1, dtype=torch.int32), nothing, mass)
+            target = target * (1 - label_smoothing) + even * label_smoothing + other * config.consistency
+            label_smoothing = 0.0
+        return F.linear_cross_entropy(
+            hidden,
+            model.classifier.weight,
+            target,
+            linear_bias=model.classifier.bias,
+            label_smoothing=label_smoothing,
+            entropy=config.entropy,
+            prior=self.prior,
+        )
 
 
 def encode(model: SequenceModel, batch: Batch) -> Any:

@@ -245,6 +245,8 @@ def check_recipe(recipe: Recipe) -> None:
     _check_sampling(recipe.loss)
     _check_smoothing(recipe.loss)
     _check_steps(recipe)
+    if recipe.loss.consistency and getattr(recipe.model, "dropout", None) == 0:
+        raise RecipeError("loss.consistency needs model.dropout above 0, got 0: without it both passes are the same")
     if recipe.device == "mps" and (recipe.loss.needs_table or recipe.loss.samples_sequences):
         lacks = "needs float64, which MPS has not"
         raise RecipeError(f"device is 'mps', but loss.name {recipe.loss.name} {lacks}: use cpu, or the loss mle")
@@ -255,9 +257,9 @@ def _check_smoothing(loss: LossConfig) -> None:
     """Refuse a loss that smooths nothing, and so is the MLE."""
     if loss.name == "label_smoothing" and not loss.label_smoothing:
         raise RecipeError("loss.label_smoothing must be above 0 for loss.name label_smoothing, got 0")
-    even = loss.label_smoothing or (loss.smooths_tokens and loss.tail == "uniform")
+    even = loss.label_smoothing or loss.consistency or (loss.smooths_tokens and loss.tail == "uniform")
     if loss.prior == "unigram" and not even:
-        needs = "loss.label_smoothing above 0, or a loss of similar tokens with loss.tail uniform"
+        needs = "loss.label_smoothing or loss.consistency above 0, or a loss of similar tokens with loss.tail uniform"
         raise RecipeError(f"loss.prior is 'unigram', which spreads the mass on all classes, but there is none: {needs}")
     shares = {"alpha": loss.alpha} if loss.name in ("tok", "seq", "seq_lazy") else {}
     if loss.name in ("tok_seq", "tok_seq_lazy"):

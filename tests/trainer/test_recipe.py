@@ -291,8 +291,10 @@ def test_what_is_wrong_with_an_override_is_said(recipe_values: Values, words: li
         ("loss: {prior: unigram}", "loss.prior is 'unigram', which spreads the mass on all classes, but there is none"),
         (
             "loss: {name: tok, alpha: 0.2, tail: exact, prior: unigram}",
-            "but there is none: loss.label_smoothing above 0",
+            "but there is none: loss.label_smoothing or loss.consistency above 0",
         ),
+        ("{model: {dropout: 0.0}, loss: {consistency: 1}}", "loss.consistency needs model.dropout above 0, got 0"),
+        ("loss: {consistency_classes: 0}", "loss.consistency_classes must be a whole number from 1"),
         ("seed: 1180591620717411303424", "seed must be"),
         ("data: {held_out: {dev: .nan}}", "data.held_out.dev must be"),
         ("data: {held_out: {dev: 2.5}}", "data.held_out.dev: must be a number of pairs"),

@@ -1,0 +1,57 @@
+"""Consistency of two passes: each with dropout of its own, and each a target of the other's (R-Drop).
+
+Source: Liang et al. 2021, "R-Drop: Regularized Dropout for Neural Networks" (arXiv 2106.14448). There both passes of
+the symmetric divergence get a gradient; here a pass is a target, sparse and constant, so that the loss stays one
+cross-entropy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from smoothloss import targets
+from smoothloss.distillation import Teacher
+from smoothloss.targets import Target
+from smoothloss_trainer.tasks import Batch, select_rows
+
+
+def twice(batch: Batch) -> Batch:
+    """The batch with all its rows, and what each of them is read from, a second time after them."""
+    rows = _twice(torch.arange(len(batch.target), device=batch.target.device))
+    inputs = _twice(torch.arange(len(batch.source[0]), device=batch.target.device))
+    index = batch.source_index
+    return replace(
+        batch,
+        source=select_rows(batch.source, inputs),
+        target=batch.target[rows],
+        lengths=batch.lengths[rows],
+        source_index=None if index is None else torch.cat((index, index + len(batch.source[0]))),
+        references=None if batch.references is None else batch.references[rows],
+        inputs=None if batch.inputs is None else batch.inputs[rows],
+    )
+
+
+def other_pass(hidden: Tensor, classifier: nn.Linear, mass: Tensor, classes: int) -> Target:
+    """What the other pass predicts at each position.
+
+    Args:
+        hidden: ``(B, D)`` or ``(..., B, T, D)`` states of a batch that :func:`twice` made.
+        classifier: Of the model.
+        mass: ``(...)`` of the target at each position.
+        classes: How many of the likeliest are told apart; what the others have is spread evenly.
+    """
+    batch = max(0, mass.dim() - 2)
+    with torch.no_grad():
+        states = hidden.unflatten(batch, (2, -1)).flip(batch).flatten(batch, batch + 1)
+        teacher = Teacher.from_logits(classifier(states), min(classes, classifier.out_features))
+        peer = targets.top_k(teacher.indices, teacher.log_probs)
+        uniform = peer.uniform
+        assert uniform is not None
+        return targets.entries(peer.indices, peer.weights * mass.unsqueeze(-1), uniform * mass)
+
+
+def _twice(index: Tensor) -> Tensor:
+    return torch.cat((index, index))
