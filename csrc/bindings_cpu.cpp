@@ -1,4 +1,5 @@
 // _C: the CPU kernels for Python. The tensors behind the pointers are checked in smoothloss/backends/native.
+#include <algorithm>
 #include <cstdlib>
 #include <memory>
 
@@ -232,6 +233,34 @@ void matmul(const std::tuple<uintptr_t, int64_t, int64_t, int64_t>& a,
     bfloat16_matmul(m, threads);
 }
 
+// a and b: data, rows, columns, stride; out: data, whether it is bfloat16; order: the rows of b, or 0.
+void banded_matmul(const std::tuple<uintptr_t, int64_t, int64_t, int64_t>& a,
+                   const std::tuple<uintptr_t, int64_t, int64_t, int64_t>& b, const std::tuple<uintptr_t, bool>& out,
+                   uintptr_t order, const std::vector<int64_t>& ends, int threads) {
+    require(has_bfloat16_matmul(), "bfloat16_banded_matmul: this machine or this build does not have it");
+    int64_t inner = std::get<2>(a);
+    require(std::get<1>(a) >= 0 && inner >= 0 && std::get<1>(b) >= 0 && std::get<2>(b) >= 0 &&
+                (order != 0 || std::get<1>(b) >= inner),
+            "bfloat16_banded_matmul: got sizes that do not fit");
+    require(!ends.empty() && ends.front() >= 0 && ends.back() == inner && std::is_sorted(ends.begin(), ends.end()),
+            "ends: got " + std::to_string(ends.size()) + " numbers, expected ascending ones up to the inner size");
+    require(threads >= 1, "threads: got " + std::to_string(threads) + ", expected at least 1");
+    BandedMatmulArguments m{static_cast<const uint16_t*>(pointer(std::get<0>(a))),
+                            static_cast<const uint16_t*>(pointer(std::get<0>(b))),
+                            static_cast<const int64_t*>(pointer(order)),
+                            ends.data(),
+                            pointer(std::get<0>(out)),
+                            std::get<1>(out),
+                            std::get<1>(a),
+                            std::get<2>(b),
+                            inner,
+                            static_cast<int64_t>(ends.size()),
+                            std::get<3>(a),
+                            std::get<3>(b)};
+    py::gil_scoped_release release;
+    bfloat16_banded_matmul(m, threads);
+}
+
 }  // namespace
 }  // namespace smoothloss
 
@@ -252,6 +281,7 @@ PYBIND11_MODULE(_C, m) {
     m.def("prefer_huge_pages", [](uintptr_t data, int64_t bytes) { s::prefer_huge_pages(s::pointer(data), bytes); });
     m.def("has_bfloat16_matmul", &s::has_bfloat16_matmul);
     m.def("bfloat16_matmul", &s::matmul);
+    m.def("bfloat16_banded_matmul", &s::banded_matmul);
     s::bind_rewards(m);
     s::bind_sampling(m);
 }

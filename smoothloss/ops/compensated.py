@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from smoothloss.backends.common import RowOptions, RowTarget, mass_of, slots_of
-from smoothloss.ops.linear_layer import GradientSums, LinearLayer, addmm, matmul
+from smoothloss.backends.native import linear as native_linear
+from smoothloss.ops.linear_layer import GradientSums, LinearLayer, addmm, matmul, widened
 from smoothloss.ops.target import FlatTarget
 
 # The relative error of rounding to bfloat16: half a unit of the last of 8 bits, uniform, over mantissas whose logarithm
@@ -58,7 +59,7 @@ class CompensatedSums(GradientSums):
         """Add to the gradients of hidden states and weight."""
         parts = self._parts(rows, d_logits)
         self.columns_kept.append(self.layer.num_classes if parts is None else len(parts.kept))
-        if parts is None or d_logits.dtype != parts.column_sums.dtype:
+        if parts is None or (d_logits.dtype != parts.column_sums.dtype and not _has_banded(d_logits.dtype)):
             self.add_bias(d_logits)
         elif self.d_bias is not None:
             self.d_bias += parts.column_sums
@@ -103,6 +104,9 @@ class CompensatedSums(GradientSums):
             matmul(compact.t(), inputs, own)
             if total.dtype == states.dtype:
                 torch.mm(parts.tails.t(), states, out=total)
+            elif _has_banded(total.dtype):
+                left, right = _paired_halves(parts.tails.t(), states, total.dtype)
+                native_linear.banded_matmul(left, right, total)
             else:
                 total.copy_(parts.tails.t() @ states)
         else:
@@ -118,16 +122,25 @@ def _multiply_inputs(compact: Tensor, parts: Parts, out: Tensor) -> None:
     if compact.dtype == parts.shares.dtype:
         torch.addmm(parts.shares @ parts.weight_tails, compact, parts.weight_kept, out=out)
         return
-    # Numbers of 16 bits and what they leave: what is put back may cancel against what is kept.
-    shares, rest = _halves(parts.shares, compact.dtype)
-    tails, rest_of_tails = _halves(parts.weight_tails, compact.dtype)
-    left = torch.cat((compact, shares, shares, rest), 1)
-    matmul(left, torch.cat((parts.weight_kept, tails, rest_of_tails, tails)), out)
+    # What is put back may cancel against what is kept.
+    shares, tails = _paired_halves(parts.shares, parts.weight_tails, compact.dtype)
+    matmul(torch.cat((compact, shares), 1), torch.cat((parts.weight_kept, tails)), out)
+
+
+def _paired_halves(a: Tensor, b: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return two matrices of 16 bits whose product is that of a and b, but for the product of what 16 bits leave."""
+    a, rest_of_a = _halves(a, dtype)
+    b, rest_of_b = _halves(b, dtype)
+    return torch.cat((a, a, rest_of_a), 1), torch.cat((b, rest_of_b, b))
 
 
 def _halves(values: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     high = values.to(dtype)
     return high, (values - high).to(dtype)
+
+
+def _has_banded(dtype: torch.dtype) -> bool:
+    return native_linear.has_widening_matmul("cpu", dtype)
 
 
 class Parts(NamedTuple):
@@ -190,24 +203,19 @@ class _Candidates:
         generator = torch.Generator().manual_seed(0)
         signs, more = (_signs((SIGNS, size), self.dtype, generator) for size in inputs.shape)
         states = more @ inputs.t()
-        sums = self._product(torch.cat((signs.new_ones(1, len(inputs)), signs, states)), d_logits)
+        sums = widened(torch.cat((signs.new_ones(1, len(inputs)), signs, states)), d_logits, self.wide)
         self.weight_norm, self.column_sums = _norm(sums[-SIGNS:]), sums[0].clone()
         self.signs, self.states = signs.to(self.wide), states.to(self.wide)
         left = torch.cat((self.signs.new_ones(1, len(inputs)), self.signs, self.states))
         of_p = sums.addr_(left @ self.uniform, self.prior)
         self.order = of_p[0].abs().masked_fill_(named, torch.inf).argsort(descending=True, stable=True)
         self.basis = self._basis(d_logits, weight @ _signs((weight.shape[1], DIRECTIONS), self.dtype, generator))
-        of_basis = self._product(self.basis.t().to(self.dtype), d_logits).addr_(
+        of_basis = widened(self.basis.t().to(self.dtype).contiguous(), d_logits, self.wide).addr_(
             self.basis.t() @ self.uniform, self.prior
         )
         self.of_p = torch.cat((of_p[1:], of_basis)).index_select(1, self.order)
-        self.prior, self.weight = self.prior[self.order], weight.index_select(0, self.order).to(self.wide)
+        self.prior, self.weight = self.prior[self.order], weight
         self._sum_weight()
-
-    def _product(self, a: Tensor, b: Tensor) -> Tensor:
-        out = torch.empty(a.shape[0], b.shape[1], dtype=self.wide)
-        matmul(a, b, out)
-        return out
 
     def _basis(self, d_logits: Tensor, directions: Tensor) -> Tensor:
         """Return orthonormal columns ``(N, C)`` that hold most of ``T W`` whichever of the classes are left out."""
@@ -216,7 +224,9 @@ class _Candidates:
         starts = [int(share * len(rank)) for share in SPANS]
         bands = [(rank >= a) & (rank < b) for a, b in zip(starts, [*starts[1:], len(rank)], strict=True)]
         right = torch.cat([directions * band for band in bands], 1)
-        found = self._product(d_logits, right).addr_(self.uniform, self.prior @ right.to(self.wide))
+        found = torch.empty(d_logits.shape[0], right.shape[1], dtype=self.wide)
+        matmul(d_logits, right, found)  # any columns will do: what is rounded here is no error
+        found.addr_(self.uniform, self.prior @ right.to(self.wide))
         # Nothing for rows that have nothing: what is ignored gets a gradient of 0.
         return torch.linalg.qr(found).Q.where((found != 0).any(1, keepdim=True), 0.0)
 
@@ -224,8 +234,17 @@ class _Candidates:
         """Multiply the sums of rows by the weight, those of the classes left out at each level."""
         rows = torch.cat((self.of_p[:SIGNS], self.of_p[2 * SIGNS :], self.prior[None]))
         ends = [*self.sizes, len(self.weight)]
-        bands = [rows[:, a:b] @ self.weight[a:b] for a, b in zip([0, *ends], ends, strict=False)]
-        self.weight_sums = torch.stack(bands).flip(0).cumsum(0).flip(0)  # all classes first
+        bands = torch.empty(len(ends), len(rows), self.weight.shape[1], dtype=self.wide)
+        if _has_banded(self.dtype):
+            halves = bands.new_empty(len(ends), 2, *bands.shape[1:])
+            left = torch.cat(_halves(rows, self.dtype))
+            native_linear.banded_matmul(left, self.weight, halves.flatten(1, 2), order=self.order, ends=ends)
+            torch.add(halves[:, 0], halves[:, 1], out=bands)
+        else:
+            weight = self.weight.index_select(0, self.order).to(self.wide)
+            for band, first, last in zip(bands, [0, *ends], ends, strict=False):
+                torch.mm(rows[:, first:last], weight[first:last], out=band)
+        self.weight_sums = bands.flip(0).cumsum(0).flip(0)  # all classes first
         whole = self.weight_sums[0]
         self.input_norm = _norm(whole[:SIGNS] - torch.outer(self.signs @ self.uniform, whole[-1]))
 
@@ -246,7 +265,7 @@ class _Candidates:
         tails = torch.empty_like(tails).index_copy_(1, self.order, tails)
         sums = self.weight_sums[level + 1]
         shares = torch.cat((self.basis, self.uniform[:, None]), 1)
-        weight_kept = self.weight[:size].to(self.dtype)
+        weight_kept = self.weight.index_select(0, self.order[:size])
         weight_tails = torch.cat((sums[SIGNS:-1], -sums[-1:]))
         return Parts(self.order[:size], weight_kept, shares, tails, weight_tails, self.column_sums)
 

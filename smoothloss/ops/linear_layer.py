@@ -181,7 +181,7 @@ class GradientSums:
     def add_bias(self, d_logits: Tensor) -> None:
         """Add to the bias's gradient."""
         if self.d_bias is not None:
-            self.d_bias += d_logits.sum(0, dtype=self.d_bias.dtype)
+            self.d_bias += column_sums(d_logits, self.d_bias.dtype)
 
     def add_chunk(self, rows: slice | None, d_logits: Tensor) -> None:
         """Add to the weight's gradient."""
@@ -257,12 +257,25 @@ def matmul(a: Tensor, b: Tensor, out: Tensor) -> None:
 
 def column_sums(matrix: Tensor, dtype: torch.dtype) -> Tensor:
     """Return ``matrix.sum(0, dtype=dtype)``."""
-    if matrix.dtype == dtype or not _can_widen(matrix.device.type):
+    if matrix.dtype == dtype or not (_can_widen(matrix.device.type) or _has_own_widening(matrix, dtype)):
         return matrix.sum(0, dtype=dtype)
-    # On CUDA torch's sum took a scratch of four times a matrix (4096, 2688) in bfloat16; a product takes none.
-    total = matrix.new_empty(1, matrix.shape[1], dtype=dtype)
-    matmul(matrix.new_ones(1, matrix.shape[0]), matrix, total)
-    return total[0]
+    # torch's sum makes a wide copy first: on CUDA a scratch of four times a matrix (4096, 2688) in bfloat16, on the CPU
+    # ten times as much time. A product has neither.
+    return widened(matrix.new_ones(1, matrix.shape[0]), matrix, dtype)[0]
+
+
+def widened(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return ``a @ b`` in a dtype at least as wide as theirs, rounded to no other where that is to be had."""
+    out = a.new_empty(a.shape[0], b.shape[1], dtype=dtype)
+    if _has_own_widening(a, dtype):
+        native_linear.banded_matmul(a, b, out)
+    else:
+        matmul(a, b, out)
+    return out
+
+
+def _has_own_widening(matrix: Tensor, dtype: torch.dtype) -> bool:
+    return dtype == torch.float32 and native_linear.has_widening_matmul(matrix.device.type, matrix.dtype)
 
 
 def addmm(total: Tensor, a: Tensor, b: Tensor) -> None:

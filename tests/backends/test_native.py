@@ -18,6 +18,7 @@ from smoothloss import _compiled
 from smoothloss.backends import native
 from smoothloss.backends.common import RowOptions, RowTarget
 from smoothloss.backends.native import linear as native_linear
+from smoothloss.ops.linear_layer import column_sums
 from smoothloss.testing import (
     Inputs,
     Oracle,
@@ -539,3 +540,70 @@ def test_widening_matmul_refuses_what_does_not_fit() -> None:
             native_linear.widening_matmul(*arguments)
     with pytest.raises(ValueError, match="a: "):
         native_linear.widening_matmul(a.t(), b, out)
+
+
+# Bands of every length, none, odd; rows of b in another order, more of them than are taken, and apart.
+@needs_widening_matmul
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("rows", "columns", "inner", "ends"),
+    [
+        (14, 32, 2, None),
+        (33, 100, 64, [1, 7, 7, 40, 64]),
+        (5, 37, 11, [11]),
+        (1, 70, 1280, None),
+        (3, 5, 0, [0, 0]),
+        (0, 4, 3, [2, 3]),
+        (4, 0, 3, None),
+        (70, 65, 333, [0, 200, 333]),
+    ],
+)
+def test_banded_matmul_is_a_product_of_each_band(
+    rows: int, columns: int, inner: int, ends: list[int] | None, dtype: torch.dtype
+) -> None:
+    generator = torch.Generator().manual_seed(1)
+    a = torch.randn(rows, inner + 3, generator=generator).bfloat16()[:, :inner]
+    b = torch.randn(inner + 9, columns + 1, generator=generator).bfloat16()[:, :columns]
+    for order in (None, torch.randperm(inner + 9, generator=generator)[:inner]):
+        taken = b[:inner] if order is None else b
+        out = torch.full((rows, columns) if ends is None else (len(ends), rows, columns), torch.nan, dtype=dtype)
+        native_linear.banded_matmul(a, taken, out, order=order, ends=ends)
+        chosen = taken.double() if order is None else taken[order].double()
+        bands = [inner] if ends is None else ends
+        expected = torch.stack(
+            [a[:, s:e].double() @ chosen[s:e] for s, e in zip([0, *bands], bands, strict=False)]
+        ).view_as(out)
+        if dtype == torch.bfloat16:  # rounded once
+            off = (out.float() - expected.float().bfloat16().float()).abs()
+            assert not (off > expected.abs().float() * 2**-7 + 1e-5).any()
+        else:
+            assert not out.isnan().any()
+            assert relative_error(out, expected) < 1e-6
+
+
+@needs_widening_matmul
+def test_banded_matmul_refuses_what_does_not_fit() -> None:
+    a, b, out = torch.zeros(4, 6).bfloat16(), torch.zeros(6, 5).bfloat16(), torch.zeros(4, 5)
+    order = torch.arange(6)
+    for name, arguments, options in (
+        ("a", (a.float(), b, out), {}),
+        ("b", (a, b[:5], out), {}),
+        ("out", (a, b, out.double()), {}),
+        ("out", (a, b, out[None]), {}),
+        ("out", (a, b, torch.zeros(5, 4).t()), {}),
+        ("order", (a, b, out), {"order": order.int()}),
+        ("order", (a, b, out), {"order": order[:5]}),
+        ("ends", (a, b, out[None]), {"ends": [5]}),
+        ("ends", (a, b, torch.zeros(2, 4, 5)), {"ends": [7, 6]}),
+        ("ends", (a, b, torch.zeros(0, 4, 5)), {"ends": []}),
+    ):
+        with pytest.raises(ValueError, match=f"^{name}: "):
+            native_linear.banded_matmul(*arguments, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (1, 1), (300, 70)])
+def test_sums_of_columns_are_not_rounded(shape: tuple[int, int]) -> None:
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(1)).bfloat16()
+    torch.testing.assert_close(
+        column_sums(matrix, torch.float32).double(), matrix.double().sum(0), rtol=1e-6, atol=1e-4
+    )

@@ -282,6 +282,34 @@ void bfloat16_product() {
     check(good, "bfloat16_matmul");
 }
 
+void bfloat16_bands() {
+    constexpr int64_t kRows = 17, kColumns = 35, kInner = 9;
+    std::vector<uint16_t> a(kRows * kInner), b(kInner * kColumns);
+    std::mt19937 bits(1);
+    for (auto& v : a) v = BFloat::stored(static_cast<double>(bits() % 9) - 4);
+    for (auto& v : b) v = BFloat::stored(static_cast<double>(bits() % 9) - 4);
+    std::vector<int64_t> order{8, 0, 3, 1, 2, 7, 5, 4, 6}, ends{2, 2, 5, kInner};
+    size_t block = kRows * kColumns;
+    std::vector<float> out(ends.size() * block);
+    std::vector<uint16_t> narrow(out.size());
+    BandedMatmulArguments m{a.data(), b.data(), order.data(), ends.data(), out.data(), false,
+                            kRows,    kColumns, kInner,       4,           kInner,     kColumns};
+    bfloat16_banded_matmul(m, 2);
+    m.out = narrow.data();
+    m.is_narrow = true;
+    bfloat16_banded_matmul(m, 1);
+    bool good = true;
+    for (size_t i = 0; i < out.size(); ++i) {
+        size_t band = i / block, row = i % block / kColumns, column = i % kColumns;
+        double sum = 0;
+        for (int64_t k = band ? ends[band - 1] : 0; k < ends[band]; ++k)
+            sum += BFloat::read(a[row * kInner + static_cast<size_t>(k)]) *
+                   BFloat::read(b[static_cast<size_t>(order[static_cast<size_t>(k)]) * kColumns + column]);
+        good = good && sum == static_cast<double>(out[i]) && sum == BFloat::read(narrow[i]);  // small integers: exact
+    }
+    check(good, "bfloat16_banded_matmul");
+}
+
 }  // namespace
 
 int main() {
@@ -301,7 +329,10 @@ int main() {
         coins(isa);
     }
     check(available_isas().back() == "baseline", "the last instruction set is the one that every machine has");
-    if (has_bfloat16_matmul()) bfloat16_product();
+    if (has_bfloat16_matmul()) {
+        bfloat16_product();
+        bfloat16_bands();
+    }
     std::printf("%d passed, %d failed\n", passed, failed);
     return failed != 0;
 }

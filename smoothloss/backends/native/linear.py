@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,7 +32,7 @@ def empty(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 @functools.cache
 def has_widening_matmul(device_type: str, dtype: torch.dtype) -> bool:
-    """Return whether `widening_matmul` runs: bfloat16, on a CPU with AVX512_BF16."""
+    """Return whether `widening_matmul` and `banded_matmul` run: bfloat16, on a CPU with AVX512_BF16."""
     module, _ = compiled.load("_C")
     return device_type == "cpu" and dtype == torch.bfloat16 and module is not None and module.has_bfloat16_matmul()
 
@@ -41,22 +43,59 @@ def widening_matmul(a: Tensor, b: Tensor, out: Tensor) -> None:
     Raises:
         ValueError: on a tensor of the wrong shape, dtype or layout, or where it does not run.
     """
-    for name, tensor, shape, dtype in (
-        ("a", a, (out.shape[0], a.shape[1]), torch.bfloat16),
-        ("b", b, (out.shape[1], a.shape[1]), torch.bfloat16),
-        ("out", out, (a.shape[0], b.shape[0]), torch.float32),
-    ):
-        if tensor.shape != shape or tensor.dtype != dtype or (tensor.stride(1) != 1 and tensor.shape[1] > 1):
-            raise ValueError(
-                f"{name}: got {tensor.dtype} of shape {tuple(tensor.shape)} and strides {tensor.stride()}, "
-                f"expected {dtype} of shape {shape} with stride 1 in the last dimension"
-            )
+    _check("a", a, (out.shape[0], a.shape[1]), (torch.bfloat16,))
+    _check("b", b, (out.shape[1], a.shape[1]), (torch.bfloat16,))
+    _check("out", out, (a.shape[0], b.shape[0]), (torch.float32,))
+    _module().bfloat16_matmul(_matrix(a), _matrix(b), (out.data_ptr(), out.stride(0)), torch.get_num_threads())
+
+
+def banded_matmul(
+    a: Tensor, b: Tensor, out: Tensor, *, order: Tensor | None = None, ends: Sequence[int] | None = None
+) -> None:
+    """Compute ``out[i] = a[:, s:e] @ b[order[s:e]]`` for the bands ``s:e`` between one of `ends` and the next.
+
+    Args:
+        a: ``(M, K)`` bfloat16.
+        b: ``(K, N)`` bfloat16; with an order it may have any number of rows.
+        out: ``(bands, M, N)``, or ``(M, N)`` without `ends`, contiguous; float32, or bfloat16, which is rounded once.
+        order: ``(K,)`` int64 rows of b, which are not checked; None: as they come.
+        ends: where each band ends, ascending, the last at K; None: one band.
+
+    Raises:
+        ValueError: on a tensor of the wrong shape, dtype or layout, or where it does not run.
+    """
+    _check("a", a, (a.shape[0], a.shape[1]), (torch.bfloat16,))
+    _check("b", b, (a.shape[1] if order is None else b.shape[0], b.shape[1]), (torch.bfloat16,))
+    bands = () if ends is None else (len(ends),)
+    _check("out", out, (*bands, a.shape[0], b.shape[1]), (torch.float32, torch.bfloat16))
+    if not out.is_contiguous():
+        raise ValueError(f"out: got strides {out.stride()}, expected a contiguous tensor")
+    if order is not None:
+        _check("order", order, (a.shape[1],), (torch.int64,))
+    _module().bfloat16_banded_matmul(
+        _matrix(a),
+        _matrix(b),
+        (out.data_ptr(), out.dtype == torch.bfloat16),
+        0 if order is None else order.data_ptr(),
+        [a.shape[1]] if ends is None else list(ends),
+        torch.get_num_threads(),
+    )
+
+
+def _module() -> Any:
     module, reason = compiled.load("_C")
     if module is None:
         raise ValueError(reason)
-    module.bfloat16_matmul(
-        (a.data_ptr(), *a.shape, a.stride(0)),
-        (b.data_ptr(), *b.shape, b.stride(0)),
-        (out.data_ptr(), out.stride(0)),
-        torch.get_num_threads(),
-    )
+    return module
+
+
+def _matrix(tensor: Tensor) -> tuple[int, int, int, int]:
+    return tensor.data_ptr(), *tensor.shape, tensor.stride(0)
+
+
+def _check(name: str, tensor: Tensor, shape: tuple[int, ...], dtypes: tuple[torch.dtype, ...]) -> None:
+    if tensor.shape != shape or tensor.dtype not in dtypes or (tensor.stride(-1) != 1 and tensor.shape[-1] > 1):
+        raise ValueError(
+            f"{name}: got {tensor.dtype} of shape {tuple(tensor.shape)} and strides {tensor.stride()}, "
+            f"expected {' or '.join(map(str, dtypes))} of shape {shape} with stride 1 in the last dimension"
+        )
