@@ -104,7 +104,7 @@ wheel: $(STAMP)
 	$(BIN)/python -m build --outdir build/wheel
 	PATH=$(BIN):$$PATH $(BIN)/auditwheel repair --wheel-dir dist build/wheel/*.whl
 	cp build/wheel/*.tar.gz dist/
-	$(MAKE) audit
+	$(MAKE) -o $(STAMP) audit
 
 # What `make wheel` has left in dist/.
 .PHONY: audit

@@ -24,7 +24,7 @@ from smoothloss.ops.linear_cross_entropy import Linear, linear_cross_entropy
 from smoothloss.ops.slices import is_distributed, slice_of_linear, slice_of_logits
 from smoothloss.ops.target import FlatTarget, scaled
 from smoothloss.ops.transforms import needs_the_reference
-from smoothloss.ops.vocabulary_parallel import Split
+from smoothloss.ops.vocabulary_split import Split, split_over
 from smoothloss.options import Options
 from smoothloss.similarity import SimilarityTable
 from smoothloss.targets.constructors import labels, token
@@ -163,7 +163,7 @@ def classes_of(input: Tensor, options: Options, linear: Linear | None) -> tuple[
         group, num_classes = None, input.shape[-1]
     if group is None:
         return input, None, num_classes
-    split = vocabulary_parallel.split_over(group, num_classes, input.device)
+    split = split_over(group, num_classes, input.device)
     if linear is not None and linear.scatters:
         split = replaced(Split, split, scatters=True)
     return input, split, split.total

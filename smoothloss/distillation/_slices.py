@@ -16,7 +16,7 @@ from torch import Tensor
 
 from smoothloss.backends.common import accumulator_dtype
 from smoothloss.ops.transforms import apply
-from smoothloss.ops.vocabulary_parallel import Split, check_eager, check_same
+from smoothloss.ops.vocabulary_split import Split, check_eager, check_same
 
 
 class _Shared(torch.autograd.Function):

@@ -19,7 +19,7 @@ from smoothloss.distillation._jensen_shannon import Spread, jensen_shannon
 from smoothloss.ops.linear_cross_entropy import Linear
 from smoothloss.ops.linear_layer import default_chunk_bytes
 from smoothloss.ops.transforms import is_eager
-from smoothloss.ops.vocabulary_parallel import Split, fingerprint
+from smoothloss.ops.vocabulary_split import Split, fingerprint
 from smoothloss.options import Options
 
 # Tensors of the size of a chunk's logits that the definition of a row keeps for its gradient.

@@ -28,7 +28,7 @@ from smoothloss.ops.linear_token_statistics import How, live_rows, wide_gradient
 from smoothloss.ops.token_statistics import accumulated
 from smoothloss.ops.token_statistics import backward as write_gradient
 from smoothloss.ops.transforms import apply, differentiable_once
-from smoothloss.ops.vocabulary_parallel import Split, check_eager, gathered, largest_share, whole_of
+from smoothloss.ops.vocabulary_split import Split, check_eager, gathered, largest_share, whole_of
 
 # Of a slice: the largest logit and ``sum exp(z - largest)``, the entropy, the first two of the rest, log_rest, the
 # largest input and where that is, the first two of the classes that slots name; then a log_prob for each slot.
