@@ -214,14 +214,15 @@ bool build_target(const CandidatesTuple& candidates, const TableTuple& table, ui
 
 // (a_ptr, rows, inner, row_stride), (b_ptr, columns, inner, row_stride), (out_ptr, row_stride)
 void matmul(const std::tuple<uintptr_t, int64_t, int64_t, int64_t>& a,
-            const std::tuple<uintptr_t, int64_t, int64_t, int64_t>& b, const std::tuple<uintptr_t, int64_t>& out,
-            int threads) {
+            const std::tuple<uintptr_t, int64_t, int64_t, int64_t>& b, uintptr_t bias,
+            const std::tuple<uintptr_t, int64_t>& out, int threads) {
     require(has_bfloat16_matmul(), "bfloat16_matmul: this machine or this build does not have it");
     require(std::get<2>(a) == std::get<2>(b) && std::get<1>(a) >= 0 && std::get<1>(b) >= 0 && std::get<2>(a) >= 0,
             "bfloat16_matmul: got sizes that do not fit");
     require(threads >= 1, "threads: got " + std::to_string(threads) + ", expected at least 1");
     MatmulArguments m{static_cast<const uint16_t*>(pointer(std::get<0>(a))),
                       static_cast<const uint16_t*>(pointer(std::get<0>(b))),
+                      static_cast<const float*>(pointer(bias)),
                       static_cast<float*>(pointer(std::get<0>(out))),
                       std::get<1>(a),
                       std::get<1>(b),

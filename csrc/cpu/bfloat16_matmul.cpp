@@ -110,6 +110,7 @@ void pack_panel(const BandedMatmulArguments& m, int64_t begin, int64_t end, int6
 template <typename T>
 struct Block {
     const uint16_t* a;
+    const float* bias;  // of the panel's columns, or null
     T* out;
     int64_t rows;
     int64_t inner;
@@ -159,11 +160,17 @@ __attribute__((noinline)) void multiply_tile(const Block<T>& block, int64_t row,
         multiply_pair<ROWS>(sums, pairs, panel + whole * kColumns);
     }
     uint32_t mask = block.columns == kColumns ? ~0u : (1u << block.columns) - 1;
+    __mmask16 left = static_cast<__mmask16>(mask), right = static_cast<__mmask16>(mask >> 16);
+    __m512 bias[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
+    if (block.bias) {
+        bias[0] = _mm512_maskz_loadu_ps(left, block.bias);
+        bias[1] = _mm512_maskz_loadu_ps(right, block.bias + 16);
+    }
 #pragma GCC unroll 16
     for (int r = 0; r < ROWS; ++r) {
         T* out = block.out + (row + r) * block.out_stride;
-        store(out, static_cast<__mmask16>(mask), sums[r][0]);
-        store(out + 16, static_cast<__mmask16>(mask >> 16), sums[r][1]);
+        store(out, left, _mm512_add_ps(sums[r][0], bias[0]));
+        store(out + 16, right, _mm512_add_ps(sums[r][1], bias[1]));
     }
 }
 
@@ -214,7 +221,7 @@ void multiply_bands(const BandedMatmulArguments& m, int threads) {
             int64_t begin = band ? m.ends[band - 1] : 0, end = m.ends[band];
             pack_panel(m, begin, end, first, panel);
             T* out = static_cast<T*>(m.out) + band * m.rows * m.columns + first;
-            Block<T> block{m.a + begin, out, m.rows, end - begin, m.a_stride, m.columns, columns};
+            Block<T> block{m.a + begin, nullptr, out, m.rows, end - begin, m.a_stride, m.columns, columns};
             multiply_panel(block, panel, [](int64_t) {});
         }
     });
@@ -229,7 +236,8 @@ bool has_bfloat16_matmul() {
 void bfloat16_matmul(const MatmulArguments& m, int threads) {
     for_panels(m.columns, m.inner, threads, [&](int64_t first, int64_t columns, uint32_t* panel) {
         pack_panel(m, first, panel);
-        Block<float> block{m.a, m.out + first, m.rows, m.inner, m.a_stride, m.out_stride, columns};
+        const float* bias = m.bias ? m.bias + first : nullptr;
+        Block<float> block{m.a, bias, m.out + first, m.rows, m.inner, m.a_stride, m.out_stride, columns};
         multiply_panel(block, panel, [&](int64_t row) { prefetch(m, first + threads * kColumns, row); });
     });
 }

@@ -5,10 +5,11 @@
 
 namespace smoothloss {
 
-// out = a b^T: the logits of the linear op, whose rounding would be the largest error of its gradients.
+// out = a b^T + bias: the logits of the linear op, whose rounding would be the largest error of its gradients.
 struct MatmulArguments {
     const uint16_t* a;  // (rows, inner), rows `a_stride` apart
     const uint16_t* b;  // (columns, inner), rows `b_stride` apart
+    const float* bias;  // (columns,), or null
     float* out;         // (rows, columns), rows `out_stride` apart
     int64_t rows;
     int64_t columns;

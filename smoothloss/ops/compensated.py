@@ -122,6 +122,9 @@ def _multiply_inputs(compact: Tensor, parts: Parts, out: Tensor) -> None:
     if compact.dtype == parts.shares.dtype:
         torch.addmm(parts.shares @ parts.weight_tails, compact, parts.weight_kept, out=out)
         return
+    if _has_banded(compact.dtype):
+        out.copy_(widened(compact, parts.weight_kept, parts.shares.dtype).addmm_(parts.shares, parts.weight_tails))
+        return
     # What is put back may cancel against what is kept.
     shares, tails = _paired_halves(parts.shares, parts.weight_tails, compact.dtype)
     matmul(torch.cat((compact, shares), 1), torch.cat((parts.weight_kept, tails)), out)
@@ -244,7 +247,9 @@ class _Candidates:
             weight = self.weight.index_select(0, self.order).to(self.wide)
             for band, first, last in zip(bands, [0, *ends], ends, strict=False):
                 torch.mm(rows[:, first:last], weight[first:last], out=band)
-        self.weight_sums = bands.flip(0).cumsum(0).flip(0)  # all classes first
+        for level in range(len(ends) - 2, -1, -1):
+            bands[level] += bands[level + 1]
+        self.weight_sums = bands  # from each on to the last: all classes first
         whole = self.weight_sums[0]
         self.input_norm = _norm(whole[:SIGNS] - torch.outer(self.signs @ self.uniform, whole[-1]))
 
@@ -265,9 +270,10 @@ class _Candidates:
         tails = torch.empty_like(tails).index_copy_(1, self.order, tails)
         sums = self.weight_sums[level + 1]
         shares = torch.cat((self.basis, self.uniform[:, None]), 1)
-        weight_kept = self.weight.index_select(0, self.order[:size])
+        kept = self.order[:size].sort().values  # neighbours are gathered faster
+        weight_kept = self.weight.index_select(0, kept)
         weight_tails = torch.cat((sums[SIGNS:-1], -sums[-1:]))
-        return Parts(self.order[:size], weight_kept, shares, tails, weight_tails, self.column_sums)
+        return Parts(kept, weight_kept, shares, tails, weight_tails, self.column_sums)
 
 
 def _signs(shape: tuple[int, int], dtype: torch.dtype, generator: torch.Generator) -> Tensor:

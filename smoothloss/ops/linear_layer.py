@@ -89,7 +89,7 @@ class LinearLayer:
         self.compute = inputs.dtype if has_fast_gemm(inputs.device.type, inputs.dtype) else self.accumulator
         self.inputs = inputs.contiguous().to(self.compute)
         self.weight = weight.contiguous().to(self.compute)
-        self.bias = None if bias is None else bias.to(self.accumulator)
+        self.bias = None if bias is None else bias.contiguous().to(self.accumulator)
         self._given = inputs
         self._wide_weight: Tensor | None = None
 
@@ -133,15 +133,17 @@ class LinearLayer:
         out = scratch
         if scratch.shape != (inputs.shape[0], weight.shape[0]):
             out = scratch.view(-1)[: inputs.shape[0] * weight.shape[0]].view(inputs.shape[0], weight.shape[0])
+        bias = self.bias if classes is None or self.bias is None else self.bias[classes]
         if self.compute == self.accumulator or _can_widen(inputs.device.type):
             matmul(inputs, weight.t(), out)
         elif native_linear.has_widening_matmul(inputs.device.type, self.compute):
-            native_linear.widening_matmul(inputs, weight, out)
+            native_linear.widening_matmul(inputs, weight, out, bias)
+            return out
         else:
             wide = self._widened_weight()
             matmul(inputs.to(self.accumulator), (wide if classes is None else wide[classes]).t(), out)
-        if self.bias is not None:
-            out += self.bias if classes is None else self.bias[classes]
+        if bias is not None:
+            out += bias
         return out
 
     def _widened_weight(self) -> Tensor:

@@ -522,10 +522,11 @@ def test_widening_matmul_rounds_nothing_to_bfloat16(rows: int, columns: int, inn
     a = torch.randn(rows, inner + 3, generator=generator).bfloat16()[:, :inner]
     b = torch.randn(columns, inner + 1, generator=generator).bfloat16()[:, :inner]
     buffer = torch.full((rows, columns + 5), 7.0)
-    native_linear.widening_matmul(a, b, buffer[:, :columns])
-    expected = a.double() @ b.double().t()
-    assert relative_error(buffer[:, :columns], expected) < 1e-6
-    assert buffer[:, columns:].eq(7).all()
+    for bias in (None, torch.randn(columns, generator=generator)):
+        native_linear.widening_matmul(a, b, buffer[:, :columns], bias)
+        expected = a.double() @ b.double().t() + (0 if bias is None else bias)
+        assert relative_error(buffer[:, :columns], expected) < 1e-6
+        assert buffer[:, columns:].eq(7).all()
 
 
 @needs_widening_matmul
@@ -535,6 +536,7 @@ def test_widening_matmul_refuses_what_does_not_fit() -> None:
         "a": (a.float(), b, out),
         "b": (a, b[:, :5], out),
         "out": (a, b, out.bfloat16()),
+        "bias": (a, b, out, torch.zeros(4)),
     }.items():
         with pytest.raises(ValueError, match=f"^{name}: "):
             native_linear.widening_matmul(*arguments)

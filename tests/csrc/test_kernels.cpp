@@ -268,12 +268,14 @@ void bfloat16_product() {
     std::mt19937 bits(1);
     for (auto& v : a) v = BFloat::stored(static_cast<double>(bits() % 9) - 4);
     for (auto& v : b) v = BFloat::stored(static_cast<double>(bits() % 9) - 4);
-    std::vector<float> out(kRows * kColumns);
-    bfloat16_matmul({a.data(), b.data(), out.data(), kRows, kColumns, kInner, kInner, kInner, kColumns}, 2);
+    std::vector<float> bias(kColumns), out(kRows * kColumns);
+    for (auto& v : bias) v = static_cast<float>(bits() % 9);
+    bfloat16_matmul({a.data(), b.data(), bias.data(), out.data(), kRows, kColumns, kInner, kInner, kInner, kColumns},
+                    2);
     bool good = true;
     for (size_t i = 0; i < kRows; ++i) {
         for (size_t j = 0; j < kColumns; ++j) {
-            double sum = 0;
+            double sum = static_cast<double>(bias[j]);
             for (size_t k = 0; k < kInner; ++k)
                 sum += BFloat::read(a[i * kInner + k]) * BFloat::read(b[j * kInner + k]);
             good = good && sum == static_cast<double>(out[i * kColumns + j]);  // small integers: exact

@@ -37,8 +37,14 @@ def has_widening_matmul(device_type: str, dtype: torch.dtype) -> bool:
     return device_type == "cpu" and dtype == torch.bfloat16 and module is not None and module.has_bfloat16_matmul()
 
 
-def widening_matmul(a: Tensor, b: Tensor, out: Tensor) -> None:
-    """Compute ``out = a @ b.T``, a ``(M, K)`` and b ``(N, K)`` bfloat16, out ``(M, N)`` float32, never rounded between.
+def widening_matmul(a: Tensor, b: Tensor, out: Tensor, bias: Tensor | None = None) -> None:
+    """Compute ``out = a @ b.T + bias``, never rounded between.
+
+    Args:
+        a: ``(M, K)`` bfloat16.
+        b: ``(N, K)`` bfloat16.
+        out: ``(M, N)`` float32.
+        bias: ``(N,)`` float32, or None.
 
     Raises:
         ValueError: on a tensor of the wrong shape, dtype or layout, or where it does not run.
@@ -46,7 +52,10 @@ def widening_matmul(a: Tensor, b: Tensor, out: Tensor) -> None:
     _check("a", a, (out.shape[0], a.shape[1]), (torch.bfloat16,))
     _check("b", b, (out.shape[1], a.shape[1]), (torch.bfloat16,))
     _check("out", out, (a.shape[0], b.shape[0]), (torch.float32,))
-    _module().bfloat16_matmul(_matrix(a), _matrix(b), (out.data_ptr(), out.stride(0)), torch.get_num_threads())
+    if bias is not None:
+        _check("bias", bias, (b.shape[0],), (torch.float32,))
+    added = 0 if bias is None else bias.data_ptr()
+    _module().bfloat16_matmul(_matrix(a), _matrix(b), added, (out.data_ptr(), out.stride(0)), torch.get_num_threads())
 
 
 def banded_matmul(
