@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from smoothloss import targets
-from smoothloss.distillation import Teacher
 from smoothloss.targets import Target
 from smoothloss_trainer.tasks import Batch, select_rows
 
@@ -46,8 +45,10 @@ def other_pass(hidden: Tensor, classifier: nn.Linear, mass: Tensor, classes: int
     batch = max(0, mass.dim() - 2)
     with torch.no_grad():
         states = hidden.unflatten(batch, (2, -1)).flip(batch).flatten(batch, batch + 1)
-        teacher = Teacher.from_logits(classifier(states), min(classes, classifier.out_features))
-        peer = targets.top_k(teacher.indices, teacher.log_probs)
+        logits: Tensor = classifier(states)
+        logits = logits.float() if logits.itemsize < 4 else logits
+        known = logits.topk(min(classes, classifier.out_features), sorted=False)
+        peer = targets.top_k(known.indices, known.values - logits.logsumexp(-1, keepdim=True))
         uniform = peer.uniform
         assert uniform is not None
         return targets.entries(peer.indices, peer.weights * mass.unsqueeze(-1), uniform * mass)
