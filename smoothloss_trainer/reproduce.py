@@ -24,6 +24,7 @@ from smoothloss_trainer.checkpoint import write_json
 from smoothloss_trainer.config import Recipe
 from smoothloss_trainer.errors import RecipeError, RunError
 from smoothloss_trainer.evaluation import evaluate_into
+from smoothloss_trainer.files import check_variables
 from smoothloss_trainer.folder import LOCK, check_part_name, folder_of_runs
 from smoothloss_trainer.models import open_checkpoints, open_task
 from smoothloss_trainer.processes import Children, last_words
@@ -157,9 +158,10 @@ def reproduce(
         The Markdown table's path.
 
     Raises:
-        RecipeError: when the table or a recipe is wrong, or a run that is there is of another one, before anything is
-            trained; when the data have no such split, or the scores no such metric, once the first run is trained; when
-            ``out`` holds something else, or another process writes there.
+        RecipeError: when the table or a recipe is wrong, an environment variable of a path is not set, or a run that
+            is there is of another recipe, before anything is trained; when the data have no such split, or the scores
+            no such metric, once the first run is trained; when ``out`` holds something else, or another process writes
+            there.
         RunError: when a run failed, after the others were trained and the table was written.
     """
     table = load_table(path)
@@ -210,6 +212,9 @@ def _reproduce(table: Table, runs: list[Run], out: Path, jobs: int, recorded: Re
         _write(table, runs, out, recorded)
 
     lacking = [run for run in runs if not run.is_done(table.split) and (run.row, run.seed) not in recorded.runs]
+    if train:  # a variable that is not set would stop all of them, one after the other
+        for run in lacking:
+            check_variables(recipe_values(run.wanted()))
     failed = _train_all(lacking, jobs, finish) if train else []
     written = _write(table, runs, out, recorded)
     if failed:

@@ -240,6 +240,12 @@ def test_what_is_wrong_is_said_before_anything_is_trained(table: Path, tmp_path:
     assert not (tmp_path / "out").exists()
 
 
+def test_a_variable_that_is_not_set_is_said_before_anything_is_trained(table: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="variable SMOOTHLOSS_NOWHERE of the path"):
+        reproduce(table, tmp_path / "runs", overrides=["--data.train", "${SMOOTHLOSS_NOWHERE}/train"])
+    assert not list((tmp_path / "runs").glob("*/seed*"))
+
+
 def test_the_recipes_tables_are_readable() -> None:
     """Every table of the repository, with all its recipes."""
     folder = shipped.FOLDER / "tables"
