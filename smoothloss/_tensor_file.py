@@ -36,7 +36,8 @@ def open_tensors(path: str | Path) -> Iterator[Any]:
             name = os.fsdecode(path).encode().decode()
         except UnicodeEncodeError:
             name = f"/dev/fd/{file.fileno()}"
-        with safe_open(name, framework="pt") as tensors:
+        # Early versions of safetensors read to the default device.
+        with safe_open(name, framework="pt") as tensors, torch.device("cpu"):
             yield tensors
 
 
