@@ -14,8 +14,13 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import torch
+
 from smoothloss_trainer import shipped
+from smoothloss_trainer.recorded import Finished, read
 from smoothloss_trainer.reproduce import load_table
+from smoothloss_trainer.significance import Comparison, paired_bootstrap
+from smoothloss_trainer.tasks import task_class
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -60,7 +65,7 @@ def section(name: str, content: dict[str, Any]) -> str:
     with_seeds = any(row.get("interval") for row in rows)
     over = "over sentences and seeds" if with_seeds else "over sentences alone, not seeds"
     parts = [f"## {content['title']}", f"`{name}.json`, split {content['split']}; intervals {over}.", text]
-    parts += [statement(rows, metric), content.get("note", "")]
+    parts += [statement(rows, metric), beside_control(RESULTS / f"{name}.json", content), content.get("note", "")]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -114,6 +119,45 @@ def statement(rows: list[dict[str, Any]], metric: str) -> str:
     if least < 3:
         parts.append(f"With {least} seed{'s' if least > 1 else ''} in a row, none of this is known beyond these runs.")
     return " ".join(parts)
+
+
+def beside_control(path: Path, content: dict[str, Any]) -> str:
+    """What a table's rows gain over plain label smoothing, the strength of which validation chooses.
+
+    Needs runs whose sentences are recorded; empty without them, or without such a control.
+    """
+    rows = {row["key"]: row for row in content["rows"] if row.get("runs") and "loss" in row}
+    plain = {"name", "label_smoothing"}
+    controls = {key: row for key, row in rows.items() if set(row["loss"]) == plain}
+    others = [key for key, row in rows.items() if key not in controls and row["comparison"]]
+    if not controls or not others:
+        return ""
+    runs: dict[str, list[Finished]] = defaultdict(list)
+    for run in read(path, content["split"]):
+        runs[run.row].append(run)
+    task = task_class(next(iter(runs.values()))[0].recipe.task)
+    statistics = {key: torch.stack([run.statistics for run in found]) for key, found in runs.items()}
+    validated = {key: _best_validation(row, task.metric) for key, row in controls.items()}
+    chosen = max(validated, key=lambda key: validated[key])
+    words = []
+    for key in others:
+        found = paired_bootstrap(task.metric_of, statistics[key], statistics[chosen])
+        words.append((found.difference, f"{rows[key]['label']} {_difference(found)}"))
+    said = "; ".join(text for _, text in sorted(words, reverse=True))
+    name = NAMES.get(task.metric, task.metric)
+    return (
+        f"**Beside tuned label smoothing.** Of plain label smoothing validation chooses {controls[chosen]['label']} "
+        f"({validated[chosen]:.2f} {name} there). Less that, the others have: {said}."
+    )
+
+
+def _best_validation(row: dict[str, Any], metric: str) -> float:
+    """The mean over seeds of the score that chose each run's checkpoint."""
+    return mean(max(point.get(f"validation_{metric}", 0.0) for point in run["curve"]) for run in row["runs"])
+
+
+def _difference(found: Comparison) -> str:
+    return f"{found.difference:+.2f} [{found.low:+.2f}, {found.high:+.2f}] (p {found.p_value:.3f})"
 
 
 def missing(found: dict[str, dict[str, Any]]) -> list[str]:

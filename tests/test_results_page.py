@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import copy
+import json
+import re
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +53,27 @@ def test_calibration_and_length_stand_where_the_runs_know_them() -> None:
     lines = results_page.section("t", content).splitlines()
     assert next(line for line in lines if line.startswith("| a |")).endswith("| 4.0 | 11.50 / 12.25 |")
     assert next(line for line in lines if line.startswith("| MLE |")).endswith("| – | – |")
+
+
+def test_rows_are_compared_with_the_label_smoothing_that_validation_chooses(tmp_path: Path) -> None:
+    content = results_page.tables()["multi30k_converged"]
+    rows = {each["key"]: each for each in content["rows"]}
+    mle, control = rows["mle"], rows["label_smoothing_0.1"]
+    weaker = copy.deepcopy(control)
+    weaker.update(key="weaker", label="Weaker")
+    for run in weaker["runs"]:
+        for point in run["curve"]:
+            point["validation_bleu"] /= 2
+    same = {**control, "key": "same", "label": "Same", "loss": {"name": "tok"}}
+    worse = {**mle, "key": "worse", "label": "Worse", "loss": {"name": "seq"}, "comparison": control["comparison"]}
+    content = {**content, "rows": [mle, weaker, control, worse, same]}
+    path = tmp_path / "t.json"
+    path.write_text(json.dumps(content))
+    text = results_page.beside_control(path, content)
+    assert f"validation chooses {control['label']}" in text
+    difference = statistics.mean(mle["scores"]["bleu"]) - statistics.mean(control["scores"]["bleu"])
+    assert re.search(rf"Same \+0\.00 \[[^;]*; Worse {difference:+.2f} \[", text)
+    assert results_page.beside_control(path, {**content, "rows": [mle, control]}) == ""
 
 
 def test_curves_are_drawn_of_rows_that_have_some(tmp_path: Path) -> None:
