@@ -318,11 +318,12 @@ def test_peak_memory_sees_what_the_heap_already_holds() -> None:
     held = [(torch.empty(size).fill_(1.0), torch.empty(1000)) for _ in range(pieces)]
     between = [small for _, small in held]  # what is freed around them cannot go back by itself
     del held
-    peak = measure.peak_memory(function, CPU)
+    # And some systems take cold pages of files from a process meanwhile, which look like memory that it gave back.
+    peaks = [measure.peak_memory(function, CPU) for _ in range(4)]
     assert len(between) == pieces
-    if peak is None:
+    if None in peaks:
         pytest.skip("this system does not tell its peak memory")
-    assert peak == pytest.approx(24 * pieces, rel=0.08)
+    assert max(filter(None, peaks)) == pytest.approx(24 * pieces, rel=0.08)
 
 
 def test_fastest_takes_the_fastest() -> None:

@@ -108,7 +108,8 @@ def expected_gradient(loss: TrainingLoss, model: SequenceModel, image: Tensor) -
         probability = torch.softmax(scores / loss.config.reward.tau, 0)
     batch = truth_batch(image, 1)
     memory = model.encode(*batch.source)
-    options = loss._sequence_options(model)
+    smoothing = {"alpha": loss.config.alpha, "token_alpha": loss.config.token_alpha if loss.table else 0.0}
+    options = {**smoothing, "table": loss.table, "linear_bias": model.classifier.bias, "ignore_index": PAD}
     if loss.config.is_lazy:
         function, hidden = F.linear_lazy_sequence_cross_entropy, model.decode(memory, batch.decoder_inputs)
     else:
