@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -319,11 +320,12 @@ def test_peak_memory_sees_what_the_heap_already_holds() -> None:
     between = [small for _, small in held]  # what is freed around them cannot go back by itself
     del held
     # And some systems take cold pages of files from a process meanwhile, which look like memory that it gave back.
-    peaks = [measure.peak_memory(function, CPU) for _ in range(4)]
+    peaks = [measure.peak_memory(function, CPU) for _ in range(5)]
     assert len(between) == pieces
-    if None in peaks:
+    known = [peak for peak in peaks if peak is not None]
+    if not known:
         pytest.skip("this system does not tell its peak memory")
-    assert max(filter(None, peaks)) == pytest.approx(24 * pieces, rel=0.08)
+    assert statistics.median(known) == pytest.approx(24 * pieces, rel=0.08)
 
 
 def test_fastest_takes_the_fastest() -> None:
