@@ -36,20 +36,6 @@ def expand_path(path: str) -> Path:
     return Path(expanded).expanduser()
 
 
-def check_variables(values: Any) -> None:
-    """Refuse paths in a recipe's plain values whose environment variables are not set.
-
-    Raises:
-        RecipeError: naming the first.
-    """
-    if isinstance(values, str):
-        if "$" in values:
-            expand_path(values)
-    elif isinstance(values, dict | list):
-        for value in values.values() if isinstance(values, dict) else values:
-            check_variables(value)
-
-
 def _exists(path: str) -> bool:
     try:
         return Path(path).exists()

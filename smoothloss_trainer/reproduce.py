@@ -24,7 +24,7 @@ from smoothloss_trainer.checkpoint import write_json
 from smoothloss_trainer.config import Recipe
 from smoothloss_trainer.errors import RecipeError, RunError
 from smoothloss_trainer.evaluation import evaluate_into
-from smoothloss_trainer.files import check_variables
+from smoothloss_trainer.files import expand_path
 from smoothloss_trainer.folder import LOCK, check_part_name, folder_of_runs
 from smoothloss_trainer.models import open_checkpoints, open_task
 from smoothloss_trainer.processes import Children, last_words
@@ -33,7 +33,7 @@ from smoothloss_trainer.recipe import load_recipe, read_yaml
 from smoothloss_trainer.recorded import Finished, Recorded, of_run, read, take
 from smoothloss_trainer.result_table import Result, base_ms_of, cells, headings, legend, markdown
 from smoothloss_trainer.run import RunDirectory, recipe_values
-from smoothloss_trainer.schema import FilePath, Seed, SplitName, Words, build
+from smoothloss_trainer.schema import FilePath, Seed, SplitName, Words, build, paths_of
 from smoothloss_trainer.significance import interval, paired_bootstrap
 from smoothloss_trainer.tasks import task_class
 
@@ -214,7 +214,8 @@ def _reproduce(table: Table, runs: list[Run], out: Path, jobs: int, recorded: Re
     lacking = [run for run in runs if not run.is_done(table.split) and (run.row, run.seed) not in recorded.runs]
     if train:  # a variable that is not set would stop all of them, one after the other
         for run in lacking:
-            check_variables(recipe_values(run.wanted()))
+            for path in paths_of(run.wanted()):
+                expand_path(path)
     failed = _train_all(lacking, jobs, finish) if train else []
     written = _write(table, runs, out, recorded)
     if failed:

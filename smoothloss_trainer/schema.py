@@ -199,6 +199,16 @@ def keys_of(kind: type, hints: Hints | None = None, prefix: str = "") -> Iterato
             yield from keys_of(key.hint, None, f"{key.name}.")
 
 
+def paths_of(section: Any) -> Iterator[str]:
+    """The paths in a dataclass and its sections, as they were written."""
+    for name, hint in fields_of(type(section), {}).items():
+        value = getattr(section, name)
+        if is_dataclass(value):
+            yield from paths_of(value)
+        elif value and "'format': 'path'" in str(_schema(hint)):
+            yield from value.values() if isinstance(value, dict) else [value]
+
+
 def _explanations(kind: type) -> dict[str, str]:
     """What the docstring of a dataclass says of its fields."""
     arguments = (inspect.getdoc(kind) or "").partition("Args:\n")[2]

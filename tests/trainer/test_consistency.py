@@ -83,6 +83,17 @@ def test_both_passes_are_targets_of_each_other(
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=5e-7)
 
 
+def test_rows_of_a_table_with_an_exact_tail_go_with_it(setting: tuple[SequenceModel, Batch, SimilarityTable]) -> None:
+    model, batch, table = setting
+    size = table.num_tokens
+    vectors = torch.randn(size, 5, generator=torch.Generator().manual_seed(2))
+    table = SimilarityTable.from_embeddings(vectors, k=3, tau=0.5, tail="exact")
+    settings = config("tok", size)
+    torch.manual_seed(3)
+    found = build_loss(settings, table, size)(model, batch, torch.Generator())
+    torch.testing.assert_close(found, dense_loss(model, batch, table, settings), rtol=5e-6, atol=0)
+
+
 def test_what_is_not_told_apart_is_spread_evenly(setting: tuple[SequenceModel, Batch, SimilarityTable]) -> None:
     model, batch, table = setting
     model.eval()

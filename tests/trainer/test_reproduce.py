@@ -240,9 +240,12 @@ def test_what_is_wrong_is_said_before_anything_is_trained(table: Path, tmp_path:
     assert not (tmp_path / "out").exists()
 
 
-def test_a_variable_that_is_not_set_is_said_before_anything_is_trained(table: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("key", ["data.train", "data.validation", "data.test.test", "loss.embeddings.path"])
+def test_a_variable_that_is_not_set_is_said_before_anything_is_trained(table: Path, tmp_path: Path, key: str) -> None:
+    # A name that looks like one is no path.
+    overrides = ["--name", "a$b", f"--{key}", "${SMOOTHLOSS_NOWHERE}/train"]
     with pytest.raises(RecipeError, match="variable SMOOTHLOSS_NOWHERE of the path"):
-        reproduce(table, tmp_path / "runs", overrides=["--data.train", "${SMOOTHLOSS_NOWHERE}/train"])
+        reproduce(table, tmp_path / "runs", overrides=overrides)
     assert not list((tmp_path / "runs").glob("*/seed*"))
 
 
