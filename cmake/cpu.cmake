@@ -60,6 +60,11 @@ smoothloss_kernel_options(smoothloss_cpu_bfloat16 ${_optimize} -Wno-psabi)
 if(avx512bf16 IN_LIST _isas)
   smoothloss_kernel_options(smoothloss_cpu_bfloat16 ${_flags_avx512bf16})
   target_compile_definitions(smoothloss_cpu_bfloat16 PRIVATE SMOOTHLOSS_HAS_AVX512BF16)
+  check_cxx_compiler_flag("${_as_is}-mamx-tile;${_as_is}-mamx-bf16" SMOOTHLOSS_COMPILES_AMX)
+  if(SMOOTHLOSS_COMPILES_AMX)
+    smoothloss_kernel_options(smoothloss_cpu_bfloat16 -mamx-tile -mamx-bf16)
+    target_compile_definitions(smoothloss_cpu_bfloat16 PRIVATE SMOOTHLOSS_HAS_AMX)
+  endif()
 endif()
 
 # All of it, without a word of Python.

@@ -215,8 +215,7 @@ bool build_target(const CandidatesTuple& candidates, const TableTuple& table, ui
 // (a_ptr, rows, inner, row_stride), (b_ptr, columns, inner, row_stride), (out_ptr, row_stride)
 void matmul(const std::tuple<uintptr_t, int64_t, int64_t, int64_t>& a,
             const std::tuple<uintptr_t, int64_t, int64_t, int64_t>& b, uintptr_t bias,
-            const std::tuple<uintptr_t, int64_t>& out, int threads) {
-    require(has_bfloat16_matmul(), "bfloat16_matmul: this machine or this build does not have it");
+            const std::tuple<uintptr_t, int64_t>& out, int threads, const std::string& isa) {
     require(std::get<2>(a) == std::get<2>(b) && std::get<1>(a) >= 0 && std::get<1>(b) >= 0 && std::get<2>(a) >= 0,
             "bfloat16_matmul: got sizes that do not fit");
     require(threads >= 1, "threads: got " + std::to_string(threads) + ", expected at least 1");
@@ -231,14 +230,13 @@ void matmul(const std::tuple<uintptr_t, int64_t, int64_t, int64_t>& a,
                       std::get<3>(b),
                       std::get<1>(out)};
     py::gil_scoped_release release;
-    bfloat16_matmul(m, threads);
+    bfloat16_matmul(m, threads, isa);
 }
 
 // a and b: data, rows, columns, stride; out: data, whether it is bfloat16; order: the rows of b, or 0.
 void banded_matmul(const std::tuple<uintptr_t, int64_t, int64_t, int64_t>& a,
                    const std::tuple<uintptr_t, int64_t, int64_t, int64_t>& b, const std::tuple<uintptr_t, bool>& out,
-                   uintptr_t order, const std::vector<int64_t>& ends, int threads) {
-    require(has_bfloat16_matmul(), "bfloat16_banded_matmul: this machine or this build does not have it");
+                   uintptr_t order, const std::vector<int64_t>& ends, int threads, const std::string& isa) {
     int64_t inner = std::get<2>(a);
     require(std::get<1>(a) >= 0 && inner >= 0 && std::get<1>(b) >= 0 && std::get<2>(b) >= 0 &&
                 (order != 0 || std::get<1>(b) >= inner),
@@ -259,7 +257,7 @@ void banded_matmul(const std::tuple<uintptr_t, int64_t, int64_t, int64_t>& a,
                             std::get<3>(a),
                             std::get<3>(b)};
     py::gil_scoped_release release;
-    bfloat16_banded_matmul(m, threads);
+    bfloat16_banded_matmul(m, threads, isa);
 }
 
 }  // namespace
@@ -280,7 +278,7 @@ PYBIND11_MODULE(_C, m) {
     m.def("smoothed_target", &s::build_target);
     m.def("reduce", &s::reduce_rows);
     m.def("prefer_huge_pages", [](uintptr_t data, int64_t bytes) { s::prefer_huge_pages(s::pointer(data), bytes); });
-    m.def("has_bfloat16_matmul", &s::has_bfloat16_matmul);
+    m.def("bfloat16_matmul_isas", &s::bfloat16_matmul_isas);
     m.def("bfloat16_matmul", &s::matmul);
     m.def("bfloat16_banded_matmul", &s::banded_matmul);
     s::bind_rewards(m);

@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
+#include <vector>
 
 namespace smoothloss {
 
@@ -36,11 +38,11 @@ struct BandedMatmulArguments {
     int64_t b_stride;
 };
 
-// Whether this build and this machine have the instructions (AVX512_BF16).
-bool has_bfloat16_matmul();
+// The instruction sets of this build and this machine that multiply bfloat16, the fastest first: amx, avx512bf16.
+const std::vector<std::string>& bfloat16_matmul_isas();
 
-// To be called only where they are there.
-void bfloat16_matmul(const MatmulArguments& arguments, int threads);
-void bfloat16_banded_matmul(const BandedMatmulArguments& arguments, int threads);
+// With the given instruction set, or with the fastest. Both throw std::invalid_argument where there is none.
+void bfloat16_matmul(const MatmulArguments& arguments, int threads, const std::string& isa = "");
+void bfloat16_banded_matmul(const BandedMatmulArguments& arguments, int threads, const std::string& isa = "");
 
 }  // namespace smoothloss

@@ -2,6 +2,10 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #endif
 
 namespace smoothloss {
@@ -44,7 +48,24 @@ Processor detect() {
     return p;
 }
 
+bool ask_for_amx() {
+#if defined(__linux__)
+    constexpr unsigned kSavesTiles = 0x60000;
+    constexpr int kRequestPermission = 0x1023, kTileData = 18;  // of arch_prctl
+    unsigned bits = cpuid(7, 0).d;
+    bool is_there = has(bits, 22) && has(bits, 24) && has(cpuid(1, 0).c, 27);
+    return is_there && (saved_registers() & kSavesTiles) == kSavesTiles &&
+           syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 #else
+    return false;
+#endif
+}
+
+#else
+
+bool ask_for_amx() {
+    return false;
+}
 
 Processor detect() {
     return {};
@@ -57,6 +78,11 @@ Processor detect() {
 const Processor& processor() {
     static const Processor found = detect();
     return found;
+}
+
+bool may_use_amx() {
+    static const bool granted = ask_for_amx();
+    return granted;
 }
 
 }  // namespace smoothloss

@@ -12,4 +12,8 @@ struct Processor {
 
 const Processor& processor();
 
+// Whether this process may use AMX for bfloat16: Linux lends its registers to a process that
+// asks, and this asks.
+bool may_use_amx();
+
 }  // namespace smoothloss

@@ -506,24 +506,44 @@ def test_threads_come_from_the_openmp_library_of_torch() -> None:
 
 
 needs_widening_matmul = pytest.mark.skipif(
-    not native_linear.has_widening_matmul("cpu", torch.bfloat16), reason="this machine or build has no AVX512_BF16"
+    not native_linear.matmul_isas(), reason="this machine or build has neither AVX512_BF16 nor AMX"
 )
+matmul_isas = pytest.mark.parametrize("isa", native_linear.matmul_isas())
 
 
-# Full tiles of 14 rows and 32 columns, rests of both, an odd inner size, nothing to multiply, nothing at all.
-@needs_widening_matmul
+def beside_nan(values: Tensor, more: int) -> Tensor:
+    """Return the values as a part of a buffer whose other columns must not be read."""
+    buffer = values.new_full((values.shape[0], values.shape[1] + more), torch.nan)
+    buffer[:, : values.shape[1]] = values
+    return buffer[:, : values.shape[1]]
+
+
+# Full tiles of 14 or 32 rows and 32 columns, rests of both, an odd inner size, nothing to multiply, nothing at all.
+@matmul_isas
 @pytest.mark.parametrize(
     ("rows", "columns", "inner"),
-    [(14, 32, 2), (29, 100, 64), (5, 37, 11), (1, 1, 1), (33, 70, 7), (3, 4, 0), (0, 5, 3), (5, 0, 3), (300, 999, 130)],
+    [
+        (14, 32, 2),
+        (29, 100, 64),
+        (5, 37, 11),
+        (1, 1, 1),
+        (32, 64, 32),
+        (33, 70, 7),
+        (48, 33, 33),
+        (3, 4, 0),
+        (0, 5, 3),
+        (5, 0, 3),
+        (300, 999, 130),
+    ],
 )
-def test_widening_matmul_rounds_nothing_to_bfloat16(rows: int, columns: int, inner: int) -> None:
+def test_widening_matmul_rounds_nothing_to_bfloat16(rows: int, columns: int, inner: int, isa: str) -> None:
     generator = torch.Generator().manual_seed(1)
     # Rows that lie apart, in a buffer whose rest must stay as it is.
-    a = torch.randn(rows, inner + 3, generator=generator).bfloat16()[:, :inner]
-    b = torch.randn(columns, inner + 1, generator=generator).bfloat16()[:, :inner]
+    a = beside_nan(torch.randn(rows, inner, generator=generator).bfloat16(), 3)
+    b = beside_nan(torch.randn(columns, inner, generator=generator).bfloat16(), 1)
     buffer = torch.full((rows, columns + 5), 7.0)
     for bias in (None, torch.randn(columns, generator=generator)):
-        native_linear.widening_matmul(a, b, buffer[:, :columns], bias)
+        native_linear.widening_matmul(a, b, buffer[:, :columns], bias, isa=isa)
         expected = a.double() @ b.double().t() + (0 if bias is None else bias)
         assert relative_error(buffer[:, :columns], expected) < 1e-6
         assert buffer[:, columns:].eq(7).all()
@@ -542,10 +562,12 @@ def test_widening_matmul_refuses_what_does_not_fit() -> None:
             native_linear.widening_matmul(*arguments)
     with pytest.raises(ValueError, match="a: "):
         native_linear.widening_matmul(a.t(), b, out)
+    with pytest.raises(ValueError, match="isa: got 'sse'"):
+        native_linear.widening_matmul(a, b, out, isa="sse")
 
 
 # Bands of every length, none, odd; rows of b in another order, more of them than are taken, and apart.
-@needs_widening_matmul
+@matmul_isas
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
     ("rows", "columns", "inner", "ends"),
@@ -558,18 +580,19 @@ def test_widening_matmul_refuses_what_does_not_fit() -> None:
         (0, 4, 3, [2, 3]),
         (4, 0, 3, None),
         (70, 65, 333, [0, 200, 333]),
+        (40, 300, 9000, [4500, 9000]),
     ],
 )
 def test_banded_matmul_is_a_product_of_each_band(
-    rows: int, columns: int, inner: int, ends: list[int] | None, dtype: torch.dtype
+    rows: int, columns: int, inner: int, ends: list[int] | None, dtype: torch.dtype, isa: str
 ) -> None:
     generator = torch.Generator().manual_seed(1)
-    a = torch.randn(rows, inner + 3, generator=generator).bfloat16()[:, :inner]
-    b = torch.randn(inner + 9, columns + 1, generator=generator).bfloat16()[:, :columns]
+    a = beside_nan(torch.randn(rows, inner, generator=generator).bfloat16(), 3)
+    b = beside_nan(torch.randn(inner + 9, columns, generator=generator).bfloat16(), 1)
     for order in (None, torch.randperm(inner + 9, generator=generator)[:inner]):
         taken = b[:inner] if order is None else b
         out = torch.full((rows, columns) if ends is None else (len(ends), rows, columns), torch.nan, dtype=dtype)
-        native_linear.banded_matmul(a, taken, out, order=order, ends=ends)
+        native_linear.banded_matmul(a, taken, out, order=order, ends=ends, isa=isa)
         chosen = taken.double() if order is None else taken[order].double()
         bands = [inner] if ends is None else ends
         expected = torch.stack(

@@ -32,12 +32,18 @@ def empty(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 @functools.cache
 def has_widening_matmul(device_type: str, dtype: torch.dtype) -> bool:
-    """Return whether `widening_matmul` and `banded_matmul` run: bfloat16, on a CPU with AVX512_BF16."""
+    """Return whether `widening_matmul` and `banded_matmul` run: bfloat16, on a CPU with AVX512_BF16 or AMX."""
+    return device_type == "cpu" and dtype == torch.bfloat16 and bool(matmul_isas())
+
+
+@functools.cache
+def matmul_isas() -> tuple[str, ...]:
+    """Return the instruction sets that multiply bfloat16 here, the fastest first: ``"amx"``, ``"avx512bf16"``."""
     module, _ = compiled.load("_C")
-    return device_type == "cpu" and dtype == torch.bfloat16 and module is not None and module.has_bfloat16_matmul()
+    return () if module is None else tuple(module.bfloat16_matmul_isas())
 
 
-def widening_matmul(a: Tensor, b: Tensor, out: Tensor, bias: Tensor | None = None) -> None:
+def widening_matmul(a: Tensor, b: Tensor, out: Tensor, bias: Tensor | None = None, *, isa: str = "") -> None:
     """Compute ``out = a @ b.T + bias``, never rounded between.
 
     Args:
@@ -45,6 +51,7 @@ def widening_matmul(a: Tensor, b: Tensor, out: Tensor, bias: Tensor | None = Non
         b: ``(N, K)`` bfloat16.
         out: ``(M, N)`` float32.
         bias: ``(N,)`` float32, or None.
+        isa: one of `matmul_isas`; the fastest where it is empty.
 
     Raises:
         ValueError: on a tensor of the wrong shape, dtype or layout, or where it does not run.
@@ -55,11 +62,13 @@ def widening_matmul(a: Tensor, b: Tensor, out: Tensor, bias: Tensor | None = Non
     if bias is not None:
         _check("bias", bias, (b.shape[0],), (torch.float32,))
     added = 0 if bias is None else bias.data_ptr()
-    _module().bfloat16_matmul(_matrix(a), _matrix(b), added, (out.data_ptr(), out.stride(0)), torch.get_num_threads())
+    _module().bfloat16_matmul(
+        _matrix(a), _matrix(b), added, (out.data_ptr(), out.stride(0)), torch.get_num_threads(), isa
+    )
 
 
 def banded_matmul(
-    a: Tensor, b: Tensor, out: Tensor, *, order: Tensor | None = None, ends: Sequence[int] | None = None
+    a: Tensor, b: Tensor, out: Tensor, *, order: Tensor | None = None, ends: Sequence[int] | None = None, isa: str = ""
 ) -> None:
     """Compute ``out[i] = a[:, s:e] @ b[order[s:e]]`` for the bands ``s:e`` between one of `ends` and the next.
 
@@ -69,6 +78,7 @@ def banded_matmul(
         out: ``(bands, M, N)``, or ``(M, N)`` without `ends`, contiguous; float32, or bfloat16, which is rounded once.
         order: ``(K,)`` int64 rows of b, which are not checked; None: as they come.
         ends: where each band ends, ascending, the last at K; None: one band.
+        isa: one of `matmul_isas`; the fastest where it is empty.
 
     Raises:
         ValueError: on a tensor of the wrong shape, dtype or layout, or where it does not run.
@@ -88,6 +98,7 @@ def banded_matmul(
         0 if order is None else order.data_ptr(),
         [a.shape[1]] if ends is None else list(ends),
         torch.get_num_threads(),
+        isa,
     )
 
 
