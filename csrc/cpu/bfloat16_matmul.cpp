@@ -6,6 +6,12 @@
 #include "cpu/parallel.h"
 #include "cpu/processor.h"
 
+namespace {
+
+const std::string kMissing = "bfloat16_matmul: this machine or this build does not have it";
+
+}
+
 #ifdef SMOOTHLOSS_HAS_AVX512BF16
 
 #include <immintrin.h>
@@ -53,7 +59,7 @@ void multiply(const MatmulArguments& m, int threads) {
             const float* bias = m.bias ? m.bias + first : nullptr;
             Block<float> block{bias, m.out + first, m.rows, m.inner, m.out_stride, columns};
             int64_t next = first + threads * kPanelColumns;
-            kernel.multiply(rows, block, panel, [&](int64_t row, int64_t rows) { prefetch(m, next, row, rows); });
+            kernel.multiply(rows, block, panel, [&](int64_t row, int64_t count) { prefetch(m, next, row, count); });
         });
 }
 
@@ -113,8 +119,7 @@ std::vector<std::string> found_isas() {
 const std::string& chosen(const std::string& isa) {
     const std::vector<std::string>& isas = bfloat16_matmul_isas();
     auto found = isa.empty() ? isas.begin() : std::find(isas.begin(), isas.end(), isa);
-    if (found == isas.end())
-        throw std::invalid_argument("isa: got '" + isa + "', which this machine or this build does not have");
+    if (found == isas.end()) throw std::invalid_argument(kMissing + (isa.empty() ? "" : ": isa: got '" + isa + "'"));
     return *found;
 }
 
@@ -145,11 +150,11 @@ const std::vector<std::string>& bfloat16_matmul_isas() {
 }
 
 void bfloat16_matmul(const MatmulArguments&, int, const std::string&) {
-    throw std::logic_error("bfloat16_matmul: this build does not have it");
+    throw std::invalid_argument(kMissing);
 }
 
 void bfloat16_banded_matmul(const BandedMatmulArguments&, int, const std::string&) {
-    throw std::logic_error("bfloat16_banded_matmul: this build does not have it");
+    throw std::invalid_argument(kMissing);
 }
 
 }  // namespace smoothloss

@@ -100,7 +100,9 @@ class InTiles {
       public:
         Rows(const uint16_t* a, int64_t a_stride, int64_t rows, int64_t inner, int threads)
             : packed_(packed_size(rows, inner)) {
-            share_out((rows + kTileRows - 1) / kTileRows, 1, threads, [&](Chunks& chunks, int) {
+            int64_t blocks = (rows + kTileRows - 1) / kTileRows;
+            int workers = static_cast<int>(std::clamp<int64_t>(blocks, 1, threads));
+            share_out(blocks, 1, workers, [&](Chunks& chunks, int) {
                 chunks.for_each([&](int64_t block, int64_t) {
                     pack_rows(a, a_stride, rows, inner, block * kTileRows, packed_.data());
                 });
