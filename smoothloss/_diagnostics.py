@@ -11,6 +11,7 @@ import torch
 from smoothloss import _compiled as compiled
 from smoothloss import backends
 from smoothloss.backends import native
+from smoothloss.backends.native import linear as native_linear
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -63,7 +64,11 @@ def _instruction_set() -> list[str]:
     if not available:
         return [f"instruction set of the CPU kernels: none ({native.unavailable('cpu', torch.float32)})"]
     chosen = os.environ.get("SMOOTHLOSS_ISA") or available[0]
-    return [f"instruction set of the CPU kernels: {chosen} (this machine runs {', '.join(available)})"]
+    products = native_linear.matmul_isas()
+    return [
+        f"instruction set of the CPU kernels: {chosen} (this machine runs {', '.join(available)})",
+        f"products of bfloat16: {products[0] if products else 'in float32 (neither AMX nor AVX512_BF16)'}",
+    ]
 
 
 def _rewards() -> list[str]:

@@ -21,6 +21,7 @@ from smoothloss.backends.native import linear as native_linear
 # Bytes of scratch: on the CPU a whole batch at the sizes of recurrent models; on CUDA logits of 1,024 rows and
 # gradients of 4,096 at V = 128,256 in 16 bits.
 DEFAULT_CHUNK_BYTES = {"cpu": 256 << 20, "cuda": 3 << 29}
+_IS_X86 = platform.machine() in ("x86_64", "AMD64")
 _HAS_OUT_DTYPE = "dtype" in torch.ops.aten.mm.overloads()  # torch >= 2.8, on CUDA
 
 
@@ -300,14 +301,18 @@ def _can_widen(device_type: str) -> bool:
     return _HAS_OUT_DTYPE and device_type == "cuda"
 
 
-@functools.cache
 def has_fast_gemm(device_type: str, dtype: torch.dtype) -> bool:
     """Return whether GEMMs with operands of this dtype are at least as fast as with float32."""
     if device_type != "cpu" or dtype not in (torch.float16, torch.bfloat16):
         return True
-    if dtype == torch.bfloat16 and platform.machine() in ("x86_64", "AMD64"):
+    if dtype == torch.bfloat16 and _IS_X86:
         # With AVX-512 alone oneDNN says that it can, and takes four times as long (benchmarks/NOTES.md).
         return native_linear.has_widening_matmul(device_type, dtype)
+    return _has_fast_onednn(dtype)
+
+
+@functools.cache
+def _has_fast_onednn(dtype: torch.dtype) -> bool:
     name = "_is_mkldnn_bf16_supported" if dtype == torch.bfloat16 else "_is_mkldnn_fp16_supported"
     supported = getattr(torch.ops.mkldnn, name, None)
     return supported is not None and bool(supported())

@@ -18,7 +18,7 @@ from smoothloss import _compiled
 from smoothloss.backends import native
 from smoothloss.backends.common import RowOptions, RowTarget
 from smoothloss.backends.native import linear as native_linear
-from smoothloss.ops.linear_layer import column_sums
+from smoothloss.ops.linear_layer import LinearLayer, column_sums, has_fast_gemm
 from smoothloss.testing import (
     Inputs,
     Oracle,
@@ -562,8 +562,47 @@ def test_widening_matmul_refuses_what_does_not_fit() -> None:
             native_linear.widening_matmul(*arguments)
     with pytest.raises(ValueError, match="a: "):
         native_linear.widening_matmul(a.t(), b, out)
-    with pytest.raises(ValueError, match="bfloat16_matmul: .*isa: got 'sse'"):
+    with pytest.raises(ValueError, match=r"bfloat16_matmul: .*isa: got 'sse'"):
         native_linear.widening_matmul(a, b, out, isa="sse")
+
+
+# Small integers, whose sums are exact, so that no element may differ.
+@needs_widening_matmul
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_products_of_any_shape_are_exact(data: st.DataObject) -> None:
+    rows, columns, inner = (data.draw(st.integers(0, most)) for most in (80, 200, 150))
+    ends = [*sorted(data.draw(st.lists(st.integers(0, inner), max_size=4))), inner]
+    isa = data.draw(st.sampled_from(native_linear.matmul_isas()))
+    generator = torch.Generator().manual_seed(rows + 81 * columns + 16281 * inner)
+    a, b, weight = (
+        beside_nan(torch.randint(-4, 5, shape, generator=generator).bfloat16(), data.draw(st.integers(0, 3)))
+        for shape in ((rows, inner), (inner, columns), (columns, inner))
+    )
+    order = torch.randperm(inner, generator=generator)
+    bands = torch.full((len(ends), rows, columns), torch.nan)
+    native_linear.banded_matmul(a, b, bands, order=order, ends=ends, isa=isa)
+    for band, first, last in zip(bands, [0, *ends], ends, strict=False):
+        assert band.equal(a[:, first:last].float() @ b[order[first:last]].float())
+    out, bias = torch.full((rows, columns), torch.nan), torch.arange(float(columns))
+    native_linear.widening_matmul(a, weight, out, bias, isa=isa)
+    assert out.equal(a.float() @ weight.float().t() + bias)
+
+
+@needs_widening_matmul
+def test_products_keep_to_the_instruction_set_that_is_forced(monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b, out = torch.ones(4, 6).bfloat16(), torch.ones(5, 6).bfloat16(), torch.zeros(4, 5)
+    monkeypatch.setenv("SMOOTHLOSS_ISA", "avx512bf16")
+    assert native_linear.matmul_isas() == ("avx512bf16",)
+    native_linear.widening_matmul(a, b, out)
+    assert out.eq(6).all()
+    monkeypatch.setenv("SMOOTHLOSS_ISA", "avx2")
+    assert not has_fast_gemm("cpu", torch.bfloat16)
+    with pytest.raises(ValueError, match="SMOOTHLOSS_ISA"):
+        native_linear.widening_matmul(a, b, out)
+    inputs, weight = torch.randn(3, 6).bfloat16(), torch.randn(5, 6).bfloat16()
+    layer = LinearLayer(inputs, weight, None)
+    assert relative_error(layer.logits(None, torch.empty(3, 5)), inputs.double() @ weight.double().t()) < 1e-6
 
 
 # Bands of every length, none, odd; rows of b in another order, more of them than are taken, and apart.

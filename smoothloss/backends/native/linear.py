@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,15 +31,24 @@ def empty(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return result
 
 
-@functools.cache
 def has_widening_matmul(device_type: str, dtype: torch.dtype) -> bool:
     """Return whether `widening_matmul` and `banded_matmul` run: bfloat16, on a CPU with AVX512_BF16 or AMX."""
     return device_type == "cpu" and dtype == torch.bfloat16 and bool(matmul_isas())
 
 
-@functools.cache
 def matmul_isas() -> tuple[str, ...]:
-    """Return the instruction sets that multiply bfloat16 here, the fastest first: ``"amx"``, ``"avx512bf16"``."""
+    """Return the instruction sets that multiply bfloat16 here, the fastest first: ``"amx"``, ``"avx512bf16"``.
+
+    ``SMOOTHLOSS_ISA`` leaves out the faster ones, and all where it names one that does not multiply bfloat16.
+    """
+    found, forced = _matmul_isas_found(), os.environ.get("SMOOTHLOSS_ISA")
+    if not forced:
+        return found
+    return found[found.index(forced) :] if forced in found else ()
+
+
+@functools.cache
+def _matmul_isas_found() -> tuple[str, ...]:
     module, _ = compiled.load("_C")
     return () if module is None else tuple(module.bfloat16_matmul_isas())
 
@@ -63,7 +73,7 @@ def widening_matmul(a: Tensor, b: Tensor, out: Tensor, bias: Tensor | None = Non
         _check("bias", bias, (b.shape[0],), (torch.float32,))
     added = 0 if bias is None else bias.data_ptr()
     _module().bfloat16_matmul(
-        _matrix(a), _matrix(b), added, (out.data_ptr(), out.stride(0)), torch.get_num_threads(), isa
+        _matrix(a), _matrix(b), added, (out.data_ptr(), out.stride(0)), torch.get_num_threads(), _chosen(isa)
     )
 
 
@@ -98,8 +108,18 @@ def banded_matmul(
         0 if order is None else order.data_ptr(),
         [a.shape[1]] if ends is None else list(ends),
         torch.get_num_threads(),
-        isa,
+        _chosen(isa),
     )
+
+
+def _chosen(isa: str) -> str:
+    if isa:
+        return isa
+    isas = matmul_isas()
+    if not isas:
+        why = "this machine, this build or SMOOTHLOSS_ISA has neither AMX nor AVX512_BF16"
+        raise ValueError(f"no products of bfloat16 with a wider result: {why}")
+    return isas[0]
 
 
 def _module() -> Any:
