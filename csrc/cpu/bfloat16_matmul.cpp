@@ -8,7 +8,7 @@
 
 namespace {
 
-const std::string kMissing = "bfloat16_matmul: this machine or this build does not have it";
+constexpr const char* kMissing = "bfloat16_matmul: this machine or this build does not have it";
 
 }
 
@@ -119,7 +119,8 @@ std::vector<std::string> found_isas() {
 const std::string& chosen(const std::string& isa) {
     const std::vector<std::string>& isas = bfloat16_matmul_isas();
     auto found = isa.empty() ? isas.begin() : std::find(isas.begin(), isas.end(), isa);
-    if (found == isas.end()) throw std::invalid_argument(kMissing + (isa.empty() ? "" : ": isa: got '" + isa + "'"));
+    if (found == isas.end())
+        throw std::invalid_argument(std::string(kMissing) + (isa.empty() ? "" : ": isa: got '" + isa + "'"));
     return *found;
 }
 
