@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,8 +66,7 @@ def tune(path: Path, out: Path, *, trials: int | None = None, workers: int = 1, 
     plan = read_plan(path, overrides)
     count = trials or plan.config.trials
     names = [*results.FILES, "study.db", *(f"trial{n}.{end}" for n in range(count) for end in ("yaml", "log"))]
-    with folder_of_runs(out, "tune", names):
-        study = _open(plan, out)
+    with folder_of_runs(out, "tune", names), _opened(plan, out) as study:
         _train(study, plan, out, count, workers)
         written = results.write(study, plan, path, out, overrides)
         if not results.ranked(study):
@@ -80,37 +80,47 @@ def _why(study: Any, out: Path) -> str:
     return next((last_words(log) for log in reversed(logs) if log.is_file()), "none was trained")
 
 
-def _open(plan: Plan, out: Path) -> Any:
-    """The study in ``study.db``, begun where there is none.
+@contextmanager
+def _opened(plan: Plan, out: Path) -> Iterator[Any]:
+    """The study in ``study.db``, begun where there is none, while the context is open.
 
     Raises:
         RecipeError: when it is of another recipe or space, or no study.
     """
     optuna = optional_package("optuna", "smoothloss tune", "tune")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    config, file = plan.config, out / "study.db"
+    file = out / "study.db"
     begun = file.is_file()
-    try:
-        storage = optuna.storages.RDBStorage(f"sqlite:///{file.resolve()}")
-        study = optuna.create_study(
-            storage=storage,
-            study_name="smoothloss",
-            direction="maximize",
-            sampler=optuna.samplers.TPESampler(seed=config.seed, n_startup_trials=config.startup),
-            pruner=optuna.pruners.MedianPruner(config.startup, config.warmup),
-            load_if_exists=True,
-        )
-    except Exception as error:  # SQLAlchemy's, of which there are many
+    with ExitStack() as stack:
+        try:
+            storage = optuna.storages.RDBStorage(f"sqlite:///{file.resolve()}")
+            # Python 3.13 warns of connections that are left to the garbage collector.
+            stack.callback(storage.engine.dispose)
+            stack.callback(storage.remove_session)
+            study = _study(storage, plan)
+        except Exception as error:  # SQLAlchemy's, of which there are many
+            if not begun:
+                raise
+            reason = " ".join(str(error).split())[:200]
+            raise RecipeError(f"{file} is damaged or no study ({reason}): choose another --out") from None
+        _check_same(study, plan, out)
         if not begun:
-            raise
-        reason = " ".join(str(error).split())[:200]
-        raise RecipeError(f"{file} is damaged or no study ({reason}): choose another --out") from None
+            own = {key: value_of(plan.recipe, key) for key in plan.space}
+            if all(_holds(plan.space[key], value) for key, value in own.items()):
+                study.enqueue_trial(own)
+        yield study
+
+
+def _study(storage: Any, plan: Plan) -> Any:
+    optuna, config = optional_package("optuna", "smoothloss tune", "tune"), plan.config
+    study = optuna.create_study(
+        storage=storage,
+        study_name="smoothloss",
+        direction="maximize",
+        pruner=optuna.pruners.MedianPruner(config.startup, config.warmup),
+        load_if_exists=True,
+    )
     study.sampler = optuna.samplers.TPESampler(seed=config.seed + len(study.trials), n_startup_trials=config.startup)
-    _check_same(study, plan, out)
-    if not begun:
-        own = {key: value_of(plan.recipe, key) for key in plan.space}
-        if all(_holds(plan.space[key], value) for key, value in own.items()):
-            study.enqueue_trial(own)
     return study
 
 

@@ -80,8 +80,11 @@ def space(tmp_path: Path, recipe_values: Values) -> Path:
 
 
 def trials(out: Path) -> dict[int, Any]:
-    study = optuna.load_study(study_name="smoothloss", storage=f"sqlite:///{out / 'study.db'}")
-    return {trial.number: trial for trial in study.trials}
+    storage = optuna.storages.RDBStorage(f"sqlite:///{out / 'study.db'}")
+    found = optuna.load_study(study_name="smoothloss", storage=storage).trials
+    storage.remove_session()
+    storage.engine.dispose()
+    return {trial.number: trial for trial in found}
 
 
 def test_the_best_settings_become_a_recipe(space: Path, tmp_path: Path, here: type[Here]) -> None:
