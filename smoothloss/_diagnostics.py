@@ -12,6 +12,7 @@ from smoothloss import _compiled as compiled
 from smoothloss import backends
 from smoothloss.backends import native
 from smoothloss.backends.native import linear as native_linear
+from smoothloss.ops.linear_layer import has_fast_gemm
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -65,9 +66,10 @@ def _instruction_set() -> list[str]:
         return [f"instruction set of the CPU kernels: none ({native.unavailable('cpu', torch.float32)})"]
     chosen = os.environ.get("SMOOTHLOSS_ISA") or available[0]
     products = native_linear.matmul_isas()
+    how = products[0] if products else "torch's" if has_fast_gemm("cpu", torch.bfloat16) else "made in float32"
     return [
         f"instruction set of the CPU kernels: {chosen} (this machine runs {', '.join(available)})",
-        f"products of bfloat16: {products[0] if products else 'in float32 (neither AMX nor AVX512_BF16)'}",
+        f"products of bfloat16 on the CPU: {how}",
     ]
 
 

@@ -43,6 +43,7 @@ def test_python_m_smoothloss(tmp_path: Path) -> None:
     lines = done.stdout.splitlines()
     assert f"torch        {importlib.metadata.version('torch')}" in lines
     assert any(line.startswith("instruction set of the CPU kernels: ") for line in lines)
+    assert any(line.startswith("products of bfloat16 on the CPU: ") for line in lines)
     assert any(line.startswith("  cpu  reference yes: float32, float64, bfloat16, float16") for line in lines)
     native_line = next(line for line in lines if line.startswith("  cpu  native"))
     assert native_line.startswith("  cpu  native    yes: float32, float64, bfloat16 (")

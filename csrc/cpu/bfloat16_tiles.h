@@ -88,7 +88,8 @@ class Tiles {
     }
 
   private:
-    // Keeps what was written there: GCC's intrinsics do not say what memory they read, and its stores were left out.
+    // Keeps the stores to memory that tiles are loaded from: GCC's intrinsics do not say that they read it, and without
+    // this it left them out.
     static void is_read(const void* memory) { __asm__ volatile("" : : "r"(memory) : "memory"); }
 };
 
