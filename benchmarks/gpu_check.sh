@@ -31,7 +31,7 @@ wheel=${WHEEL:+$(realpath -m "$WHEEL")}
 total=${TOTAL:-535}
 device=${DEVICE:-cuda}
 last=25   # of the total, for the table of targets and the report, which come last
-all="build describe tests lazy logits linear sampling rewards sanitizer demo exact logits32 logits_wide linear_more statistics"
+all="build describe tests lazy logits linear sampling rewards sanitizer demo training exact logits32 logits_wide linear_more statistics"
 
 # Of everything that is built or run: other sources begin anew.
 key=$(cd "$root" && find csrc cmake smoothloss smoothloss_trainer benchmarks tests pyproject.toml CMakeLists.txt -type f \
@@ -128,7 +128,7 @@ run_tests() {
     cores=$(nproc)
     "$python" -c "import xdist" 2>/dev/null && workers=(-n $((cores > 12 ? 12 : cores)))
     # Warnings of versions that nobody pinned here are no errors.
-    cd "$root/tests" && "$python" -m pytest backends rewards sampling -m gpu --quiet -p no:cacheprovider -W default \
+    cd "$root/tests" && "$python" -m pytest backends rewards sampling trainer/test_gpu_graphs.py -m gpu --quiet -p no:cacheprovider -W default \
         ${workers[@]+"${workers[@]}"}
 }
 
@@ -174,6 +174,13 @@ demo() {
     return "$status"
 }
 
+# The trainer's steps, with and without CUDA graphs; Multi30k and COCO where SMOOTHLOSS_DATA is.
+training() {
+    mkdir -p "$rows/training"
+    "$python" -m benchmarks.recorded_step --device "$device" --steps $([[ $device == cpu ]] && echo 2 || echo 60) \
+        --out "$rows/training/recorded_step.json"
+}
+
 run_benchmark() {
     local quick=()
     [[ $device == cpu ]] && quick=(--quick --shapes 64x501x32)
@@ -214,6 +221,7 @@ run() {
     rewards) bench rewards rewards 20 ;;
     sanitizer) step sanitizer 110 bash -c sanitize_all ;;
     demo) step demo 90 bash -c demo ;;
+    training) step training 150 bash -c training ;;
     statistics) bench statistics statistics 25 --shapes coco llama3 ;;
     exact) bench exact exact 20 ;;
     logits32) bench logits32 logits 25 --dtype float32 --shapes coco wmt 32k llama3 ;;
@@ -223,7 +231,7 @@ run() {
     esac
 }
 
-export -f build install_peers describe run_tests sanitize sanitize_all demo run_benchmark judge
+export -f build install_peers describe run_tests sanitize sanitize_all demo training run_benchmark judge
 export root state python site peers wheel logs rows device
 
 export PYTHONPATH=$site

@@ -17,6 +17,7 @@ from smoothloss._tensor_file import open_tensors
 from smoothloss_trainer.errors import RecipeError
 
 Spread = Callable[[Tensor, Tensor], Tensor]
+_HOW = ("foreach", "fused", "capturable")  # of an optimizer's settings those that change no result
 
 
 def write_json(path: str | Path, content: Any) -> None:
@@ -123,7 +124,11 @@ def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tenso
                 tensors[f"{parameter}.{name}"] = value
             else:
                 values.setdefault(str(parameter), {})[name] = value
-    return tensors, {"values": values, "param_groups": state["param_groups"]}
+    groups = [
+        {name: float(value) if isinstance(value, Tensor) else value for name, value in group.items()}
+        for group in state["param_groups"]
+    ]
+    return tensors, {"values": values, "param_groups": groups}
 
 
 def restore_optimizer(
@@ -132,11 +137,20 @@ def restore_optimizer(
     rest: Mapping[str, Any],
     spread: Spread | None = None,
 ) -> None:
-    """Put back what :func:`flatten_optimizer` took; ``spread`` makes its tensors like the parameters."""
+    """Put back what :func:`flatten_optimizer` took; ``spread`` makes its tensors like the parameters.
+
+    How the optimizer computes stays as it is.
+    """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Any]] = {int(parameter): dict(values) for parameter, values in rest["values"].items()}
     for key, tensor in tensors.items():
         parameter, _, name = key.partition(".")
         like = tensor if spread is None else spread(tensor, parameters[int(parameter)])
         state.setdefault(int(parameter), {})[name] = like
-    optimizer.load_state_dict({"state": state, "param_groups": rest["param_groups"]})
+    own = [{key: group[key] for key in _HOW if key in group} for group in optimizer.param_groups]
+    rates = [group["lr"] for group in optimizer.param_groups]
+    groups = [saved | how for saved, how in zip(rest["param_groups"], own, strict=True)]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        if isinstance(rate, Tensor):  # which a recording reads
+            group["lr"] = rate.fill_(group["lr"])

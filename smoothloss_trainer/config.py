@@ -203,6 +203,8 @@ class TrainingConfig:
     Args:
         epochs: Passes over the training part.
         batch_size: Target sequences per batch, of which each process takes ``accumulate`` a step.
+        pad_to_multiple_of: The widths of a training batch (target, source, references) are rounded up to a multiple of
+            this, so that batches come in few shapes; 1 adds no padding. Dropout draws for padding too, and so differs.
         accumulate: Batches whose gradients make one step, as if they were one batch; what samplers and rewards draw
             from one batch, they draw from each. A run that is resumed by another number of processes goes on with the
             batches a step that it began with.
@@ -210,6 +212,9 @@ class TrainingConfig:
             are spread over them (FSDP2), for models that one device does not hold.
         workers: Processes that prepare batches while a step is computed, for each process that trains; null: one for
             a GPU, none on the CPU, whose cores they would take. They change no result.
+        graphs: On a CUDA device, forward, loss and backward are recorded as a CUDA graph for each shape of batch, the
+            optimizer as another, and replayed: one launch in place of hundreds. For one process; ``pad_to_multiple_of``
+            8, say, keeps the shapes few.
         precision: ``bfloat16`` runs forward passes under autocast; weights, loss and optimizer stay in float32.
             ``float64`` has everything in it, to compare runs.
         clip: Largest gradient norm; 0 does not clip.
@@ -231,9 +236,11 @@ class TrainingConfig:
 
     epochs: Count = 10
     batch_size: Count = 64
+    pad_to_multiple_of: Annotated[int, Field(ge=1, le=1024)] = 1
     accumulate: Count = 1
     parallel: Literal["ddp", "fsdp"] = "ddp"
     workers: Annotated[int, Field(ge=0, le=256)] | None = None
+    graphs: bool = False
     precision: Literal["float32", "bfloat16", "float64"] = "float32"
     clip: GradientNorm = 1.0
     max_steps: Count | None = None

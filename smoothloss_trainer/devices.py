@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import torch
+from torch import Tensor
 
 from smoothloss_trainer.errors import RecipeError
 
@@ -38,3 +39,8 @@ def choose_device(name: str, *, here: bool = True) -> torch.device:
 def sum_dtype(device: torch.device) -> torch.dtype:
     """What sums are kept in on a device: float64, where it has that."""
     return torch.float32 if device.type == "mps" else torch.float64
+
+
+def on_host(tensor: Tensor) -> bool:
+    """Whether its values can be read without waiting for a device: what depends on them may then be left out."""
+    return tensor.device.type == "cpu"

@@ -25,6 +25,7 @@ from smoothloss.sampling import (
 )
 from smoothloss.similarity import SimilarityTable
 from smoothloss.targets import Target
+from smoothloss_trainer import devices
 from smoothloss_trainer.config import LossConfig
 from smoothloss_trainer.consistency import other_pass, twice
 from smoothloss_trainer.errors import RecipeError
@@ -94,7 +95,7 @@ class TrainingLoss:
 
     def _token_loss(self, model: SequenceModel, hidden: Tensor, target: Tensor) -> Tensor:
         alpha = self.config.alpha if self.table is not None else 0.0
-        if hidden.device.type == "cpu":
+        if devices.on_host(hidden):
             counted = (target != PAD).flatten().nonzero().squeeze(-1)
             hidden, target = hidden.flatten(0, 1).index_select(0, counted), target.flatten().index_select(0, counted)
         return self._cross_entropy(model, hidden, targets.token(target, self.table, alpha, ignore_index=PAD))
@@ -156,7 +157,7 @@ def decode_samples(
 
 def _known(lengths: Tensor) -> Tensor | None:
     """Lengths where reading them does not wait for a device."""
-    return lengths if lengths.device.type == "cpu" else None
+    return lengths if devices.on_host(lengths) else None
 
 
 def counted_positions(
@@ -173,7 +174,7 @@ def counted_positions(
         samples: (L, B, T).
         weights: (L, B), or None.
     """
-    if hidden.device.type != "cpu":
+    if not devices.on_host(hidden):
         return hidden, target, samples, weights
     counted = (target != PAD).flatten().nonzero().squeeze(-1)
     if weights is not None:

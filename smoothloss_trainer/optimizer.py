@@ -5,18 +5,33 @@ from __future__ import annotations
 import math
 
 import torch
+from torch import Tensor
 
 from smoothloss_trainer.config import OptimizerConfig
 
 
 def build_optimizer(
-    parameters: list[torch.nn.Parameter], config: OptimizerConfig, device: torch.device
+    parameters: list[torch.nn.Parameter], config: OptimizerConfig, device: torch.device, *, recorded: bool = False
 ) -> torch.optim.Adam:
-    """Return Adam, or AdamW where the recipe's ``optimizer:`` section has a weight decay."""
+    """Return Adam, or AdamW where the recipe's ``optimizer:`` section has a weight decay.
+
+    ``recorded``: for steps in a CUDA graph, which reads its learning rate from the device.
+    """
     kind = torch.optim.AdamW if config.weight_decay else torch.optim.Adam
     first, second = config.betas
     fused = device.type in ("cpu", "cuda")
-    return kind(parameters, config.lr, (first, second), config.eps, weight_decay=config.weight_decay, fused=fused)
+    rate = torch.tensor(config.lr, device=device) if recorded else config.lr
+    how = {"fused": fused, "capturable": recorded}
+    return kind(parameters, rate, (first, second), config.eps, weight_decay=config.weight_decay, **how)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Let the steps from now on have this learning rate."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
 
 def learning_rate(config: OptimizerConfig, epoch: int, step: int = 0, total_steps: int = 1) -> float:

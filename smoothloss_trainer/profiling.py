@@ -23,6 +23,7 @@ PARTS = {
     "forward": "forward",
     "loss": "loss",
     "backward": "backward",
+    "replay": "replay",
     "optimizer": "optimizer",
 }
 WARM_UP = 3  # steps that nobody counts: memory is got, kernels are chosen
@@ -43,7 +44,10 @@ def profile(recipe: Recipe, steps: int) -> dict[str, Any]:
         trainer.prepare()
         plan = trainer.task.train_plan(0)
         groups = [plan[start : start + trainer.width] for start in range(0, len(plan), trainer.width)]
-        chosen = [groups[number % len(groups)] for number in range(WARM_UP + steps)]
+        timed = [groups[number % len(groups)] for number in range(steps)]
+        # Each shape is run and recorded before it is replayed.
+        before = 2 * timed if recipe.training.graphs else [groups[number % len(groups)] for number in range(WARM_UP)]
+        chosen = before + timed
         trainer.feed.begin([examples for group in chosen for _, examples, _ in trainer._own(group)])
         times = [_time_step(trainer, group) for group in chosen]
         [tokens] = processes.sum([trainer.progress.tokens])
@@ -58,7 +62,7 @@ def profile(recipe: Recipe, steps: int) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "steps": steps,
         "tokens_per_second": tokens / seconds,
-        **_summary(times[WARM_UP:]),
+        **_summary(times[len(before) :]),
         "launches": launches,
     }
 
@@ -86,7 +90,7 @@ def _summary(times: list[tuple[float, dict[str, float]]]) -> dict[str, Any]:
 
 
 def _launches(trainer: Trainer, group: Any) -> int | None:
-    """How many kernels a step puts on a CUDA device."""
+    """How many kernels and graphs a step puts on a CUDA device."""
     if trainer.device.type != "cuda":
         return None
     from torch.profiler import ProfilerActivity
@@ -95,7 +99,8 @@ def _launches(trainer: Trainer, group: Any) -> int | None:
     with record(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as recorded:
         trainer._step(group)
         torch.cuda.synchronize()
-    return sum(event.count for event in recorded.key_averages() if "LaunchKernel" in event.key)
+    launching = ("LaunchKernel", "GraphLaunch")
+    return sum(event.count for event in recorded.key_averages() if any(name in event.key for name in launching))
 
 
 def table(found: dict[str, Any]) -> str:

@@ -247,6 +247,8 @@ def check_recipe(recipe: Recipe) -> None:
     _check_steps(recipe)
     if recipe.loss.consistency and getattr(recipe.model, "dropout", None) == 0:
         raise RecipeError("loss.consistency needs model.dropout above 0, got 0: without it both passes are the same")
+    if recipe.training.graphs and recipe.device in ("cpu", "mps"):
+        raise RecipeError(f"training.graphs needs a CUDA device, got device {recipe.device!r}")
     if recipe.device == "mps" and (recipe.loss.needs_table or recipe.loss.samples_sequences):
         lacks = "needs float64, which MPS has not"
         raise RecipeError(f"device is 'mps', but loss.name {recipe.loss.name} {lacks}: use cpu, or the loss mle")

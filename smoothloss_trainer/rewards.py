@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -27,10 +27,9 @@ class SampleWeights:
         device: Where training runs.
 
     Attributes:
-        sums: ``(2,)`` float64 on the device, over the inputs since the last :meth:`reset`: their samples' mean reward,
-            and their number of effective samples. With ``normalize: batch`` that is the effective number in the
-            batch, shared out evenly.
-        count: How many inputs the sums are of.
+        sums: ``(3,)`` float64 on the device, over the inputs since the last :meth:`reset`: their samples' mean reward,
+            their number of effective samples, and how many inputs there were. With ``normalize: batch`` the second is
+            the effective number in the batch, shared out evenly.
     """
 
     def __init__(
@@ -42,8 +41,7 @@ class SampleWeights:
     ) -> None:
         self.config, self.references = config, references
         self._reward = reward_function(config, cider) if config.reads_references else None
-        self.sums = torch.zeros(2, dtype=torch.float64, device=device)
-        self.count = 0
+        self.sums = torch.zeros(3, dtype=torch.float64, device=device)
 
     def __call__(self, samples: Samples, batch: Batch) -> Tensor:
         """``(L, B)`` weights of the samples of a batch."""
@@ -72,8 +70,8 @@ class SampleWeights:
         count, inputs = weights.shape
         together = self.config.normalize == "batch"
         effective = effective_sample_size(weights.view(-1, 1) if together else weights)
-        self.sums += torch.stack((scores.sum() / count, effective.double().sum()))
-        self.count += inputs
+        number = torch.full_like(self.sums[0], inputs)
+        self.sums += torch.stack((scores.sum() / count, effective.double().sum(), number))
 
     def means(self, total: Callable[[list[float]], list[float]] = list) -> dict[str, float]:
         """``{"reward": ..., "effective_samples": ...}``: means since :meth:`reset`. Waits for the device.
@@ -81,22 +79,20 @@ class SampleWeights:
         Args:
             total: Sums numbers over the processes that train together.
         """
-        reward, effective, count = total([*self.sums.tolist(), float(self.count)])
+        reward, effective, count = total(self.sums.tolist())
         return {"reward": reward / max(count, 1.0), "effective_samples": effective / max(count, 1.0)}
 
     def reset(self) -> None:
         """Start the sums anew."""
         self.sums.zero_()
-        self.count = 0
 
-    def state(self) -> tuple[list[float], int]:
-        """The sums and their count as plain numbers; waits for the device."""
-        return self.sums.tolist(), self.count
+    def state(self) -> list[float]:
+        """The sums as plain numbers; waits for the device."""
+        return self.sums.tolist()
 
-    def restore(self, sums: list[float], count: int) -> None:
+    def restore(self, sums: Sequence[float]) -> None:
         """Put back what :meth:`state` gave."""
         self.sums.copy_(torch.tensor(sums, dtype=torch.float64))
-        self.count = count
 
 
 def reward_function(config: RewardConfig, cider: Cider | None) -> Reward:

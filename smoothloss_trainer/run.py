@@ -51,13 +51,14 @@ from smoothloss_trainer.vocabulary import Vocabulary
 # Keys that may differ between a run and its resumption: they say how long, how often and where, not what.
 FREE_KEYS: tuple[str, ...] = ("name", "device", "decoding.", "data.", "training.epochs", "training.max_steps")
 FREE_KEYS += ("training.max_minutes", "training.checkpoint_every", "training.patience", "training.keep_checkpoints")
-FREE_KEYS += ("training.tensorboard", "training.test", "training.parallel", "training.workers")
+FREE_KEYS += ("training.tensorboard", "training.test", "training.parallel", "training.workers", "training.graphs")
 # What of the data makes up the vocabularies and batches. Paths may change: data may move.
 FIXED_KEYS: tuple[str, ...] = ("data.batch_tokens", "data.bpe", "data.joint_vocabulary", "data.max_length")
 FIXED_KEYS += ("data.held_out", "data.split_seed", "data.tokenize", "data.min_count", "data.max_words")
 # Free keys that are of no consequence for what a finished run has come to.
 IDLE_KEYS: tuple[str, ...] = ("name", "device", "data.", "decoding.batch_size", "training.checkpoint_every")
 IDLE_KEYS += ("training.keep_checkpoints", "training.tensorboard", "training.parallel", "training.workers")
+IDLE_KEYS += ("training.graphs",)
 
 
 class RunDirectory:

@@ -28,6 +28,9 @@ class Stopwatch:
     def __call__(self, name: str) -> Iterator[None]:
         """Add what is done inside to the part of this name."""
         if self.device.type == "cuda":
+            if torch.cuda.is_current_stream_capturing():  # a CUDA graph, of which its replays are timed
+                yield
+                return
             begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             begin.record()
             yield

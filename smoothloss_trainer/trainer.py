@@ -27,10 +27,11 @@ from smoothloss_trainer.losses import build_loss
 from smoothloss_trainer.metrics import deciding
 from smoothloss_trainer.metrics_log import MetricsLog
 from smoothloss_trainer.objective import Objective
-from smoothloss_trainer.optimizer import build_optimizer, learning_rate
+from smoothloss_trainer.optimizer import build_optimizer, learning_rate, set_learning_rate
 from smoothloss_trainer.progress import Progress
 from smoothloss_trainer.rewards import SampleWeights
 from smoothloss_trainer.run import RunDirectory
+from smoothloss_trainer.step import RecordedStep, Step
 from smoothloss_trainer.stopwatch import Stopwatch
 from smoothloss_trainer.tasks import Batch, Task
 
@@ -73,20 +74,26 @@ class Trainer:
         self.feed = Feed(task, recipe.training.workers, self.device)
         self.generator = torch.Generator(self.device)
         self.width = processes.count * recipe.training.accumulate
-        self._build_optimizer()
-        self.progress = Progress()
         self._loss_sum = torch.zeros((), dtype=sum_dtype(self.device), device=self.device)
+        self._build_step()
+        self.progress = Progress()
         self._started = self._logged = time.perf_counter()
 
-    def _build_optimizer(self) -> None:
-        self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self.optimizer = build_optimizer(self.parameters, self.recipe.optimizer, self.device)
+    def _build_step(self) -> None:
+        config, recorded = self.recipe.training, self.recipe.training.graphs
+        if recorded and self.processes.count > 1:
+            raise RecipeError(f"training.graphs needs one process, got {self.processes.count}")
+        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.optimizer = build_optimizer(parameters, self.recipe.optimizer, self.device, recorded=recorded)
+        kind = RecordedStep if recorded else Step
+        drawn_from, sums = self.generator, self._loss_sum
+        self.computing = kind(self.objective, self.optimizer, config.clip, drawn_from, sums, self.stopwatch)
 
     def prepare(self) -> None:
         """Join the other processes that train the model; each of them has to be here."""
         if self.processes.count > 1:
             self.objective = self.processes.prepare(self.objective)
-            self._build_optimizer()  # of the weights that are this process's now
+            self._build_step()  # of the weights that are this process's now
 
     def run_epochs(self) -> None:
         """Train from where the run stands until the recipe's end."""
@@ -166,8 +173,8 @@ class Trainer:
         self.feed.begin([each for start in starts for _, each, _ in self._own(plan[start : start + self.width])])
         with bar:
             for start in starts:
-                for group in self.optimizer.param_groups:
-                    group["lr"] = learning_rate(self.recipe.optimizer, progress.epoch, progress.step, total_steps)
+                rate = learning_rate(self.recipe.optimizer, progress.epoch, progress.step, total_steps)
+                set_learning_rate(self.optimizer, rate)
                 together = plan[start : start + self.width]
                 self._step(together)
                 progress.position, progress.step = progress.position + len(together), progress.step + 1
@@ -201,17 +208,15 @@ class Trainer:
                 (int(batch.lengths.sum()) + len(batch.lengths)) * counts
                 for batch, (*_, counts) in zip(batches, own, strict=True)
             ]
-            batches = [batch.to(self.device, self.dtype) for batch in batches]
+            batches = [self.computing.place(batch, self.dtype) for batch in batches]
         [total] = self.processes.sum([sum(tokens)])
-        self.optimizer.zero_grad(set_to_none=True)
+        self.computing.begin()
         for index, (batch, count) in enumerate(zip(batches, tokens, strict=True)):
             last = index + 1 == len(batches)
             with nullcontext() if last else self.processes.accumulating(self.objective):
                 self._backward(batch, own[index][0], count, count / total)
         with self.stopwatch("optimizer"):
-            if self.recipe.training.clip:
-                torch.nn.utils.clip_grad_norm_(self.parameters, self.recipe.training.clip)
-            self.optimizer.step()
+            self.computing.update()
         self.progress.tokens += sum(tokens)
 
     def _backward(self, batch: Batch, number: int, count: int, share: float) -> None:
@@ -221,13 +226,10 @@ class Trainer:
         torch.manual_seed(dropout)
         self.generator.manual_seed(samples)
         kept = None if self.weights is None or count else self.weights.state()
-        loss = self.objective(batch, self.generator)
-        with self.stopwatch("backward"):
-            (loss * (share * self.processes.count)).backward()  # the processes' gradients are averaged
-        if count:
-            self._loss_sum += loss.detach() * count
-        elif kept is not None and self.weights is not None:
-            self.weights.restore(*kept)
+        # The processes' gradients are averaged.
+        self.computing.add_gradient(batch, share * self.processes.count, count)
+        if kept is not None and self.weights is not None:
+            self.weights.restore(kept)
 
     def _log_loss(self) -> float:
         loss_sum, tokens = self.processes.sum([float(self._loss_sum), self.progress.tokens])
@@ -237,7 +239,8 @@ class Trainer:
             raise RunError(f"{at}; a smaller optimizer.lr or training.clip may help")
         now = time.perf_counter()
         values: dict[str, Any] = {"train_loss": loss, **self._reward_means()}
-        values |= {"lr": self.optimizer.param_groups[0]["lr"], "tokens_per_second": tokens / (now - self._logged)}
+        rate = float(self.optimizer.param_groups[0]["lr"])
+        values |= {"lr": rate, "tokens_per_second": tokens / (now - self._logged)}
         self._write({**values, "seconds": self._seconds(), "time": self.stopwatch.shares()})
         self._loss_sum.zero_()
         self.progress.tokens, self._logged = 0, now
@@ -329,8 +332,7 @@ class Trainer:
         progress = replace(self.progress, seconds=self._seconds(), metric_lines=self.log.lines)
         sums = [float(self._loss_sum), progress.tokens]
         if self.weights is not None:
-            rewards, count = self.weights.state()
-            sums += [*rewards, count]
+            sums += self.weights.state()
         progress.loss_sum, tokens, *rewards = self.processes.sum(sums)
         progress.tokens = int(tokens)
         if rewards:
@@ -368,7 +370,7 @@ class Trainer:
             progress.loss_sum, progress.tokens, progress.reward_sums, progress.rewarded = 0.0, 0, [0.0, 0.0], 0
         self._loss_sum.fill_(progress.loss_sum)
         if self.weights is not None:
-            self.weights.restore(progress.reward_sums, progress.rewarded)
+            self.weights.restore([*progress.reward_sums, progress.rewarded])
         if not self.processes.is_main:
             return
         self.log.restore(progress.metric_lines, progress.step)

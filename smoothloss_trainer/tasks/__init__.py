@@ -108,6 +108,11 @@ class Batch:
     inputs: Tensor | None = None
 
     @property
+    def parts(self) -> tuple[State, ...]:
+        """What it was made of, in order."""
+        return tuple(getattr(self, name) for name in self.__dataclass_fields__)
+
+    @property
     def decoder_inputs(self) -> Tensor:
         """(B, T) what teacher forcing reads: BOS and the target less its last position."""
         return shift_right(self.target)
@@ -128,9 +133,14 @@ def shift_right(target: Tensor) -> Tensor:
     return shifted
 
 
-def pad_rows(rows: Sequence[Sequence[int]], *, pad: int = PAD) -> Tensor:
-    """(B, T) int64 from lists of token ids of different lengths."""
-    width = max(map(len, rows), default=0)
+def round_up(size: int, multiple: int) -> int:
+    """The least multiple that is not below a size."""
+    return -(-size // multiple) * multiple
+
+
+def pad_rows(rows: Sequence[Sequence[int]], *, pad: int = PAD, multiple: int = 1) -> Tensor:
+    """(B, T) int64 from lists of token ids of different lengths, T being a multiple of ``multiple``."""
+    width = round_up(max(map(len, rows), default=0), multiple)
     return torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows], dtype=torch.int64).view(len(rows), width)
 
 

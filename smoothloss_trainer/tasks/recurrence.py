@@ -9,6 +9,7 @@ Under autocast, and where no gradients are wanted, everything is the plain torch
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -19,7 +20,9 @@ Notes = list[tuple[Tensor, ...]]
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    return not torch.is_grad_enabled() or torch.is_autocast_enabled(tensor.device.type)
+    kind = tensor.device.type
+    autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return not torch.is_grad_enabled() or autocast
 
 
 class StepLinear:
@@ -279,3 +282,38 @@ class ByLength:
         packed = torch.cat(outputs)
         whole = packed.new_zeros(self._size[0] * self._size[1], packed.shape[1])
         return whole.index_copy(0, self._places, packed).view(*self._size, -1)
+
+
+def run_padded(rnn: nn.GRU | nn.LSTM, inputs: Tensor, lengths: Tensor) -> Tensor:
+    """What a bidirectional RNN says of padded rows: (B, S, 2H), zeros behind the end of each row.
+
+        pad_packed_sequence(rnn(pack_padded_sequence(inputs, lengths, ...))[0], total_length=S)
+
+    without a look at the lengths: nothing waits for a device, and all that is launched depends on shapes alone. Each
+    direction of each layer is a run of its own, and the backward one reads every row turned around in its place.
+
+    Args:
+        rnn: ``batch_first`` and ``bidirectional``.
+        inputs: (B, S, E).
+        lengths: (B,) steps of each row, on the device of the inputs.
+    """
+    kernel: Any = torch.lstm if isinstance(rnn, nn.LSTM) else torch.gru
+    steps = torch.arange(inputs.shape[1], device=inputs.device)
+    is_inside = steps < lengths[:, None]
+    turned = torch.where(is_inside, lengths[:, None] - 1 - steps, steps)[..., None]
+    start = inputs.new_zeros(1, inputs.shape[0], rnn.hidden_size)
+    state = (start, start) if isinstance(rnn, nn.LSTM) else start
+    values = inputs
+    for layer in range(rnn.num_layers):
+        if layer:
+            values = nn.functional.dropout(values, rnn.dropout, rnn.training)
+        forward, backward = rnn.all_weights[2 * layer : 2 * layer + 2]
+        settings = (rnn.bias, 1, 0.0, rnn.training, False, True)
+        with warnings.catch_warnings():
+            # cuDNN wants the weights of a run in one piece, and both directions lie in one: a few small copies.
+            warnings.filterwarnings("ignore", "RNN module weights are not part of single contiguous chunk")
+            onward = kernel(values, state, forward, *settings)[0]
+            back = kernel(values.gather(1, turned.expand_as(values)), state, backward, *settings)[0]
+        values = torch.cat((onward, back.gather(1, turned.expand_as(back))), -1)
+        values = values.masked_fill(~is_inside[..., None], 0.0)
+    return values

@@ -35,7 +35,7 @@ def gradients(recipe: Recipe, folder: Path, plan: Sequence[Sequence[int]]) -> li
     trainer = Trainer(recipe, RunDirectory(folder), task, None, Processes("cpu"))
     trainer.optimizer.step = lambda: None  # type: ignore[method-assign, assignment, misc, return-value]
     trainer._step(plan)
-    return [parameter.grad for parameter in trainer.parameters if parameter.grad is not None]
+    return [parameter.grad for parameter in trainer.computing.parameters if parameter.grad is not None]
 
 
 @pytest.mark.parametrize("count", ["x", "0", "-1", "1.5"])

@@ -117,10 +117,10 @@ def test_sums_are_kept_until_they_are_reset() -> None:
     assert values[0] != values[1]
     expected = {key: pytest.approx((values[0][key] + values[1][key]) / 2) for key in values[0]}
     assert weights.means() == expected
-    other.restore(*weights.state())
+    other.restore(weights.state())
     assert other.means() == weights.means()
     weights.reset()
-    assert weights.state() == ([0.0, 0.0], 0)
+    assert weights.state() == [0.0, 0.0, 0.0]
 
 
 class NoValues(TorchDispatchMode):

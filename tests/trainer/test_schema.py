@@ -116,9 +116,9 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     original = Trainer._step
 
     def step(self: Trainer, *arguments: Any) -> None:
-        before = [parameter.detach().clone() for parameter in self.parameters]
+        before = [parameter.detach().clone() for parameter in self.computing.parameters]
         original(self, *arguments)
-        moved.append(any(not torch.equal(*pair) for pair in zip(before, self.parameters, strict=True)))
+        moved.append(any(not torch.equal(*pair) for pair in zip(before, self.computing.parameters, strict=True)))
 
     monkeypatch.setattr(Trainer, "_step", step)
     return moved

@@ -324,16 +324,21 @@ class CaptionBatches:
             batches.append([number for own in images for number in _choose(own, captions_per_image, order)])
         return batches
 
-    def batch(self, numbers: Sequence[int], source: tuple[Tensor, ...], images: Sequence[str]) -> Batch:
-        """The batch of these captions; ``source`` holds the features of ``images``, as :meth:`images` lists them."""
+    def batch(
+        self, numbers: Sequence[int], source: tuple[Tensor, ...], images: Sequence[str], multiple: int = 1
+    ) -> Batch:
+        """The batch of these captions; ``source`` holds the features of ``images``, as :meth:`images` lists them.
+
+        Widths are multiples of ``multiple``.
+        """
         row = {image: index for index, image in enumerate(images)}
         owners = [self.owner[number] for number in numbers]
         return Batch(
             source=source,
-            target=pad_rows([[*self.tokens[number], EOS] for number in numbers]),
+            target=pad_rows([[*self.tokens[number], EOS] for number in numbers], multiple=multiple),
             lengths=torch.tensor([len(self.tokens[number]) for number in numbers]),
             source_index=torch.tensor([row[image] for image in owners]),
-            references=pad_rows([self.references[image] for image in owners]),
+            references=pad_rows([self.references[image] for image in owners], multiple=multiple),
             inputs=torch.tensor([self.position[image] for image in owners]),
         )
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from smoothloss_trainer.errors import RecipeError
+from smoothloss_trainer.tasks import round_up
 
 
 class Features(ABC):
@@ -54,10 +55,15 @@ class Features(ABC):
         """((B, F),): one vector per image, the mean of its regions."""
         return (torch.stack([row.mean(0) for row in self.rows(images)]),)
 
-    def padded(self, images: Sequence[str]) -> tuple[Tensor, ...]:
-        """((B, R, F), (B, R)): the regions of each image, padded with zeros, and which of them are real."""
+    def padded(self, images: Sequence[str], multiple: int = 1) -> tuple[Tensor, ...]:
+        """((B, R, F), (B, R)): the regions of each image, padded with zeros, and which of them are real.
+
+        R is a multiple of ``multiple``.
+        """
         rows = self.rows(images)
         values = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        missing = round_up(values.shape[1], multiple) - values.shape[1]
+        values = torch.nn.functional.pad(values, (0, 0, 0, missing)) if missing else values
         present = torch.arange(values.shape[1]) < torch.tensor([len(row) for row in rows])[:, None]
         return values, present
 

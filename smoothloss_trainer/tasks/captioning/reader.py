@@ -23,9 +23,11 @@ from smoothloss_trainer.tasks.captioning.features import BoxFeatures, Features, 
 from smoothloss_trainer.tasks.captioning.model import CaptioningModel, build_captioner, feature_size_of
 
 
-def source_tensors(features: Features, images: Sequence[str], model: CaptioningModel) -> tuple[Tensor, ...]:
-    """What a captioner's encoder reads of images."""
-    return features.padded(images) if model.attention else features.pooled(images)
+def source_tensors(
+    features: Features, images: Sequence[str], model: CaptioningModel, multiple: int = 1
+) -> tuple[Tensor, ...]:
+    """What a captioner's encoder reads of images; as many regions of each as are a multiple of ``multiple``."""
+    return features.padded(images, multiple) if model.attention else features.pooled(images)
 
 
 class CaptionReader(Reader):

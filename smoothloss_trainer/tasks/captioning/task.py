@@ -84,9 +84,9 @@ class CaptioningTask(Task):
         check_fits(lambda: build_captioner(config, *sizes))
         return build_captioner(config, *sizes)
 
-    def source(self, images: Sequence[str]) -> tuple[Tensor, ...]:
+    def source(self, images: Sequence[str], multiple: int = 1) -> tuple[Tensor, ...]:
         """What the model's encoder reads of these images."""
-        return source_tensors(self.dataset.features, images, self.recipe.model)
+        return source_tensors(self.dataset.features, images, self.recipe.model, multiple)
 
     def notes(self) -> dict[str, Any]:
         """How the features were extracted from images, where their file says so."""
@@ -105,11 +105,11 @@ class CaptioningTask(Task):
 
     def train_batch(self, examples: Sequence[int]) -> Batch:
         """The captions of these numbers with their images."""
-        return self._batch(self.train, examples)
+        return self._batch(self.train, examples, self.recipe.training.pad_to_multiple_of)
 
-    def _batch(self, part: CaptionBatches, numbers: Sequence[int]) -> Batch:
+    def _batch(self, part: CaptionBatches, numbers: Sequence[int], multiple: int = 1) -> Batch:
         images = part.images(numbers)
-        return part.batch(numbers, self.source(images), images)
+        return part.batch(numbers, self.source(images, multiple), images, multiple)
 
     def training_references(self) -> References:
         """The captions of every training image, as they are trained on."""

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field
 
 from smoothloss_trainer.errors import RecipeError
 from smoothloss_trainer.schema import Count, CountOrNone, FileName, FilePath, FilePrefix, Seed, SplitName, Words
-from smoothloss_trainer.tasks import Batch, pad_rows
+from smoothloss_trainer.tasks import Batch, pad_rows, round_up
 from smoothloss_trainer.vocabulary import EOS
 
 BATCHES_PER_POOL = 50  # sentences are sorted by length within pools of so many batches: little padding, much shuffling
@@ -130,7 +130,13 @@ def column_numbers(data: TranslationData) -> list[int]:
 
 
 def bucketed_plan(
-    lengths: Sequence[tuple[int, int]], batch_size: int, seed: int, epoch: int, *, batch_tokens: int = 0
+    lengths: Sequence[tuple[int, int]],
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    *,
+    batch_tokens: int = 0,
+    multiple: int = 1,
 ) -> list[list[int]]:
     """Batches of example numbers: shuffled, then sorted by length within pools, then the batches shuffled.
 
@@ -141,6 +147,7 @@ def bucketed_plan(
         epoch: Counted from 0. The plan depends on nothing but these arguments.
         batch_tokens: In place of ``batch_size`` where it is not 0: rows times the longest target, EOS counted, at most;
             a longer target is a batch of its own.
+        multiple: The width of a batch is rounded up to a multiple of it.
     """
     order = random.Random(f"{seed}/{epoch}")
     examples = list(range(len(lengths)))
@@ -154,7 +161,7 @@ def bucketed_plan(
     for start in range(0, len(examples), pool_size):
         pool = sorted(examples[start : start + pool_size], key=lambda example: lengths[example])
         if batch_tokens:
-            batches += _cut_by_tokens(pool, lengths, batch_tokens)
+            batches += _cut_by_tokens(pool, lengths, batch_tokens, multiple)
         else:
             batches += [pool[first : first + batch_size] for first in range(0, len(pool), batch_size)]
     order.shuffle(batches)
@@ -162,12 +169,12 @@ def bucketed_plan(
 
 
 def _cut_by_tokens(
-    examples: Sequence[int], lengths: Sequence[tuple[int, int]], batch_tokens: int
+    examples: Sequence[int], lengths: Sequence[tuple[int, int]], batch_tokens: int, multiple: int
 ) -> Iterator[list[int]]:
     """Batches of at most so many target positions from examples whose lengths rise."""
     batch: list[int] = []
     for example in examples:
-        width = lengths[example][0] + 1  # the longest so far
+        width = round_up(lengths[example][0] + 1, multiple)  # the longest so far
         if batch and (len(batch) + 1) * width > batch_tokens:
             yield batch
             batch = []
@@ -176,18 +183,19 @@ def _cut_by_tokens(
         yield batch
 
 
-def make_batch(source: Sequence[list[int]], target: Sequence[list[int]]) -> Batch:
-    """A batch from token ids without EOS; both sides get one."""
+def make_batch(source: Sequence[list[int]], target: Sequence[list[int]], multiple: int = 1) -> Batch:
+    """A batch from token ids without EOS; both sides get one. Widths are multiples of ``multiple``."""
     return Batch(
-        source=source_tensors(source),
-        target=pad_rows([[*tokens, EOS] for tokens in target]),
+        source=source_tensors(source, multiple),
+        target=pad_rows([[*tokens, EOS] for tokens in target], multiple=multiple),
         lengths=torch.tensor([len(tokens) for tokens in target]),
     )
 
 
-def source_tensors(source: Sequence[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+def source_tensors(source: Sequence[list[int]], multiple: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
     """What the encoder reads: (B, S) tokens with EOS, padded, and (B,) their lengths, EOS counted."""
-    return pad_rows([[*tokens, EOS] for tokens in source]), torch.tensor([len(tokens) + 1 for tokens in source])
+    padded = pad_rows([[*tokens, EOS] for tokens in source], multiple=multiple)
+    return padded, torch.tensor([len(tokens) + 1 for tokens in source])
 
 
 def by_length(sentences: Sequence[Sequence[object]], batch_size: int) -> Iterator[list[int]]:

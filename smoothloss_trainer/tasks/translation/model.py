@@ -14,9 +14,10 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from smoothloss_trainer import devices
 from smoothloss_trainer.schema import PartialShare, Size
 from smoothloss_trainer.tasks import SequenceModel
-from smoothloss_trainer.tasks.recurrence import StepAttention, StepLinear, gru_cell, lstm_cell
+from smoothloss_trainer.tasks.recurrence import StepAttention, StepLinear, gru_cell, lstm_cell, run_padded
 from smoothloss_trainer.vocabulary import PAD
 
 
@@ -136,13 +137,21 @@ class AttentiveModel(SequenceModel):
         """Tokens (B, S) with EOS, padded, and their lengths (B,)."""
         tokens, lengths = source
         embedded = self.dropout(self.source_embedding(tokens))
-        packed = pack_padded_sequence(embedded, lengths.cpu(), batch_first=True, enforce_sorted=False)
-        values, _ = pad_packed_sequence(self.encoder(packed)[0], batch_first=True, total_length=tokens.shape[1])
+        values = self._read(embedded, lengths)
         padding = torch.arange(tokens.shape[1], device=tokens.device) >= lengths[:, None]
         mean = values.sum(1) / lengths[:, None]
         values = self.dropout(values)
         bias = torch.zeros_like(padding, dtype=values.dtype).masked_fill(padding, float("-inf"))
         return Memory(values, self.keys(values), bias, torch.tanh(self.start(mean)))
+
+    def _read(self, embedded: Tensor, lengths: Tensor) -> Tensor:
+        """The encoder's states (B, S, 2E), zeros behind each sentence."""
+        if not devices.on_host(lengths):
+            return run_padded(self.encoder, embedded, lengths)
+        packed = pack_padded_sequence(embedded, lengths, batch_first=True, enforce_sorted=False)
+        states, width = self.encoder(packed)[0], embedded.shape[1]
+        values: Tensor = pad_packed_sequence(states, batch_first=True, total_length=width)[0]
+        return values
 
     def decode(self, memory: Memory, inputs: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Teacher forcing: (B, T) tokens to (B, T, D) hidden states of the output layer."""

@@ -107,13 +107,15 @@ class TranslationTask(Task):
 
     def train_plan(self, epoch: int) -> Sequence[Sequence[int]]:
         """Length-bucketed batches."""
-        batch_size, batch_tokens = self.recipe.training.batch_size, self.recipe.data.batch_tokens
-        return bucketed_plan(self._lengths, batch_size, self.recipe.seed, epoch, batch_tokens=batch_tokens)
+        config, batch_tokens = self.recipe.training, self.recipe.data.batch_tokens
+        sizes = {"batch_tokens": batch_tokens, "multiple": config.pad_to_multiple_of}
+        return bucketed_plan(self._lengths, config.batch_size, self.recipe.seed, epoch, **sizes)
 
     def train_batch(self, examples: Sequence[int]) -> Batch:
         """The pairs of these numbers."""
         source, target = self._train_tokens
-        batch = make_batch([source[number] for number in examples], [target[number] for number in examples])
+        pairs = [source[number] for number in examples], [target[number] for number in examples]
+        batch = make_batch(*pairs, self.recipe.training.pad_to_multiple_of)
         return replace(batch, inputs=torch.tensor(examples))
 
     def training_references(self) -> References:

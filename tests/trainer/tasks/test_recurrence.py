@@ -7,11 +7,16 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from smoothloss_trainer.tasks import SequenceModel
+from smoothloss_trainer.config import LossConfig
+from smoothloss_trainer.losses import build_loss
+from smoothloss_trainer.tasks import Batch, SequenceModel
 from smoothloss_trainer.tasks.captioning.model import CaptioningModel, build_captioner
-from smoothloss_trainer.tasks.recurrence import gru_cell, lstm_cell
+from smoothloss_trainer.tasks.recurrence import gru_cell, lstm_cell, run_padded
 from smoothloss_trainer.tasks.translation.model import AttentiveModel, TranslationModel
 
 PLAIN = "smoothloss_trainer.tasks.recurrence._is_plain"
@@ -91,3 +96,62 @@ def test_a_second_backward_of_one_forward_adds_the_same() -> None:
     twice = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     for one, two in zip(once, twice, strict=True):
         torch.testing.assert_close(2 * one, two)
+
+
+@given(
+    lengths=st.lists(st.integers(1, 6), min_size=1, max_size=4),
+    more=st.integers(0, 3),
+    lstm=st.booleans(),
+    layers=st.integers(1, 3),
+    bias=st.booleans(),
+)
+def test_a_padded_run_equals_a_packed_one(lengths: list[int], more: int, lstm: bool, layers: int, bias: bool) -> None:
+    """States and all gradients; what is padded is as wild as it may be."""
+    torch.manual_seed(0)
+    kind = nn.LSTM if lstm else nn.GRU
+    rnn = kind(3, 2, layers, bias=bias, bidirectional=True, batch_first=True).double()
+    width = max(lengths) + more
+    inputs = torch.randn(len(lengths), width, 3, dtype=torch.float64)
+    inputs[torch.arange(width) >= torch.tensor(lengths)[:, None]] = 1e6
+    inputs.requires_grad_()
+    weight = torch.randn(len(lengths), width, 4, dtype=torch.float64)
+    packed = pack_padded_sequence(inputs, torch.tensor(lengths), batch_first=True, enforce_sorted=False)
+    expected = pad_packed_sequence(rnn(packed)[0], batch_first=True, total_length=width)[0]
+    wanted = [inputs, *rnn.parameters()]
+    gradients = torch.autograd.grad((expected * weight).sum(), wanted)
+    states = run_padded(rnn, inputs, torch.tensor(lengths))
+    torch.testing.assert_close(states, expected, rtol=1e-12, atol=1e-12)
+    for got, gradient in zip(torch.autograd.grad((states * weight).sum(), wanted), gradients, strict=True):
+        torch.testing.assert_close(got, gradient, rtol=1e-10, atol=1e-12)
+
+
+def test_a_padded_run_drops_between_layers_alone() -> None:
+    torch.manual_seed(0)
+    rnn = nn.GRU(3, 2, 2, bidirectional=True, batch_first=True, dropout=0.5)
+    inputs, lengths = torch.randn(4, 5, 3), torch.tensor([5, 5, 3, 1])
+    assert not torch.equal(*(run_padded(rnn, inputs, lengths) for _ in range(2)))
+    rnn.eval()
+    packed = pack_padded_sequence(inputs, lengths, batch_first=True)
+    expected = pad_packed_sequence(rnn(packed)[0], batch_first=True)[0]
+    torch.testing.assert_close(run_padded(rnn, inputs, lengths), expected)
+
+
+@pytest.mark.parametrize("name", ["gru", "lstm", "show_and_tell", "top_down"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"name": "mle", "label_smoothing": 0.1},
+        {"name": "mle", "consistency": 1.0},
+        {"name": "seq", "alpha": 0.4, "num_samples": 2},
+        {"name": "seq_lazy", "alpha": 0.4},
+        {"name": "seq", "alpha": 0.4, "sampler": "edit", "pool": "vocabulary"},
+    ],
+)
+def test_a_step_reads_no_value_of_a_device(name: str, settings: dict[str, Any]) -> None:
+    """On the device without memory there is none to be read."""
+    model, source = models()[name]
+    batch = Batch(source, torch.zeros(BATCH, STEPS, dtype=torch.int64), torch.full((BATCH,), 3))
+    loss = build_loss(LossConfig(**settings), None, 11)
+    away = torch.device("meta")
+    loss(model.to(away), batch.to(away), torch.Generator()).backward()
+    assert all(weight.grad is not None and weight.grad.device == away for weight in model.parameters())
