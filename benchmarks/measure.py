@@ -167,7 +167,8 @@ def peak_memory(function: Function, device: torch.device) -> float | None:
     """Return the MiB that one call needs at its peak beyond what was there before; None where that cannot be seen.
 
     On the CPU Linux counts resident pages on each processor apart, so that some MiB may be missing, and more where the
-    system takes cold pages of files from the process while it runs.
+    system takes cold pages of files from the process while it runs. What lies free at the end of a heap that cannot
+    shrink, since something else has moved the break, is used unseen: a process of its own has none.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
