@@ -80,6 +80,11 @@ def _world_size() -> int:
     return int(text)
 
 
+def _shards_on_cpus() -> bool:
+    """Whether torch's FSDP2 runs on CPUs: that of 2.6 asks their streams for what they have not."""
+    return hasattr(torch.cpu.Stream, "record_event")
+
+
 class Processes:
     """The processes of a training run, of which this is one.
 
@@ -116,6 +121,8 @@ class Processes:
             raise RunError('several processes need accelerate: pip install "smoothloss[train]"') from None
         if device not in ("auto", "cpu", "cuda"):
             raise RecipeError(f"device must be auto, cpu or cuda for several processes, got {device!r}")
+        if self.parallel == "fsdp" and choose_device(device).type == "cpu" and not _shards_on_cpus():
+            raise RecipeError(f"training.parallel fsdp on CPUs needs a newer torch, got {torch.__version__}; ddp runs")
         with _others():
             handlers = [InitProcessGroupKwargs(timeout=_TIMEOUT)]
             on_cpu = choose_device(device).type == "cpu"

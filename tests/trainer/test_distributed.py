@@ -16,7 +16,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from smoothloss_trainer import checkpoint
+from smoothloss_trainer import checkpoint, distributed
 from smoothloss_trainer.cli import main
 from smoothloss_trainer.config import Recipe
 from smoothloss_trainer.distributed import Processes
@@ -161,6 +161,16 @@ LOSSES = {
 }
 
 
+SHARDED = "fsdp" if distributed._shards_on_cpus() else "ddp"  # an older torch is refused, as the next test says
+
+
+def test_a_torch_that_shards_nothing_on_cpus_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(distributed, "_shards_on_cpus", lambda: False)
+    with pytest.raises(RecipeError, match=r"^training\.parallel fsdp on CPUs needs a newer torch, got .*; ddp runs$"):
+        Processes("cpu", "fsdp")
+
+
 def same(run: RunDirectory, other: RunDirectory, keys: Sequence[str]) -> float:
     """Return the largest difference between the metrics of two runs, which have the same lines of these."""
     lines = [[{k: line[k] for k in keys if k in line} for line in each.metrics()] for each in (run, other)]
@@ -182,7 +192,7 @@ def test_any_number_of_processes_trains_as_one_does(
         shared = ["--training.accumulate", str(accumulate), *words]
         return [[str(tmp_path / name), "--out", str(tmp_path / f"{name}.{out}"), *shared] for name in LOSSES]
 
-    fsdp, short = ("--training.parallel", "fsdp"), ("--training.max_steps", "2")
+    fsdp, short = ("--training.parallel", SHARDED), ("--training.max_steps", "2")
     two = [*jobs("ddp2", 2), *jobs("fsdp2", 2, *fsdp), *jobs("half", 2, *fsdp, *short)]
     four = [*jobs("ddp4", 1), *jobs("fsdp4", 1, *fsdp, "--training.workers", "1")]
     alone = [*jobs("one", 4), *jobs("half", 2, "--resume", "--training.max_steps", "null")]
@@ -217,7 +227,7 @@ def test_a_killed_process_ends_all_with_one_line_and_any_number_goes_on(
     tmp_path: Path, recipe_values: Callable[..., dict[str, Any]], victim: int
 ) -> None:
     file, broken, whole = tmp_path / "recipe.yaml", RunDirectory(tmp_path / "broken"), RunDirectory(tmp_path / "whole")
-    training = {"log_every": 1, "checkpoint_every": 2, "epochs": 1, "parallel": "ddp" if victim else "fsdp"}
+    training = {"log_every": 1, "checkpoint_every": 2, "epochs": 1, "parallel": "ddp" if victim else SHARDED}
     file.write_text(yaml.safe_dump(recipe_values(loss=LOSSES["lazy"], training=training)))
     ended = launch(2, [str(file), "--out", str(broken.path)], victim=victim, steps=3)
     assert [each.returncode for each in ended] == [-9 if rank == victim else 1 for rank in range(2)]
