@@ -2,7 +2,7 @@
 # Everything that needs an NVIDIA GPU, in two calls of at most nine minutes: the same command, twice.
 #
 #   bash benchmarks/gpu_check.sh     # build, gpu-marked tests (launches and graphs among them), the timings that count
-#   bash benchmarks/gpu_check.sh     # the rest: other shapes, rewards, samplers, compute-sanitizer, the demo
+#   bash benchmarks/gpu_check.sh     # the rest: other shapes, rewards, samplers, compute-sanitizer, the demo, training steps
 #
 # What matters comes first. A call runs, in the order of `all` below, the steps that no call before has ended, until its
 # time is up; so a third one does what two left over, and after a fault one calls again. Steps that were over their own

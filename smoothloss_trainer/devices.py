@@ -42,5 +42,5 @@ def sum_dtype(device: torch.device) -> torch.dtype:
 
 
 def on_host(tensor: Tensor) -> bool:
-    """Whether its values can be read without waiting for a device: what depends on them may then be left out."""
+    """Whether its values can be read without waiting for a device, so that padding can be found and left out."""
     return tensor.device.type == "cpu"

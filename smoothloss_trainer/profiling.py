@@ -47,12 +47,14 @@ def profile(recipe: Recipe, steps: int) -> dict[str, Any]:
         timed = [groups[number % len(groups)] for number in range(steps)]
         # Each shape is run and recorded before it is replayed.
         before = 2 * timed if recipe.training.graphs else [groups[number % len(groups)] for number in range(WARM_UP)]
-        chosen = before + timed
-        trainer.feed.begin([examples for group in chosen for _, examples, _ in trainer._own(group)])
-        times = [_time_step(trainer, group) for group in chosen]
+        trainer.feed.begin([examples for group in before + timed for _, examples, _ in trainer._own(group)])
+        for group in before:
+            _time_step(trainer, group)
+        trainer.progress.tokens = 0
+        times = [_time_step(trainer, group) for group in timed]
         [tokens] = processes.sum([trainer.progress.tokens])
         trainer.feed.end()
-        launches = _launches(trainer, chosen[-1])
+        launches = _launches(trainer, timed[-1])
         processes.close()
     seconds = sum(total for total, _ in times)
     return {
@@ -62,7 +64,7 @@ def profile(recipe: Recipe, steps: int) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "steps": steps,
         "tokens_per_second": tokens / seconds,
-        **_summary(times[len(before) :]),
+        **_summary(times),
         "launches": launches,
     }
 

@@ -10,9 +10,12 @@ from typing import Any
 import pytest
 import yaml
 
+from smoothloss_trainer import profiling
 from smoothloss_trainer.cli import main
 from smoothloss_trainer.config import Recipe
 from smoothloss_trainer.profiling import profile, table
+from smoothloss_trainer.tasks import task_class
+from smoothloss_trainer.trainer import Trainer
 
 REWARD = {"name": "bleu", "normalize": "batch"}
 
@@ -46,3 +49,18 @@ def test_the_command_prints_a_table_and_writes_json(
             assert ended.code == 2
         assert "Traceback" not in capsys.readouterr().err
     assert {path.name for path in tmp_path.iterdir()} == {"mine.yaml", "profile.json"}
+
+
+def test_tokens_are_those_of_the_steps_that_are_timed(
+    make_recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def a_second(trainer: Trainer, group: Any) -> tuple[float, dict[str, float]]:
+        trainer._step(group)
+        return 1.0, {"forward": 0.5}
+
+    monkeypatch.setattr(profiling, "_time_step", a_second)
+    recipe = make_recipe()
+    task = task_class(recipe.task)(recipe)
+    lengths = [task.train_batch(examples).lengths for examples in task.train_plan(0)[:4]]
+    expected = sum(int(each.sum()) + len(each) for each in lengths) / 4
+    assert profile(recipe, steps=4)["tokens_per_second"] == pytest.approx(expected)
