@@ -27,8 +27,8 @@ $(STAMP): $(BIN)/python $(BUILT_FROM)
 
 # Triton's interpreter is chosen by the environment when triton is imported, so its tests have a process of their own.
 INTERPRETED := backends/test_triton_interpreter.py backends/test_triton_jensen_shannon.py \
-    backends/test_triton_statistics.py backends/test_triton_targets.py \
-    ops/test_ignored_positions.py ops/test_prior.py sampling/test_hamming_implementations.py \
+    backends/test_triton_statistics.py backends/test_triton_targets.py backends/test_triton_products.py \
+    ops/test_compensated.py ops/test_ignored_positions.py ops/test_prior.py sampling/test_hamming_implementations.py \
     sampling/test_edit_implementations.py
 test: $(STAMP)
 	$(BIN)/python -m pytest -n auto --dist worksteal $(addprefix tests/,$(TESTS)) $(PYTEST_ARGS)

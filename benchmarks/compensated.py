@@ -1,11 +1,13 @@
 """Measures the linear op's option ``tail="compensated"`` on models of `benchmarks.language_models`.
 
     python -m benchmarks.compensated build/heads/coco/step_*.safetensors --out benchmarks/results/compensated_cpu.json
+    python -m benchmarks.compensated --made 128256x4096 --rows 4096 --device cuda --out build/compensated_cuda.json
 
 One interleaved run times forward and backward of `functional.linear_cross_entropy` in bfloat16: the three products
-alone in the dtypes that they have on this machine, dense, compensated, and filtered: the same columns, and nothing put
+alone in the dtypes that they have there, dense, compensated, and filtered: the same columns, and nothing put
 back, as Cut Cross-Entropy does. With ``--threads 1`` times are the process's own and not the wall's. Errors of dX and
-dW are against float64, in units of those of the dense op.
+dW are against float64, in units of those of the dense op. A head that is made has words as frequent as Zipf says and
+rows as certain as a trained model's.
 benchmarks/NOTES.md has the mathematics.
 """
 
@@ -14,8 +16,9 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,14 +27,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import smoothloss.functional as F
-from benchmarks.measure import Function, Row, interleaved, markdown, write_json
+from benchmarks.measure import Function, Row, interleaved, markdown, work_ahead, write_json
 from smoothloss.ops import linear_passes
-from smoothloss.ops.compensated import CompensatedSums, Parts
+from smoothloss.ops.compensated import CompensatedSums
+from smoothloss.ops.compensated_columns import Parts
 from smoothloss.ops.linear_layer import LinearLayer, matmul
 
 COLUMNS = {
     "file": "model", "rows": "rows", "classes": "V", "entropy": "entropy", "label_smoothing": "eps",
-    "tolerance": "tolerance", "what": "what", "columns_kept": "columns kept", "of_gemms": "of the three products",
+    "tolerance": "tolerance", "what": "what", "ms": "ms", "columns_kept": "columns kept",
+    "of_gemms": "of the three products",
     "d_input_error_of_rounding": "error of dX / dense's", "d_weight_error_of_rounding": "of dW / dense's",
 }  # fmt: skip
 
@@ -49,9 +54,9 @@ class Filtered(CompensatedSums):
 
 
 @contextmanager
-def recorded(kind: type[CompensatedSums] = CompensatedSums) -> Iterator[list[int]]:
+def recorded(kind: type[CompensatedSums] = CompensatedSums) -> Iterator[list[int | Tensor]]:
     """Let the linear op sum as `kind` does while the context is open, and record the columns kept of each chunk."""
-    kept: list[int] = []
+    kept: list[int | Tensor] = []
 
     class Recording(kind):  # type: ignore[misc, valid-type]
         def add_chunk(self, rows: slice | None, d_logits: Tensor) -> None:
@@ -75,12 +80,30 @@ class Head(NamedTuple):
     labels: Tensor
 
 
-def head_of(path: Path, rows: int) -> Head:
+def head_of(path: Path, rows: int, device: torch.device) -> Head:
     """Return what a saved model's classifier sees of its first rows."""
     saved = load_file(path)
-    hidden, weight, bias = (saved[name].bfloat16() for name in ("hidden", "weight", "bias"))
+    hidden, weight, bias = (saved[name].to(device, torch.bfloat16) for name in ("hidden", "weight", "bias"))
     leaves = [tensor.requires_grad_() for tensor in (hidden[:rows].clone(), weight, bias)]
-    return Head(*leaves, saved["labels"][:rows])
+    return Head(*leaves, saved["labels"][:rows].to(device))
+
+
+def made_head(classes: int, width: int, rows: int, entropy: float, device: torch.device) -> Head:
+    """Return normal hidden states and weights, and biases of Zipf's law, of rows of a mean entropy in nats."""
+    generator = torch.Generator(device).manual_seed(0)
+    hidden, weight = (torch.randn(size, width, generator=generator, device=device) for size in (rows, classes))
+    bias = -torch.arange(2, classes + 2, device=device).log()
+    weight *= width**-0.5
+    low, high = 0.0, 20.0
+    for _ in range(12):  # the larger the hidden states, the more certain a row
+        scale = (low + high) / 2
+        log_p = torch.addmm(bias, hidden[:64] * scale, weight.t()).log_softmax(-1)
+        is_uncertain = float(-(log_p.exp() * log_p).sum(-1).mean()) > entropy
+        low, high = (scale, high) if is_uncertain else (low, scale)
+    leaves = [tensor.bfloat16().requires_grad_() for tensor in (hidden * scale, weight, bias)]
+    shares = (torch.addmm(bias, part * scale, weight.t()).softmax(-1) for part in hidden.split(256))
+    labels = torch.cat([torch.multinomial(share, 1, generator=generator)[:, 0] for share in shares])
+    return Head(*leaves, labels)
 
 
 def gradients(head: Head, smoothing: float, **options: Any) -> tuple[Tensor, ...]:
@@ -98,7 +121,7 @@ def exact(head: Head, smoothing: float) -> tuple[Tensor, Tensor, float]:
     log_p = torch.addmm(bias, hidden, weight.t()).log_softmax(-1)
     entropy = float(-(log_p.exp() * log_p).sum(-1).mean())
     d_logits = log_p.exp_().sub_(smoothing / len(weight))
-    d_logits[torch.arange(len(hidden)), labels.long()] -= 1 - smoothing
+    d_logits[torch.arange(len(hidden), device=labels.device), labels.long()] -= 1 - smoothing
     return d_logits @ weight / len(hidden), d_logits.t() @ hidden / len(hidden), entropy
 
 
@@ -122,9 +145,9 @@ def products(head: Head) -> Function:
     return make
 
 
-def measured(path: Path, rows: int, tolerance: float, smoothing: float, repeats: int) -> list[Row]:
-    """Return the rows of one saved model."""
-    head = head_of(path, rows)
+def measured(head: Head, name: str, tolerance: float, smoothing: float, repeats: int) -> list[Row]:
+    """Return the rows of one head."""
+    device = head.hidden.device
     how: dict[str, Any] = {"tail": "compensated", "tail_tolerance": tolerance}
 
     def filtered() -> tuple[Tensor, ...]:
@@ -137,14 +160,16 @@ def measured(path: Path, rows: int, tolerance: float, smoothing: float, repeats:
         "compensated": lambda: gradients(head, smoothing, **how),
     }
     # One thread's own time, where the machine does other things too.
-    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
-    times = interleaved({"three products": products(head), **ways}, torch.device("cpu"), repeats, 1, clock=clock)
+    clock = time.process_time if torch.get_num_threads() == 1 and device.type == "cpu" else time.perf_counter
+    times = interleaved(
+        {"three products": products(head), **ways}, device, repeats, 1, clock=clock, ahead=work_ahead(device)
+    )
     *expected, entropy = exact(head, smoothing)
     rounding = [error(got, want) for got, want in zip(ways["dense"](), expected, strict=False)]  # type: ignore[call-overload]
     with recorded() as kept:
         ways["compensated"]()
     common = {
-        "suite": "compensated", "file": f"{path.parent.name}/{path.stem}", "rows": len(head.hidden),
+        "suite": "compensated", "file": name, "rows": len(head.hidden),
         "classes": len(head.weight), "hidden": head.hidden.shape[1], "dtype": "bfloat16",
         "compute_dtype": str(LinearLayer(*head[:3]).compute).removeprefix("torch."), "entropy": entropy,
         "labels_distinct": len(head.labels.unique()), "label_smoothing": smoothing, "tolerance": tolerance,
@@ -156,7 +181,7 @@ def measured(path: Path, rows: int, tolerance: float, smoothing: float, repeats:
         errors = [error(got, want) for got, want in zip(way(), expected, strict=False)]  # type: ignore[call-overload]
         found.append({
             **common, "what": what, **times[what], "of_gemms": times[what]["ms"] / times["three products"]["ms"],
-            "columns_kept": 1.0 if what == "dense" else kept[0] / len(head.weight),
+            "columns_kept": 1.0 if what == "dense" else int(kept[0]) / len(head.weight),
             "d_input_error_of_rounding": errors[0] / rounding[0],
             "d_weight_error_of_rounding": errors[1] / rounding[1],
         })  # fmt: skip
@@ -166,7 +191,10 @@ def measured(path: Path, rows: int, tolerance: float, smoothing: float, repeats:
 def main(arguments: list[str] | None = None) -> int:
     """Measure, print, write; return 0."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="+", type=Path, help="of benchmarks.language_models")
+    parser.add_argument("files", nargs="*", type=Path, help="of benchmarks.language_models")
+    parser.add_argument("--made", nargs="*", default=[], metavar="VxD", help="heads to make")
+    parser.add_argument("--entropy", type=float, nargs="+", default=[3.0], help="of the heads that are made, in nats")
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     parser.add_argument("--rows", type=int, nargs="+", default=[1280], help="rows of the chunk")
     parser.add_argument("--tolerance", type=float, nargs="+", default=[0.5, 1.0], help="in units of bfloat16 rounding")
     parser.add_argument("--smoothing", type=float, nargs="+", default=[0.0])
@@ -176,15 +204,27 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
+    heads: list[tuple[str, Callable[..., Head]]] = [
+        (f"{path.parent.name}/{path.stem}", partial(head_of, path, device=options.device)) for path in options.files
+    ]
+    for made in options.made:
+        classes, width = map(int, made.split("x"))
+        heads += [
+            (f"made, {entropy} nats", partial(made_head, classes, width, entropy=entropy, device=options.device))
+            for entropy in options.entropy
+        ]
+    if not heads:
+        parser.error("files: got none, expected one or more, or --made")
     found: list[Row] = []
-    for path in options.files:
+    for name, head in heads:
         for rows in options.rows:
+            own = head(rows=rows)
             for smoothing in options.smoothing:
                 for tolerance in options.tolerance:
-                    print(f"{path}: {rows} rows, tolerance {tolerance}", file=sys.stderr)
-                    found += measured(path, rows, tolerance, smoothing, options.repeats)
+                    print(f"{name}: {rows} rows, tolerance {tolerance}", file=sys.stderr)
+                    found += measured(own, name, tolerance, smoothing, options.repeats)
     print(markdown(found, COLUMNS))
-    write_json(options.out, torch.device("cpu"), found)
+    write_json(options.out, options.device, found)
     return 0
 
 

@@ -31,7 +31,7 @@ wheel=${WHEEL:+$(realpath -m "$WHEEL")}
 total=${TOTAL:-535}
 device=${DEVICE:-cuda}
 last=25   # of the total, for the table of targets and the report, which come last
-all="build describe tests lazy logits linear sampling rewards sanitizer demo training exact logits32 logits_wide linear_more statistics"
+all="build describe tests lazy logits linear compensated sampling rewards sanitizer demo training exact logits32 logits_wide linear_more statistics"
 
 # Of everything that is built or run: other sources begin anew.
 key=$(cd "$root" && find csrc cmake smoothloss smoothloss_trainer benchmarks tests pyproject.toml CMakeLists.txt -type f \
@@ -181,6 +181,15 @@ training() {
         --out "$rows/training/recorded_step.json"
 }
 
+# Fewer columns in the gradient products: Llama 3's classifier and rows of 2 and 3 nats.
+compensated() {
+    local shape=128256x4096 rows_of_chunk=4096
+    [[ $device == cpu ]] && shape=501x16 rows_of_chunk=300
+    mkdir -p "$rows/compensated"
+    "$python" -m benchmarks.compensated --made "$shape" --rows "$rows_of_chunk" --entropy 2 3 --tolerance 1 1.4 \
+        --repeats 15 --device "$device" --out "$rows/compensated/compensated.json"
+}
+
 run_benchmark() {
     local quick=()
     [[ $device == cpu ]] && quick=(--quick --shapes 64x501x32)
@@ -217,6 +226,7 @@ run() {
     lazy) bench lazy lazy 45 --shapes coco ;;
     logits) bench logits logits 60 --dtype bfloat16 --shapes coco llama3 32k ;;
     linear) bench linear linear 60 --shapes llama3 ;;
+    compensated) step compensated 90 bash -c compensated ;;
     sampling) bench sampling sampling 10 ;;
     rewards) bench rewards rewards 20 ;;
     sanitizer) step sanitizer 110 bash -c sanitize_all ;;
@@ -231,7 +241,7 @@ run() {
     esac
 }
 
-export -f build install_peers describe run_tests sanitize sanitize_all demo training run_benchmark judge
+export -f build install_peers describe run_tests sanitize sanitize_all demo training compensated run_benchmark judge
 export root state python site peers wheel logs rows device
 
 export PYTHONPATH=$site

@@ -19,6 +19,7 @@ from smoothloss.backends.common import (
 )
 from smoothloss.ops import vocabulary_parallel
 from smoothloss.ops.checks import is_debugging
+from smoothloss.ops.compensated import unavailable_on_cuda
 from smoothloss.ops.cross_entropy import cross_entropy
 from smoothloss.ops.linear_cross_entropy import Linear, linear_cross_entropy
 from smoothloss.ops.slices import is_distributed, slice_of_linear, slice_of_logits
@@ -74,12 +75,14 @@ def _checked_tail(input: Tensor, options: Options, group: Any) -> float | None:
     if options.tail == "exact":
         return None
     for got, expected, is_possible in (
-        (f"an input on {input.device}", "one on the CPU", input.device.type == "cpu"),
+        (f"an input on {input.device}", "one on the CPU or CUDA", input.device.type in ("cpu", "cuda")),
         (f"an input of {input.dtype}", "torch.bfloat16", input.dtype == torch.bfloat16),
         ("classes that are split over processes", "all of them here", group is None),
     ):
         if not is_possible:
             raise ValueError(f"tail: got 'compensated' for {got}, expected {expected}")
+    if input.is_cuda and (reason := unavailable_on_cuda()):
+        raise ValueError(f"tail: got 'compensated' for an input on {input.device}, expected one on the CPU: {reason}")
     return options.tail_tolerance
 
 

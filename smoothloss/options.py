@@ -88,9 +88,10 @@ class LinearOptions(CallOptions, total=False):
         tail: "compensated" leaves out of the two products of the gradients the classes that bfloat16 cannot see in a
             chunk of rows, and puts a product of low rank back for them; the loss stays what it is, and so do entries
             of the target, uniform mass and `prior` in the gradients. Where this takes more than half of the classes,
-            or a chunk has fewer than 256 rows or a table with an exact tail, all are multiplied. For bfloat16 on the
-            CPU, with "mean" or "sum", ``memory="fast"`` and no entropy. It pays where most classes are improbable in
-            all rows.
+            or a chunk has fewer than 256 rows or a table with an exact tail, all are multiplied. For bfloat16, with
+            "mean" or "sum", ``memory="fast"`` and no entropy; on CUDA with torch 2.8 or newer and Triton, where it
+            takes half as much scratch again and the host does not wait to know how many classes are left. It pays
+            where most classes are improbable in all rows.
         tail_tolerance: how much that may err in the gradients of `input` and `linear_weight`, each as a whole
             (Frobenius), in units of what rounding them to bfloat16 errs, 0.17 %. The error is measured at random: it
             is more than twice the tolerance with a probability of less than 0.001.

@@ -376,6 +376,50 @@ def test_autocast_changes_nothing_within_a_loss(impl: str, name: str, kl: bool) 
         assert torch.equal(LOSSES[name](logits, kl=kl, impl=impl), expected)
 
 
+@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"reduction": reduction, "memory": memory} for reduction in ("mean", "none") for memory in ("fast", "low")),
+        {"label_smoothing": 0.1, "entropy": 0.1, "reduction": "none", "chunk_bytes": 4 * 300 * 50},
+        {"tail": "compensated"},
+    ],
+)
+def test_autocast_changes_nothing_within_a_backward(options: dict[str, Any], batched: bool) -> None:
+    """Not even of those that come in several at a time, which go through torch's own operators."""
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(n, D, generator=generator).bfloat16().requires_grad_() for n in (300, 50))
+    target = torch.arange(300) % 50
+
+    def run() -> tuple[Tensor, ...]:
+        loss = F.linear_cross_entropy(hidden, weight, target, **options)
+        shape = (2, *loss.shape) if batched else loss.shape
+        grad = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=loss.dtype)
+        return torch.autograd.grad(loss, (hidden, weight), grad, is_grads_batched=batched)
+
+    expected = run()
+    with torch.autocast("cpu", torch.bfloat16):
+        for got, want in zip(run(), expected, strict=True):
+            assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_autocast_changes_nothing_within_the_backward_of_statistics(batched: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(n, D, generator=generator).bfloat16().requires_grad_() for n in (20, 50))
+
+    def run() -> tuple[Tensor, ...]:
+        found = F.linear_token_statistics(hidden, weight, torch.arange(20)[:, None])
+        outputs = [found.log_prob, found.entropy, found.logsumexp]
+        grads = [torch.ones((2, *each.shape) if batched else each.shape, dtype=each.dtype) for each in outputs]
+        return torch.autograd.grad(outputs, (hidden, weight), grads, is_grads_batched=batched)
+
+    expected = run()
+    with torch.autocast("cpu", torch.bfloat16):
+        for got, want in zip(run(), expected, strict=True):
+            assert torch.equal(got, want)
+
+
 @pytest.mark.filterwarnings("ignore:DTensor random operators may not:UserWarning")  # of torch 2.6
 def test_a_dtensor_is_taken_or_told_what_to_do() -> None:
     distributed = pytest.importorskip("torch.distributed.tensor")

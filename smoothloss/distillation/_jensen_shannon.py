@@ -197,7 +197,8 @@ class _JensenShannon(torch.autograd.Function):
         rows, weight, bias, saved, *packed = ctx.saved_tensors
         teacher, how = Spread(*packed), ctx.how
         if is_batched(grad):
-            return *_batched(grad, rows, weight, bias, teacher, how), None, None
+            with without_autocast(rows.device.type):
+                return *_batched(grad, rows, weight, bias, teacher, how), None, None
         with torch.no_grad():
             results = _backward(grad, rows, weight, bias, teacher, saved, how)
         wanted = [result if use else None for result, use in zip(results, how.wanted, strict=True)]
@@ -216,8 +217,7 @@ def _batched(
         if leaves[1] is not None:
             dtype = accumulator_dtype(rows.dtype)
             wide = [None if leaf is None else leaf.to(dtype) for leaf in leaves]
-            with without_autocast(rows.device.type):
-                logits = torch.nn.functional.linear(*wide)  # type: ignore[arg-type]
+            logits = torch.nn.functional.linear(*wide)  # type: ignore[arg-type]
         losses = definition(logits, teacher, how.beta, how.row)
     asked = [leaf for leaf, use in zip(leaves, how.wanted, strict=True) if use and leaf is not None]
     results = iter(torch.autograd.grad([losses], asked, [grad]))

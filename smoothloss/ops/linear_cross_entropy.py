@@ -153,7 +153,8 @@ class _LinearCrossEntropyRecompute(torch.autograd.Function):
         with torch.no_grad():
             if is_batched(grad):
                 saved = (scale, inputs, weight, bias, statistics, target)
-                return *_batched(grad, *saved, ctx.options, ctx.wanted, ctx.impl), None
+                with without_autocast(inputs.device.type):
+                    return *_batched(grad, *saved, ctx.options, ctx.wanted, ctx.impl), None
             grads = recomputed(grad, scale, inputs, weight, bias, statistics, target, *how)
         return *differentiable_once(_cast(grads, ctx.wanted), inputs, weight, bias, grad), None
 

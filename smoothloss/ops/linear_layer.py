@@ -22,7 +22,7 @@ from smoothloss.backends.native import linear as native_linear
 # gradients of 4,096 at V = 128,256 in 16 bits.
 DEFAULT_CHUNK_BYTES = {"cpu": 256 << 20, "cuda": 3 << 29}
 _IS_X86 = platform.machine() in ("x86_64", "AMD64")
-_HAS_OUT_DTYPE = "dtype" in torch.ops.aten.mm.overloads()  # torch >= 2.8, on CUDA
+HAS_OUT_DTYPE = "dtype" in torch.ops.aten.mm.overloads()  # torch >= 2.8, on CUDA
 
 
 def default_chunk_bytes(device: torch.device) -> int:
@@ -135,7 +135,7 @@ class LinearLayer:
         if scratch.shape != (inputs.shape[0], weight.shape[0]):
             out = scratch.view(-1)[: inputs.shape[0] * weight.shape[0]].view(inputs.shape[0], weight.shape[0])
         bias = self.bias if classes is None or self.bias is None else self.bias[classes]
-        if self.compute == self.accumulator or _can_widen(inputs.device.type):
+        if self.compute == self.accumulator or can_widen(inputs.device.type):
             matmul(inputs, weight.t(), out)
         elif native_linear.has_widening_matmul(inputs.device.type, self.compute):
             native_linear.widening_matmul(inputs, weight, out, bias)
@@ -252,7 +252,7 @@ def matmul(a: Tensor, b: Tensor, out: Tensor) -> None:
     """Compute ``out = a @ b`` in the dtype of `out`, with 16-bit operands where the GEMM can do that."""
     if a.dtype == out.dtype:
         torch.mm(a, b, out=out)
-    elif _can_widen(a.device.type):
+    elif can_widen(a.device.type):
         torch.mm(a, b, out_dtype=out.dtype, out=out)
     else:
         out.copy_(torch.mm(a, b))  # accumulated in float32, rounded once
@@ -260,7 +260,7 @@ def matmul(a: Tensor, b: Tensor, out: Tensor) -> None:
 
 def column_sums(matrix: Tensor, dtype: torch.dtype) -> Tensor:
     """Return ``matrix.sum(0, dtype=dtype)``."""
-    if matrix.dtype == dtype or not (_can_widen(matrix.device.type) or _has_own_widening(matrix, dtype)):
+    if matrix.dtype == dtype or not (can_widen(matrix.device.type) or _has_own_widening(matrix, dtype)):
         return matrix.sum(0, dtype=dtype)
     # torch's sum makes a wide copy first: on CUDA a scratch of four times a matrix (4096, 2688) in bfloat16, on the CPU
     # ten times as much time. A product has neither.
@@ -285,7 +285,7 @@ def addmm(total: Tensor, a: Tensor, b: Tensor) -> None:
     """Compute ``total += a @ b`` in the dtype of `total`."""
     if a.dtype == total.dtype:
         total.addmm_(a, b)
-    elif _can_widen(a.device.type):
+    elif can_widen(a.device.type):
         torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
     else:
         total += torch.mm(a, b)
@@ -293,12 +293,13 @@ def addmm(total: Tensor, a: Tensor, b: Tensor) -> None:
 
 def gradient_dtype(device_type: str, dtype: torch.dtype) -> torch.dtype:
     """Return the dtype of unscaled gradients of a layer of `dtype`: wide, but where the GEMMs round to bfloat16."""
-    rounds = dtype == torch.bfloat16 and has_fast_gemm(device_type, dtype) and not _can_widen(device_type)
+    rounds = dtype == torch.bfloat16 and has_fast_gemm(device_type, dtype) and not can_widen(device_type)
     return dtype if rounds else accumulator_dtype(dtype)
 
 
-def _can_widen(device_type: str) -> bool:
-    return _HAS_OUT_DTYPE and device_type == "cuda"
+def can_widen(device_type: str) -> bool:
+    """Return whether torch's GEMMs of 16-bit operands have float32 results."""
+    return HAS_OUT_DTYPE and device_type == "cuda"
 
 
 def has_fast_gemm(device_type: str, dtype: torch.dtype) -> bool:

@@ -82,11 +82,11 @@ def batched(
         statistics: the statistics of leaves with the values of the sources.
         sources: what they are to be differentiated in.
     """
-    with torch.enable_grad():
+    with torch.enable_grad(), without_autocast(sources[0].device.type):
         leaves = [source.detach().requires_grad_() for source in sources]
         outputs = statistics(*leaves)
-    pairs = [(output, grad) for output, grad in zip(outputs, grads, strict=False) if grad is not None]
-    return torch.autograd.grad([output for output, _ in pairs], leaves, [grad for _, grad in pairs])
+        pairs = [(output, grad) for output, grad in zip(outputs, grads, strict=False) if grad is not None]
+        return torch.autograd.grad([output for output, _ in pairs], leaves, [grad for _, grad in pairs])
 
 
 class _TokenStatistics(torch.autograd.Function):

@@ -38,6 +38,7 @@ from smoothloss.backends.common import (
     StatisticsGradients,
     TableRows,
 )
+from smoothloss.backends.triton import products
 from smoothloss.backends.triton.config import (
     CONFIGS,
     DENSE_CONFIGS,
@@ -302,6 +303,26 @@ def test_draws_compile_without_stack(architecture: int, monkeypatch: pytest.Monk
         for max_insertions in (1, 4):
             EditSampler(0.3, BatchPool(), max_insertions=max_insertions, impl="triton")(target, None, 3)
     compile_all(recorded, architecture, tmp_path)
+
+
+@pytest.mark.parametrize("architecture", slow_but((90,), ARCHITECTURES))
+def test_products_compile_without_stack(architecture: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """On tensor cores, fed by copies of 16 bytes, with no more shared memory than consumers' GPUs have."""
+    recorded: list[Launch] = []
+    for name in ("_copy_columns_kernel", "_add_rows_kernel", "_add_to_rows_kernel"):
+        monkeypatch.setattr(products, name, Recorder(getattr(products, name), recorded))
+    matrix, kept = torch.zeros(4, 96, dtype=BF16), torch.zeros(96, dtype=torch.int32)
+    columns = products.KeptColumns(matrix, kept, torch.zeros((), dtype=torch.int64), 48)
+    columns.add_rows(torch.zeros(4, 16), torch.zeros(96, 16, dtype=BF16))
+    columns.add_to_rows(torch.zeros(96, 16), torch.zeros(4, 16, dtype=BF16))
+    compile_all(recorded, architecture, tmp_path)
+    for launch in recorded[1:]:
+        what, options = source(launch)
+        binary = triton.compile(what, target=GPUTarget("cuda", architecture, 32), options=options)
+        assert binary.metadata.shared <= 99 << 10
+        ptx = binary.asm["ptx"]
+        assert any(name in ptx for name in ("mma.sync", "wgmma.mma_async", "tcgen05.mma"))
+        assert ptx.count("cp.async.cg.shared.global") >= 12  # which is always 16 bytes
 
 
 def test_the_prior_of_edits_rounds_as_its_definition_does(monkeypatch: pytest.MonkeyPatch) -> None:

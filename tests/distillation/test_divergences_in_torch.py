@@ -101,6 +101,22 @@ def test_autocast(divergence: str, missing: str, version: Callable[..., Tensor])
     torch.testing.assert_close(loss, narrow)
 
 
+@cells
+@pytest.mark.parametrize("batched", [False, True])
+def test_autocast_changes_nothing_within_a_backward(divergence: str, missing: str, batched: bool) -> None:
+    leaves = [tensor.bfloat16().requires_grad_() for tensor in layer(torch.float32)]
+
+    def run() -> tuple[Tensor, ...]:
+        loss = distillation.linear_loss(*leaves, teacher_of(torch.float32), divergence=divergence, missing=missing)
+        grad = torch.ones(2, dtype=loss.dtype) if batched else torch.ones((), dtype=loss.dtype)
+        return torch.autograd.grad(loss, leaves, grad, is_grads_batched=batched)
+
+    expected = run()
+    with torch.autocast("cpu", torch.bfloat16):
+        for got, want in zip(run(), expected, strict=True):
+            assert torch.equal(got, want)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_a_teacher_of_any_dtype(dtype: torch.dtype) -> None:
     hidden, weight = layer()
