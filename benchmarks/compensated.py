@@ -1,13 +1,11 @@
 """Measures the linear op's option ``tail="compensated"`` on models of `benchmarks.language_models`.
 
     python -m benchmarks.compensated build/heads/coco/step_*.safetensors --out benchmarks/results/compensated_cpu.json
-    python -m benchmarks.compensated --made 128256x4096 --rows 4096 --device cuda --out build/compensated_cuda.json
 
 One interleaved run times forward and backward of `functional.linear_cross_entropy` in bfloat16: the three products
 alone in the dtypes that they have there, dense, compensated, and filtered: the same columns, and nothing put
 back, as Cut Cross-Entropy does. With ``--threads 1`` times are the process's own and not the wall's. Errors of dX and
-dW are against float64, in units of those of the dense op. A head that is made has words as frequent as Zipf says and
-rows as certain as a trained model's.
+dW are against float64, in units of those of the dense op.
 benchmarks/NOTES.md has the mathematics.
 """
 
@@ -16,9 +14,8 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -86,24 +83,6 @@ def head_of(path: Path, rows: int, device: torch.device) -> Head:
     hidden, weight, bias = (saved[name].to(device, torch.bfloat16) for name in ("hidden", "weight", "bias"))
     leaves = [tensor.requires_grad_() for tensor in (hidden[:rows].clone(), weight, bias)]
     return Head(*leaves, saved["labels"][:rows].to(device))
-
-
-def made_head(classes: int, width: int, rows: int, entropy: float, device: torch.device) -> Head:
-    """Return normal hidden states and weights, and biases of Zipf's law, of rows of a mean entropy in nats."""
-    generator = torch.Generator(device).manual_seed(0)
-    hidden, weight = (torch.randn(size, width, generator=generator, device=device) for size in (rows, classes))
-    bias = -torch.arange(2, classes + 2, device=device).log()
-    weight *= width**-0.5
-    low, high = 0.0, 20.0
-    for _ in range(12):  # the larger the hidden states, the more certain a row
-        scale = (low + high) / 2
-        log_p = torch.addmm(bias, hidden[:64] * scale, weight.t()).log_softmax(-1)
-        is_uncertain = float(-(log_p.exp() * log_p).sum(-1).mean()) > entropy
-        low, high = (scale, high) if is_uncertain else (low, scale)
-    leaves = [tensor.bfloat16().requires_grad_() for tensor in (hidden * scale, weight, bias)]
-    shares = (torch.addmm(bias, part * scale, weight.t()).softmax(-1) for part in hidden.split(256))
-    labels = torch.cat([torch.multinomial(share, 1, generator=generator)[:, 0] for share in shares])
-    return Head(*leaves, labels)
 
 
 def gradients(head: Head, smoothing: float, **options: Any) -> tuple[Tensor, ...]:
@@ -191,9 +170,7 @@ def measured(head: Head, name: str, tolerance: float, smoothing: float, repeats:
 def main(arguments: list[str] | None = None) -> int:
     """Measure, print, write; return 0."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="*", type=Path, help="of benchmarks.language_models")
-    parser.add_argument("--made", nargs="*", default=[], metavar="VxD", help="heads to make")
-    parser.add_argument("--entropy", type=float, nargs="+", default=[3.0], help="of the heads that are made, in nats")
+    parser.add_argument("files", nargs="+", type=Path, help="of benchmarks.language_models")
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     parser.add_argument("--rows", type=int, nargs="+", default=[1280], help="rows of the chunk")
     parser.add_argument("--tolerance", type=float, nargs="+", default=[0.5, 1.0], help="in units of bfloat16 rounding")
@@ -204,25 +181,14 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    heads: list[tuple[str, Callable[..., Head]]] = [
-        (f"{path.parent.name}/{path.stem}", partial(head_of, path, device=options.device)) for path in options.files
-    ]
-    for made in options.made:
-        classes, width = map(int, made.split("x"))
-        heads += [
-            (f"made, {entropy} nats", partial(made_head, classes, width, entropy=entropy, device=options.device))
-            for entropy in options.entropy
-        ]
-    if not heads:
-        parser.error("files: got none, expected one or more, or --made")
     found: list[Row] = []
-    for name, head in heads:
+    for path in options.files:
         for rows in options.rows:
-            own = head(rows=rows)
+            head = head_of(path, rows, options.device)
             for smoothing in options.smoothing:
                 for tolerance in options.tolerance:
-                    print(f"{name}: {rows} rows, tolerance {tolerance}", file=sys.stderr)
-                    found += measured(own, name, tolerance, smoothing, options.repeats)
+                    print(f"{path}: {rows} rows, tolerance {tolerance}", file=sys.stderr)
+                    found += measured(head, f"{path.parent.name}/{path.stem}", tolerance, smoothing, options.repeats)
     print(markdown(found, COLUMNS))
     write_json(options.out, options.device, found)
     return 0

@@ -97,11 +97,14 @@ def heads(model: LanguageModel, text: Text, rows: int) -> dict[str, Tensor]:
     model.eval()
     hidden, labels = [], []
     for start in range(0, HELD_OUT, BATCH):
-        inputs, target = batch(text.sentences[start : min(start + BATCH, HELD_OUT)])
+        inputs, target = (
+            tensor.to(model.bias.device) for tensor in batch(text.sentences[start : min(start + BATCH, HELD_OUT)])
+        )
         hidden.append(model(inputs)[target != IGNORED])
         labels.append(target[target != IGNORED])
     model.train()
     first = torch.randperm(len(torch.cat(labels)), generator=torch.Generator().manual_seed(0))[:rows]
+    first = first.to(model.bias.device)
     found = {"hidden": torch.cat(hidden)[first], "labels": torch.cat(labels)[first]}
     return {**found, "weight": model.embedding.weight.detach().clone(), "bias": model.bias.detach().clone()}
 
@@ -115,7 +118,8 @@ def perplexity(found: dict[str, Tensor]) -> float:
 def train(text: Text, options: argparse.Namespace) -> None:
     """Train, and save what the classifier sees at the steps asked for."""
     torch.manual_seed(0)
-    model = LanguageModel(len(text.words), options.width)
+    model, device = LanguageModel(len(text.words), options.width).to(options.device), options.device
+    is_narrow = has_fast_gemm(device.type, torch.bfloat16)
     optimizer, schedule = optimizer_of(model, options.steps, options.rate)
     for step, (inputs, labels) in enumerate(itertools.islice(text.batches(0), options.steps + 1)):
         if step in options.save or step == options.steps:
@@ -126,7 +130,8 @@ def train(text: Text, options: argparse.Namespace) -> None:
             print(said, file=sys.stderr, flush=True)
         if step == options.steps:
             return
-        with torch.autocast("cpu", torch.bfloat16, enabled=has_fast_gemm("cpu", torch.bfloat16)):
+        inputs, labels = inputs.to(device), labels.to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=is_narrow):
             loss = F.linear_cross_entropy(model(inputs), model.embedding.weight, labels, linear_bias=model.bias)
         optimizer.zero_grad()
         loss.backward()
@@ -146,6 +151,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--rows", type=int, default=8192, help="hidden states to save")
     parser.add_argument("--save", type=int, nargs="*", default=[0, 100, 300, 1000], help="at these steps, too")
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args(arguments)
     train(Text(read(options.text, options.column), options.least), options)
