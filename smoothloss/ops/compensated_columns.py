@@ -213,8 +213,9 @@ def _signs(seed: int, size: int, count: int, like: Tensor) -> Tensor:
 def _drawn_signs(seed: int, size: int, count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     # Kept, and drawn on the CPU: what is captured into a CUDA graph can neither be copied there nor draw without taking
     # part in the user's random numbers.
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 2, (size, count), generator=generator).mul_(2).sub_(1).to(device, dtype)
+    generator = torch.Generator("cpu").manual_seed(seed)
+    signs = torch.randint(0, 2, (size, count), generator=generator, device="cpu", dtype=torch.int8)
+    return signs.mul_(2).sub_(1).to(device, dtype)
 
 
 @functools.lru_cache(maxsize=64)

@@ -6,6 +6,7 @@ and the products with them are Triton's.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -274,6 +275,29 @@ def test_the_same_bits_every_time() -> None:
     assert torch.equal(torch.get_rng_state(), state)
     for one, other in zip(first, second, strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("setting", ["default device", "default dtype", "deterministic", "autocast"])
+def test_what_is_set_for_all_of_torch_changes_nothing(setting: str) -> None:
+    layer = make_layer()
+    labels = labels_of(layer)
+    expected = gradients(layer, labels, tail="compensated")
+    compensated_columns._drawn_signs.cache_clear()
+    compensated_columns._numbers.cache_clear()
+    with contextlib.ExitStack() as stack:
+        if setting == "default device":
+            stack.enter_context(torch.device("meta"))
+        elif setting == "autocast":
+            stack.enter_context(torch.autocast("cpu", torch.bfloat16))
+        elif setting == "default dtype":
+            stack.callback(torch.set_default_dtype, torch.get_default_dtype())
+            torch.set_default_dtype(torch.float64)
+        else:
+            stack.callback(torch.use_deterministic_algorithms, torch.are_deterministic_algorithms_enabled())
+            torch.use_deterministic_algorithms(True)
+        found = gradients(layer, labels, tail="compensated")
+    for got, want in zip(found, expected, strict=True):
+        assert torch.equal(got, want)
 
 
 @pytest.mark.parametrize("frozen", [0, 1, 2])
