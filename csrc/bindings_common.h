@@ -297,8 +297,10 @@ inline void require_unsmoothed(const RowOptions& o) {
 inline Output make_output(const OutputTuple& t, const Logits& logits) {
     auto [data, type, stride] = t;
     Output out{pointer(data), data_type(type, "out"), stride};
-    require(logits.rows == 0 || data != 0, "out: got a null pointer");
-    require(out.data != logits.data || (out.type == logits.type && (stride == logits.stride || logits.rows <= 1)),
+    const bool is_empty = logits.rows == 0;  // then both may be null, whatever they are
+    require(is_empty || data != 0, "out: got a null pointer");
+    require(is_empty || out.data != logits.data ||
+                (out.type == logits.type && (stride == logits.stride || logits.rows <= 1)),
             "out: got the storage of the logits with another type or stride");
     require((logits.type == DataType::float64) == (out.type == DataType::float64),
             "out: float64 logits need a float64 out, others must not have one");

@@ -99,9 +99,12 @@ class CompensatedSums(GradientSums):
         if is_useless or self.target.source is not None:  # dense rows are neither entries nor of rank one
             return None
         layer, num_classes = self.layer, self.layer.num_classes
+        sizes = capacities(num_classes)
+        if not sizes:
+            return None
         target = self.target.rows(layer.accumulator, rows)
         named = classes_named(target, num_classes)
-        if not self._on_device and int(named.sum()) > capacities(num_classes)[-1]:
+        if not self._on_device and int(named.sum()) > sizes[-1]:
             return None
         inputs = layer.inputs if rows is None else layer.inputs[rows]
         uniform = uniform_mass(target, self.options, num_classes, layer.accumulator)

@@ -160,12 +160,14 @@ class Candidates:
         is_kept = self.rank < size
         kept = self.order.new_zeros(len(self.rank) + 1, dtype=torch.int32)
         kept.scatter_(0, (is_kept.cumsum(0) - 1).where(is_kept, len(self.rank)), self.place.int())
+        # Where all are kept nothing is put back, not even what is not finite.
+        shares = torch.cat((self.basis, self.uniform[:, None]), 1).masked_fill_(size == len(self.rank), 0.0)
         tails = torch.cat((self.of_p[2 * SIGNS :], -self.prior[None])).masked_fill_(self.place < size, 0.0)
         sums = self.weight_sums.index_select(0, level + 1)[0]
         return Parts(
             kept[:-1],
             size[0],
-            torch.cat((self.basis, self.uniform[:, None]), 1),
+            shares,
             torch.empty_like(tails).index_copy_(1, self.order, tails),
             torch.cat((sums[SIGNS:-1], -sums[-1:])),
             self.column_sums,

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from functools import wraps
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from product_ways import multiplying
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -24,7 +24,6 @@ import smoothloss.functional as F
 from smoothloss import SimilarityTable, nn, targets
 from smoothloss.backends import unavailable
 from smoothloss.backends.common import RowOptions
-from smoothloss.backends.native import linear as native_linear
 from smoothloss.ops import compensated, compensated_columns, linear_layer, linear_passes
 from smoothloss.ops.compensated import LEAST_ROWS, ROUNDING, CompensatedSums
 from smoothloss.ops.compensated_columns import Parts
@@ -69,23 +68,10 @@ class HostColumns:
 def as_on_a_gpu() -> Iterator[None]:
     """Go the way of a GPU with bfloat16 operands, whose products are widened as torch's are there."""
 
-    def widening(product: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        @wraps(product)
-        def run(*matrices: Tensor, out_dtype: torch.dtype | None = None, **keywords: Any) -> Tensor:
-            return product(*(matrix if out_dtype is None else matrix.to(out_dtype) for matrix in matrices), **keywords)
-
-        return run
-
     products = pytest.importorskip("smoothloss.backends.triton.products", reason="triton is not installed")
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, multiplying("widened"):
         patch.setattr(compensated, "is_on_device", lambda inputs: True)
         patch.setattr(products, "KeptColumns", HostColumns)
-        patch.setattr(linear_layer, "has_fast_gemm", lambda *_: True)
-        for module in (linear_layer, compensated_columns):
-            patch.setattr(module, "can_widen", lambda device_type: True)
-        patch.setattr(native_linear, "has_widening_matmul", lambda *_: False)
-        patch.setattr(torch, "mm", widening(torch.mm))
-        patch.setattr(torch, "addmm", widening(torch.addmm))
         yield
 
 
@@ -249,6 +235,34 @@ def test_what_rows_of_one_kind_leave_out_is_put_back() -> None:
     for ours, theirs in zip(*errors, strict=True):
         assert ours < 1e-5
         assert theirs > 100 * ours
+
+
+@pytest.mark.parametrize("way", ["as it is", "GPU"])
+def test_of_any_shape_and_of_what_is_not_finite(way: str) -> None:
+    """What is NaN is where it is without the option, and few classes, rows or dimensions are no special case."""
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(*shape: int) -> Tensor:
+        return 3 * torch.randn(shape, generator=generator).bfloat16()
+
+    layers: list[Layer] = [
+        (drawn(rows, width), drawn(classes, width), drawn(classes))
+        for rows in (0, 1, LEAST_ROWS) for classes in (1, 2, 3, 40) for width in (1, 2)
+    ]  # fmt: skip
+    whole = make_layer()
+    for value in (torch.nan, torch.inf):
+        for place in range(3):
+            spoiled = [tensor.clone() for tensor in whole]
+            spoiled[place][3] = value
+            layers.append((spoiled[0], spoiled[1], spoiled[2]))
+    with as_on_a_gpu() if way == "GPU" and not IS_INTERPRETED else nullcontext():
+        for layer in layers:
+            labels = torch.arange(len(layer[0])) % len(layer[1])
+            dense = gradients(layer, labels, label_smoothing=0.1)
+            ours = gradients(layer, labels, label_smoothing=0.1, tail="compensated")
+            for got, want in zip(ours, dense, strict=True):
+                scale = float(want.float().nan_to_num(0, 0, 0).norm()) if want.numel() else 0.0
+                torch.testing.assert_close(got, want, rtol=0, atol=0.01 * scale, equal_nan=True)
 
 
 def test_nothing_left_out_is_dense() -> None:
