@@ -305,16 +305,22 @@ def test_draws_compile_without_stack(architecture: int, monkeypatch: pytest.Monk
     compile_all(recorded, architecture, tmp_path)
 
 
+def product_launches(monkeypatch: pytest.MonkeyPatch, rows: int, classes: int, width: int) -> list[Launch]:
+    recorded: list[Launch] = []
+    with monkeypatch.context() as patch:
+        for name in ("_copy_columns_kernel", "_add_rows_kernel", "_add_to_rows_kernel"):
+            patch.setattr(products, name, Recorder(getattr(products, name), recorded))
+        matrix, kept = torch.zeros(rows, classes, dtype=BF16), torch.zeros(classes, dtype=torch.int32)
+        columns = products.KeptColumns(matrix, kept, torch.zeros((), dtype=torch.int64), classes // 2)
+        columns.add_rows(torch.zeros(rows, width), torch.zeros(classes, width, dtype=BF16))
+        columns.add_to_rows(torch.zeros(classes, width), torch.zeros(rows, width, dtype=BF16))
+    return recorded
+
+
 @pytest.mark.parametrize("architecture", slow_but((90,), ARCHITECTURES))
 def test_products_compile_without_stack(architecture: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """On tensor cores, fed by copies of 16 bytes, with no more shared memory than consumers' GPUs have."""
-    recorded: list[Launch] = []
-    for name in ("_copy_columns_kernel", "_add_rows_kernel", "_add_to_rows_kernel"):
-        monkeypatch.setattr(products, name, Recorder(getattr(products, name), recorded))
-    matrix, kept = torch.zeros(4, 96, dtype=BF16), torch.zeros(96, dtype=torch.int32)
-    columns = products.KeptColumns(matrix, kept, torch.zeros((), dtype=torch.int64), 48)
-    columns.add_rows(torch.zeros(4, 16), torch.zeros(96, 16, dtype=BF16))
-    columns.add_to_rows(torch.zeros(96, 16), torch.zeros(4, 16, dtype=BF16))
+    recorded = product_launches(monkeypatch, 4, 96, 16)
     compile_all(recorded, architecture, tmp_path)
     for launch in recorded[1:]:
         what, options = source(launch)
@@ -323,6 +329,18 @@ def test_products_compile_without_stack(architecture: int, monkeypatch: pytest.M
         ptx = binary.asm["ptx"]
         assert any(name in ptx for name in ("mma.sync", "wgmma.mma_async", "tcgen05.mma"))
         assert ptx.count("cp.async.cg.shared.global") >= 12  # which is always 16 bytes
+
+
+def test_sizes_of_products_are_no_reason_to_compile_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    for launch, other in zip(
+        product_launches(monkeypatch, 4, 96, 16), product_launches(monkeypatch, 1, 16, 8), strict=True
+    ):
+        assert launch.keywords == other.keywords
+        numbers = [
+            name for name, value in zip(launch.kernel.arg_names, launch.arguments, strict=False)
+            if not isinstance(value, torch.Tensor)
+        ]  # fmt: skip
+        assert set(numbers) <= free_arguments(launch.kernel)
 
 
 def test_the_prior_of_edits_rounds_as_its_definition_does(monkeypatch: pytest.MonkeyPatch) -> None:
