@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -154,6 +155,28 @@ def test_hard_labels_equal_torch(impl: str, reduction: str, label_smoothing: flo
     actual.sum().backward()
     expected.sum().backward()
     torch.testing.assert_close(ours.grad, theirs.grad.to(dtype))
+
+
+@pytest.mark.parametrize(("batch", "length"), [(0, 5), (3, 0), (0, 0)])
+@pytest.mark.parametrize("kind", ["tok", "lazy", "exact"])
+@pytest.mark.parametrize("linear", [False, True])
+def test_batches_of_no_sentence_or_no_word(impl: str, kind: str, linear: bool, batch: int, length: int) -> None:
+    target, samples = torch.zeros(batch, length, dtype=torch.int64), torch.zeros(2, batch, length, dtype=torch.int64)
+    shape = (3, batch, length) if kind == "exact" else (batch, length)
+    for reduction, table in itertools.product(("mean", "sum", "none"), (make_table(9), make_table(9, tail="exact"))):
+        how = {"reduction": reduction, "table": table, "impl": impl}
+        given = torch.randn(*shape, 4 if linear else 9, requires_grad=True)
+        layer = [torch.randn(9, 4)] if linear else []
+        prefix = "linear_" if linear else ""
+        if kind == "tok":
+            loss = getattr(F, f"{prefix}cross_entropy")(given, *layer, target, alpha=0.3, **how)
+        else:
+            name = f"{prefix}{'lazy_' if kind == 'lazy' else ''}sequence_cross_entropy"
+            loss = getattr(F, name)(given, *layer, target, samples, alpha=0.3, token_alpha=0.1, **how)
+        assert loss.shape == (shape if reduction == "none" else ())
+        assert torch.autograd.grad(loss.sum(), given)[0].shape == given.shape
+        if reduction != "none":
+            assert loss.isnan() if reduction == "mean" else loss == 0
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])

@@ -141,16 +141,14 @@ def sequence(
     """
     alpha, token_alpha, ignore_index = _check_smoothing(y, alpha, table, token_alpha, ignore_index)
     samples = _check_samples(y, samples, sample_weights)
-    count, batch, length = samples.shape
+    count, batch = samples.shape[:2]
     omega = sample_weights
     if omega is None:
         omega = torch.full((count, batch), 1 / max(count, 1), dtype=torch.float32, device=y.device)
     omega = omega.detach().float()
     weights = torch.cat((omega.new_ones(1, batch) * (1 - alpha), omega * alpha))
     sequences = torch.cat((y.unsqueeze(0), samples))
-    candidates = Candidates(
-        sequences.reshape(-1, length), target_weights=weights.reshape(-1), ignore_index=ignore_index
-    )
+    candidates = Candidates(sequences.flatten(0, 1), target_weights=weights.reshape(-1), ignore_index=ignore_index)
     given = (Given("target", y, ignore_index), Given("samples", samples, ignore_index))
     flat = _smoothed(candidates, table, token_alpha, given, impl)
     counted = _counted_positions(sequences != ignore_index, weights != 0)
