@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from integrations.trainer_step import counts_too_few
 from safetensors.torch import save_file
 
 ROOT = Path(__file__).resolve().parents[1] / "benchmarks"
@@ -564,7 +565,10 @@ def test_a_step_of_the_trainer_is_measured() -> None:
     memory = _load("transformers_memory")
     for kind in memory.KINDS:
         rows = [memory.measure(kind, way, 101, 32, 2, 16) for way in memory.WAYS]
-        assert [row["loss"] for row in rows] == pytest.approx([rows[0]["loss"]] * 3, rel=1e-6)
+        # T5's own loss is divided by what there is, ours by what the Trainer counts.
+        counted = 15 if counts_too_few(kind == "T5") else 16
+        own = rows[0]["loss"]
+        assert [row["loss"] for row in rows] == pytest.approx([own, own * 16 / counted, own * 16 / counted], rel=1e-6)
         assert all(row["peak_mib"] is None or row["peak_mib"] >= 0 for row in rows)
 
 

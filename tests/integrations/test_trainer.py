@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import subprocess
 import sys
@@ -50,6 +51,11 @@ def taken(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[float
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_step(kind: str, setting: str, way: str, taken: Callable[..., Any], apart: Callable[..., float]) -> None:
+    if kind == "gpt2, tied" and setting == "label smoothing":
+        from transformers.trainer_pt_utils import LabelSmoother
+
+        if "num_items_in_batch" not in inspect.signature(LabelSmoother.__call__).parameters:
+            pytest.skip("this transformers smooths labels without the Trainer's count, which is another one for GPT-2")
     loss, gradients = taken(kind, "own", **SETTINGS[setting])
     got, made = taken(kind, way, **SETTINGS[setting])
     assert got == pytest.approx(loss, rel=1e-6)

@@ -39,6 +39,17 @@ def collated(model: Any) -> Any:
     return collate
 
 
+def counts_too_few(with_encoder: bool) -> bool:
+    """Tell whether the Trainer counts a label too few in each sequence, as that of transformers 5.10 to 5.14 does.
+
+    It takes models with an encoder for such as shift labels: the `num_items_in_batch` that it passes is too small.
+    """
+    import transformers
+
+    major, minor = transformers.__version__.split(".")[:2]
+    return with_encoder and (5, 10) <= (int(major), int(minor)) < (5, 15)
+
+
 def trainer_of(model: Any, way: str, arguments: Any, **loss_options: Any) -> Any:
     """Return a Trainer whose loss is made in one of three ways."""
     from transformers import Trainer
@@ -49,7 +60,10 @@ def trainer_of(model: Any, way: str, arguments: Any, **loss_options: Any) -> Any
     if way == "without_logits":
         without_logits(model, **loss_options)
     rows: Any = examples()
-    return Trainer(model, arguments, train_dataset=rows, eval_dataset=rows, data_collator=collated(model), **more)
+    trainer = Trainer(model, arguments, train_dataset=rows, eval_dataset=rows, data_collator=collated(model), **more)
+    if counts_too_few(model.config.is_encoder_decoder):
+        trainer._loss_shifts_labels = False  # what is compared is the loss, not the count
+    return trainer
 
 
 def step(kind: str, way: str, folder: Path, smoothing: float = 0.0, **more: Any) -> tuple[float, dict[str, Tensor]]:
