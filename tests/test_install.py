@@ -31,6 +31,13 @@ def test_a_wheel_holds_every_module_template_and_recipe(tmp_path: Path) -> None:
         assert there == {file.relative_to(tmp_path / "lib") for file in (tmp_path / "lib" / package).rglob("*.*")}
 
 
+def test_no_source_names_what_clang_cl_declares_otherwise() -> None:
+    """There `_mm_prefetch` takes a `const char*` alone; `__builtin_prefetch` is the same everywhere."""
+    sources = [file for file in (Path(__file__).resolve().parents[1] / "csrc").rglob("*") if file.is_file()]
+    assert sources
+    assert not [file.name for file in sources if "_mm_prefetch" in file.read_text("utf-8")]
+
+
 def test_version_is_that_of_the_distribution() -> None:
     assert smoothloss.__version__ == importlib.metadata.version("smoothloss")
 

@@ -32,7 +32,7 @@ void prefetch(const MatmulArguments& m, int64_t first, int64_t row, int64_t rows
     int64_t lines = (m.inner + kLine - 1) / kLine, total = lines * std::min<int64_t>(kPanelColumns, m.columns - first);
     int64_t share = (total * rows + m.rows - 1) / m.rows, begin = row / rows * share;
     for (int64_t i = begin; i < std::min(begin + share, total); ++i)
-        _mm_prefetch(m.b + (first + i / lines) * m.b_stride + i % lines * kLine, _MM_HINT_T1);
+        __builtin_prefetch(m.b + (first + i / lines) * m.b_stride + i % lines * kLine, 0, 2);
 }
 
 // Calls work(kernel, first column, columns, scratch) for so many panels of 32 columns at a time.

@@ -111,7 +111,7 @@ inline void pack_panels(const BandedMatmulArguments& m, int64_t begin, int64_t e
             __mmask32 mask = count - j >= kPanelColumns ? ~0u : (1u << (count - j)) - 1;
             __m512i values[2];
             for (int i = 0; i < 2; ++i) {
-                if (ahead[i]) _mm_prefetch(ahead[i] + j, _MM_HINT_T0);
+                if (ahead[i]) __builtin_prefetch(ahead[i] + j);
                 values[i] = rows[i] ? _mm512_maskz_loadu_epi16(mask, rows[i] + j) : _mm512_setzero_si512();
             }
             _mm512_storeu_si512(out, _mm512_permutex2var_epi16(values[0], low, values[1]));

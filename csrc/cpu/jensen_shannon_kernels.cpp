@@ -9,8 +9,6 @@ namespace smoothloss {
 namespace SMOOTHLOSS_ISA {
 namespace {
 
-constexpr double kNothing = -static_cast<double>(__builtin_inff());
-
 // ---- the classes that slots name
 
 // Packs the logits of the filled slots, their classes, and the teacher's log-probabilities. Returns how many there are.

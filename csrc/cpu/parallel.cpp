@@ -48,7 +48,7 @@ void* find_in_libraries(const char* symbol) {
     return nullptr;
 }
 
-#else
+#elif defined(__APPLE__)
 
 void* find_in_libraries(const char*) {
     return nullptr;
