@@ -117,14 +117,17 @@ audit: $(STAMP)
 # The kernels' own test with CXX, which may compile for another processor, run by RUN:
 #   make kernels CXX=clang++
 #   make kernels CXX=aarch64-linux-gnu-g++ PROCESSOR=aarch64 RUN="qemu-aarch64-static -L /usr/aarch64-linux-gnu"
+# or for another system, as by a script of one line, `exec python -m ziglang c++ -target x86_64-windows-gnu "$@"`:
+#   make kernels CXX=$PWD/windows-c++ PROCESSOR=x86_64 SYSTEM=Windows RUN=wine
 PROCESSOR ?=
+SYSTEM ?= Linux
 RUN ?=
 KERNELS := build/kernels/$(notdir $(CXX))$(PROCESSOR)
 kernels:
 	cmake -S . -B $(KERNELS) -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_CXX_COMPILER=$(CXX) -DSMOOTHLOSS_PYTHON=OFF \
-	    -DSMOOTHLOSS_TESTS=ON $(if $(PROCESSOR),-DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=$(PROCESSOR))
+	    -DSMOOTHLOSS_TESTS=ON $(if $(PROCESSOR),-DCMAKE_SYSTEM_NAME=$(SYSTEM) -DCMAKE_SYSTEM_PROCESSOR=$(PROCESSOR))
 	cmake --build $(KERNELS)
-	$(RUN) $(KERNELS)/test_kernels
+	$(RUN) $(KERNELS)/test_kernels$(if $(filter Windows,$(SYSTEM)),.exe)
 
 clean:
 	rm -rf build $(VENV) *.egg-info
