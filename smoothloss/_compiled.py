@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+from pathlib import Path
 from types import ModuleType
 
 import torch  # before _C, so that both share one OpenMP runtime
@@ -19,7 +20,8 @@ def load(name: str) -> tuple[ModuleType | None, str]:
     except ModuleNotFoundError:
         if name == "_C_cuda":
             return None, "smoothloss._C_cuda was not built: there was no working nvcc when smoothloss was installed"
-        return None, f"smoothloss.{name} was not built: install the package, its source folder alone has no binaries"
+        folder = Path(__file__).parent
+        return None, f"smoothloss.{name} is not in {folder}: where that is a checkout, leave it, or pip install -e it"
     except ImportError as error:
         return None, f"smoothloss.{name} cannot be loaded: {error}"
 

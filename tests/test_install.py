@@ -11,13 +11,21 @@ import pytest
 import torch
 
 import smoothloss
-from smoothloss import _diagnostics
+from smoothloss import _compiled, _diagnostics
 from smoothloss.backends import native
 
 
 def test_the_compiled_module_is_there() -> None:
     assert native.unavailable("cpu", torch.float32) is None, f"smoothloss was imported from {smoothloss.__file__}"
     assert native.instruction_sets()[-1] == "baseline"
+
+
+def test_a_source_folder_without_the_compiled_module_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a checkout's folder it is found before what `pip install .` has installed."""
+    monkeypatch.setitem(sys.modules, "smoothloss._C", None)
+    module, reason = _compiled.load.__wrapped__("_C")
+    assert module is None
+    assert f"smoothloss._C is not in {Path(smoothloss.__file__).parent}:" in reason
 
 
 def test_a_wheel_holds_every_module_template_and_recipe(tmp_path: Path) -> None:
