@@ -3,7 +3,7 @@
     python -m benchmarks.compensated build/heads/coco/step_*.safetensors --out benchmarks/results/compensated_cpu.json
 
 One interleaved run times forward and backward of `functional.linear_cross_entropy` in bfloat16: the three products
-alone in the dtypes that they have there, dense, compensated, and filtered: the same columns, and nothing put
+alone in the dtypes that they have on this device, dense, compensated, and filtered: the same columns, and nothing put
 back, as Cut Cross-Entropy does. With ``--threads 1`` times are the process's own and not the wall's. Errors of dX and
 dW are against float64, in units of those of the dense op.
 benchmarks/NOTES.md has the mathematics.

@@ -21,7 +21,7 @@ def load(name: str) -> tuple[ModuleType | None, str]:
         if name == "_C_cuda":
             return None, "smoothloss._C_cuda was not built: there was no working nvcc when smoothloss was installed"
         folder = Path(__file__).parent
-        return None, f"smoothloss.{name} is not in {folder}: where that is a checkout, leave it, or pip install -e it"
+        return None, f"smoothloss.{name} is not in {folder}: if that is a checkout, run Python elsewhere or install it with -e"
     except ImportError as error:
         return None, f"smoothloss.{name} cannot be loaded: {error}"
 

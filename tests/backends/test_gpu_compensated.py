@@ -23,11 +23,11 @@ Problem = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def make_problem(rows: int, classes: int, width: int, seed: int = 0) -> Problem:
-    """Return hidden states, weight, bias and labels of classes as frequent as words are."""
+    """Return hidden states, weight, bias and labels of rows so certain that 5 to 20 % of the classes are kept."""
     generator = torch.Generator("cuda").manual_seed(seed)
     hidden, weight = (torch.randn(size, width, generator=generator, device="cuda") for size in (rows, classes))
-    weight *= 2 * width**-0.5
-    bias = -1.3 * torch.arange(1, classes + 1, device="cuda").log()
+    weight *= 3 * width**-0.5
+    bias = -2 * torch.arange(1, classes + 1, device="cuda").log()
     labels = torch.multinomial(torch.addmm(bias, hidden, weight.t()).softmax(-1), 1, generator=generator)[:, 0]
     labels[::7] = -100
     return hidden.bfloat16(), weight.bfloat16(), bias.bfloat16(), labels
@@ -70,7 +70,7 @@ def test_errs_within_the_tolerance(
         assert all(int(each) <= classes / 2 if tolerance == 1.0 else int(each) == classes for each in kept)
         for got, usual, expected in zip(ours[1:3], dense[1:3], exact[1:3], strict=True):
             allowed = float((usual - expected).norm()) + 2 * tolerance * ROUNDING * float(expected.norm())
-            assert float((got - expected).norm()) <= 1.05 * allowed
+            assert float((got - expected).norm()) <= allowed
 
 
 def test_captured_in_a_graph(kept: list[Tensor]) -> None:
