@@ -20,8 +20,8 @@ def load(name: str) -> tuple[ModuleType | None, str]:
     except ModuleNotFoundError:
         if name == "_C_cuda":
             return None, "smoothloss._C_cuda was not built: there was no working nvcc when smoothloss was installed"
-        folder = Path(__file__).parent
-        return None, f"smoothloss.{name} is not in {folder}: if that is a checkout, run Python elsewhere or install it with -e"
+        what_to_do = "if that is a checkout, run Python elsewhere, or install it with pip install -e"
+        return None, f"smoothloss.{name} is not in {Path(__file__).parent}: {what_to_do}"
     except ImportError as error:
         return None, f"smoothloss.{name} cannot be loaded: {error}"
 
