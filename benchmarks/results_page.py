@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.curves import curve
 from smoothloss_trainer import shipped
 from smoothloss_trainer.recorded import Finished, read
 from smoothloss_trainer.reproduce import load_table
@@ -43,13 +45,76 @@ def tables() -> dict[str, dict[str, Any]]:
     """The tables of runs by the stem of their file."""
     files = [path for start in DATA for path in sorted(RESULTS.glob(f"{start}*.json"))]
     read = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in files}
-    return {name: content for name, content in read.items() if isinstance(content, dict) and "rows" in content}
+    found = {name: content for name, content in read.items() if isinstance(content, dict) and "rows" in content}
+    for name, content in found.items():
+        times = _batch_times(name)
+        for row in content["rows"]:
+            row["batch_time"] = times.get(row.get("key", ""))
+    return found
+
+
+def _batch_times(name: str) -> dict[str, float]:
+    """What `benchmarks.batch_time` found of a table's rows: the time of a step in those of the baseline's."""
+    path = RESULTS / f"batch_time_{name}.json"
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
+    return {row["key"]: row["relative"] for row in rows}
 
 
 def page() -> str:
     """The page's text."""
     found = tables()
-    return "\n".join([HEAD, *(section(name, content) for name, content in found.items()), *missing(found)])
+    parts = [HEAD, *advice(found), *(section(name, content) for name, content in found.items()), *missing(found)]
+    return "\n".join(parts)
+
+
+def advice(found: dict[str, dict[str, Any]]) -> list[str]:
+    """The paragraph for whoever has to choose: of its sentences those that the tables bear out as they are now."""
+    translation, captions, short = (
+        {row["key"]: row for row in found.get(name, {}).get("rows", ()) if "key" in row}
+        for name in ("multi30k_converged", "coco_labels_small", "multi30k_small")
+    )
+    said = []
+    mild, strong = translation.get("label_smoothing_0.1"), translation.get("label_smoothing_0.3")
+    if _is_above(mild) and _is_above(strong):
+        said.append(
+            "Begin with label smoothing, which costs nothing and is most of what can be had where an input has one "
+            f"reference: on Multi30k {_gain(strong)} over MLE with 0.3, {_gain(mild)} with 0.1."
+        )
+        ece = [_calibration(row) for row in (mild, strong, translation["mle"])]
+        if all(ece) and float(ece[0]) < min(map(float, ece[1:])):
+            said.append(
+                f"Where probabilities matter take the weaker one: its calibration error is {ece[0]} %, that of 0.3 "
+                f"{ece[1]} % and that of MLE {ece[2]} %."
+            )
+    more = [translation.get(key) for key in ("label_smoothing_0.1_consistency", "seq_batch_0.3_smoothed")]
+    if all(map(_is_above, more)):
+        said.append(
+            f"R-Drop ({_gain(more[0])} over MLE) and the exact sequence loss with label smoothing ({_gain(more[1])}) "
+            "have the best means, and what they have over tuned label smoothing stands below the table."
+        )
+    best = captions.get("seq_cider_refs")
+    if _is_above(best) and best is max(captions.values(), key=lambda row: mean(row["scores"]["cider"])):
+        said.append(
+            "Where an input has several references and CIDEr is the measure, take the exact sequence loss with CIDEr "
+            f"as its reward and substitutes from the references: {_gain(best)} over MLE on COCO's object labels."
+        )
+    early = short.get("seq_batch")
+    if early and early["comparison"] and early["comparison"]["high"] < 0:
+        said.append(
+            "Train to the end before you judge: the sequence losses learn slowest, and after six epochs one of them "
+            f"was {_gain(early)} beside MLE."
+        )
+    return ["## In short\n", " ".join(said), ""] if said else []
+
+
+def _is_above(row: dict[str, Any] | None) -> bool:
+    return bool(row and row["comparison"] and row["comparison"]["low"] > 0)
+
+
+def _gain(row: dict[str, Any] | None) -> str:
+    assert row is not None
+    metric = next(iter(row["scores"]))
+    return "{difference:+.1f} {name} [{low:+.1f}, {high:+.1f}]".format(name=NAMES[metric], **row["comparison"])
 
 
 def section(name: str, content: dict[str, Any]) -> str:
@@ -65,8 +130,18 @@ def section(name: str, content: dict[str, Any]) -> str:
     with_seeds = any(row.get("interval") for row in rows)
     over = "over sentences and seeds" if with_seeds else "over sentences alone, not seeds"
     parts = [f"## {content['title']}", f"`{name}.json`, split {content['split']}; intervals {over}.", text]
-    parts += [statement(rows, metric), beside_control(RESULTS / f"{name}.json", content), content.get("note", "")]
+    parts += [statement(rows, metric), beside_control(RESULTS / f"{name}.json", content)]
+    parts += [learning(name, rows, metric), examples(rows), *_note(content.get("note", ""))]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _note(note: str) -> list[str]:
+    """What differs from the paper, and, folded away, the settings; what is missing stands at the page's end."""
+    own, *others = re.split(r" (?=Settings of these runs|Not there yet:|Of other code)", note)
+    folded = [each for each in others if not each.startswith("Not there yet:")]
+    if not folded:
+        return [own]
+    return [own, "<details><summary>Settings and code</summary>", *folded, "</details>"]
 
 
 def _calibration(row: dict[str, Any]) -> str:
@@ -85,8 +160,47 @@ def _lengths(row: dict[str, Any]) -> str:
     return " / ".join(f"{mean(each[key] for each in scores):.2f}" for key in ("words", "reference_words"))
 
 
-# Columns that a table has if its runs know them.
-MORE = {"ECE, %": _calibration, "words / reference": _lengths}
+def _batch_time(row: dict[str, Any]) -> str:
+    """A training step's time in steps of the baseline, of a measurement of its own; empty where there is none."""
+    return f"{row['batch_time']:.2f}" if row.get("batch_time") else ""
+
+
+# Columns that a table has if its runs, or measurements of its own, know them.
+MORE = {"ECE, %": _calibration, "words / reference": _lengths, "time of a batch": _batch_time}
+
+
+def learning(name: str, rows: list[dict[str, Any]], metric: str) -> str:
+    """How far validation had come at each quarter of the longest run; empty where no run has a curve."""
+    known = {row["label"]: dict(curve(row, f"validation_{metric}")) for row in rows}
+    last = max((epoch for points in known.values() for epoch in points), default=0)
+    if last < 2:
+        return ""
+    quarters = sorted({-(-last * part // 4) for part in range(1, 5)})
+    head = ["", *(f"{epoch:.0f}" for epoch in quarters)]
+    lines = [head, ["---", *["--:"] * len(quarters)]]
+    for label, points in known.items():
+        if points:
+            lines.append([label, *(f"{points[epoch]:.1f}" if epoch in points else "–" for epoch in quarters)])
+    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    title = f"**Learning.** {NAMES.get(metric, metric)} on the validation part, greedy, after so many epochs, the mean"
+    return f"{title} of the seeds ([all of it, drawn](../benchmarks/results/{name}.json)):\n\n{text}"
+
+
+def examples(rows: list[dict[str, Any]]) -> str:
+    """What the first run of each row wrote for the same inputs; empty where no run says."""
+    known = {row["label"]: run["examples"] for row in rows for run in row.get("runs", ())[:1] if run.get("examples")}
+    if not known:
+        return ""
+    ids = list(next(iter(known.values())))
+    parts = ["**Examples.** What the model of the first seed wrote for three inputs of the test part."]
+    for each in ids:
+        by_text: dict[str, list[str]] = defaultdict(list)
+        for label, texts in known.items():
+            if each in texts:
+                by_text[texts[each]].append(label)
+        lines = [f"  * {text} ({'; '.join(labels)})" for text, labels in by_text.items()]
+        parts.append("\n".join([f"* Input `{each}`:", *lines]))
+    return parts[0] + "\n\n" + "\n".join(parts[1:])
 
 
 def _cells(row: dict[str, Any], metric: str) -> list[str]:

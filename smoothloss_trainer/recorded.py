@@ -32,6 +32,7 @@ from smoothloss_trainer.tasks import Task, task_class
 
 _log = logging.getLogger(__name__)
 
+EXAMPLES = 3  # inputs of which a record says what was written
 _TOLERANCE = 1e-4  # of a score beside what its statistics come to: sacrebleu rounds nothing, CIDEr is kept in float32
 
 
@@ -50,6 +51,7 @@ class Finished:
         curve: Of each validation: ``epoch``, ``validation_loss`` and the other numbers.
         fingerprints: Of the data's parts.
         environment: Versions and machine.
+        examples: What the model wrote for a few inputs of the split, by their ids; the same inputs for every run.
     """
 
     row: str
@@ -61,6 +63,7 @@ class Finished:
     curve: list[dict[str, float]]
     fingerprints: dict[str, str]
     environment: dict[str, Any]
+    examples: dict[str, str] = field(default_factory=dict)
 
     def entry(self) -> dict[str, Any]:
         """What ``table.json`` holds of the run beside its row's recipe, and :func:`read` reads."""
@@ -72,6 +75,7 @@ class Finished:
             "statistics": _packed(self.statistics),
             "fingerprints": self.fingerprints,
             "environment": self.environment,
+            "examples": self.examples,
         }
 
     def other_code(self, code: str) -> str:
@@ -95,7 +99,9 @@ def of_run(row: str, seed: int, run: RunDirectory, task: Task, split: str) -> Fi
     ]
     statistics = task.statistics(split, hypotheses)
     fingerprints = run.folder.facts().get("fingerprints", {})
-    return Finished(row, seed, run.recipe(), scores, statistics, step_ms(run), curve, fingerprints, environment)
+    return Finished(
+        row, seed, run.recipe(), scores, statistics, step_ms(run), curve, fingerprints, environment, _few(hypotheses)
+    )  # fmt: skip
 
 
 def read(path: Path, split: str) -> list[Finished]:
@@ -118,7 +124,7 @@ def _of_entry(row: Mapping[str, Any], entry: Mapping[str, Any]) -> Finished:
     recipe = parse_recipe({**row["recipe"], "seed": entry["seed"]}, here=False)
     found = Finished(
         row["key"], entry["seed"], recipe, dict(entry["scores"]), _unpacked(entry["statistics"]), entry["step_ms"],
-        list(entry["curve"]), dict(entry["fingerprints"]), dict(entry["environment"]),
+        list(entry["curve"]), dict(entry["fingerprints"]), dict(entry["environment"]), dict(entry.get("examples", {})),
     )  # fmt: skip
     task = task_class(recipe.task)
     said, counted = found.scores[task.metric], float(task.metric_of(found.statistics.double().sum(0)))
@@ -134,11 +140,11 @@ class Recorded:
 
     Args:
         runs: By row and seed.
-        other_code: A line for each of them whose code is not this.
+        other_code: Those of other code than this, by what their code is.
     """
 
     runs: dict[tuple[str, int], Finished] = field(default_factory=dict)
-    other_code: list[str] = field(default_factory=list)
+    other_code: dict[str, list[str]] = field(default_factory=dict)
 
 
 def take(
@@ -169,7 +175,8 @@ def take(
             _log.warning("%s is not taken from the record: %s", name, reason)
             continue
         taken.runs[place] = each
-        taken.other_code.extend([f"{name} ({other})"] if other else [])
+        if other:
+            taken.other_code.setdefault(other, []).append(f"{each.row} seed {each.seed}")
         known = {**each.fingerprints, **known}
     return taken
 
@@ -178,6 +185,13 @@ def _misfit(found: Finished, recipe: Recipe, fingerprints: Mapping[str, str]) ->
     """Why a run is none of the table's: its recipe, or its data, where both know a part."""
     changed = [part for part, digest in found.fingerprints.items() if fingerprints.get(part, digest) != digest]
     return difference(found.recipe, recipe) or (f"the data of {changed[0]} are others" if changed else None)
+
+
+def _few(texts: Mapping[str, str]) -> dict[str, str]:
+    """Some of them, far from each other and from both ends."""
+    ids = list(texts)
+    chosen = sorted({len(ids) * part // (2 * EXAMPLES) for part in range(1, 2 * EXAMPLES, 2)})
+    return {ids[place]: texts[ids[place]] for place in chosen if ids}
 
 
 def _words(texts: Iterable[str]) -> float:

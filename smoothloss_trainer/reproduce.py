@@ -10,7 +10,7 @@ import json
 import subprocess
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -170,7 +170,13 @@ def reproduce(
         raise RecipeError(f"seeds must differ from each other, got {', '.join(map(str, table.seeds))}")
     table.rows = _chosen(table, rows)
     runs = [
-        _run(row, seed, path.parent / config.recipe, out, [*_words(table.overrides | config.overrides), *overrides])
+        _run(
+            row,
+            seed,
+            path.parent / config.recipe,
+            out,
+            [*override_words(table.overrides | config.overrides), *overrides],
+        )
         for seed in table.seeds
         for row, config in table.rows.items()
     ]
@@ -230,7 +236,9 @@ def _chosen(table: Table, rows: Sequence[str]) -> dict[str, TableRow]:
     return {key: row for key, row in table.rows.items() if not rows or key in rows or key == table.baseline}
 
 
-def _words(overrides: dict[str, Any]) -> list[str]:
+def override_words(overrides: dict[str, Any]) -> list[str]:
+    """Changes to a recipe as they are given on the command line."""
+
     def word(value: Any) -> str:
         return value if isinstance(value, str) else json.dumps(value)
 
@@ -341,13 +349,14 @@ def missing(table: Table, done: list[Finished]) -> list[str]:
     return [f"seed {seeds} of {'; '.join(labels)}" for seeds, labels in rows.items() if seeds]
 
 
-def _note(table: Table, done: list[Finished], other_code: Sequence[str]) -> str:
+def _note(table: Table, done: list[Finished], other_code: Mapping[str, Sequence[str]]) -> str:
     """The table's own note, what its runs were trained with, and what is missing or of other code."""
     labels = {key: row.label or key for key, row in table.rows.items()}
     recipes = {labels[key]: [each.recipe for each in done if each.row == key] for key in table.rows}
     lacking = missing(table, done)
     gaps = " ".join(f"Not there yet: {each}." for each in lacking)
-    others = f"Of other code than the rest: {'; '.join(other_code)}." if other_code else ""
+    groups = "; ".join(f"{', '.join(names)} ({code})" for code, names in other_code.items())
+    others = f"Of other code than the rest: {groups}." if groups else ""
     return " ".join(part for part in (table.note, settings_note(recipes), gaps, others) if part)
 
 

@@ -55,6 +55,68 @@ def test_calibration_and_length_stand_where_the_runs_know_them() -> None:
     assert next(line for line in lines if line.startswith("| MLE |")).endswith("| – | – |")
 
 
+def test_the_advice_says_what_the_tables_bear_out_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = results_page.tables()
+    [_, text, _] = results_page.advice(found)
+    assert "Begin with label smoothing" in text and "Train to the end" in text
+    for content in found.values():
+        for each in content["rows"]:
+            if each["comparison"]:
+                each["comparison"].update(difference=0.0, low=-1.0, high=1.0)
+    assert results_page.advice(found) == []
+    assert results_page.advice({}) == []
+
+
+def test_learning_is_told_at_each_quarter() -> None:
+    rows = [row("MLE", None, 30), row("a", 2.0, 33), row("b", 2.0, 33)]
+    for each, epochs in zip(rows[:2], (8, 5), strict=True):
+        curve = [{"epoch": epoch, "validation_bleu": 10.0 + epoch} for epoch in range(1, epochs + 1)]
+        each["runs"] = [{"curve": curve}]
+    lines = results_page.learning("t", rows, "bleu").splitlines()
+    assert lines[2:] == [
+        "|  | 2 | 4 | 6 | 8 |",
+        "| --- | --: | --: | --: | --: |",
+        "| MLE | 12.0 | 14.0 | 16.0 | 18.0 |",
+        "| a | 12.0 | 14.0 | – | – |",
+    ]
+    assert results_page.learning("t", rows[2:], "bleu") == ""
+
+
+def test_examples_that_agree_stand_once() -> None:
+    rows = [row("MLE", None, 30), row("a", 2.0, 33), row("b", 2.0, 33), row("c", 2.0, 33)]
+    for each, texts in zip(rows, ({"7": "x", "9": "y"}, {"7": "z", "9": "y"}, {"7": "x"}), strict=False):
+        each["runs"] = [{"examples": texts}, {"examples": {"7": "of another seed"}}]
+    rows[3]["runs"] = [{}]  # an earlier record
+    assert results_page.examples(rows).splitlines()[2:] == [
+        "* Input `7`:",
+        "  * x (MLE; b)",
+        "  * z (a)",
+        "* Input `9`:",
+        "  * y (MLE; a)",
+    ]
+    assert results_page.examples(rows[3:]) == ""
+
+
+def test_what_is_missing_is_said_once_and_settings_are_folded_away() -> None:
+    note = "Of captions. Settings of these runs: lr 1. Not there yet: seed 2 of a. Of other code than the rest: mle."
+    content = {"title": "T", "split": "test", "rows": [row("MLE", None, 30), row("a", 2.0, 33)], "note": note}
+    text = results_page.section("t", content)
+    assert "Not there yet" not in text and text.index("Of captions.") < text.index("<details>") < text.index("lr 1.")
+    assert "<details>" not in results_page.section("t", {**content, "note": "Of captions."})
+
+
+def test_the_time_of_a_batch_is_that_of_its_own_measurement(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(results_page, "RESULTS", tmp_path)
+    rows = [{**row("MLE", None, 30), "key": "mle"}, {**row("a", 2.0, 33), "key": "a"}]
+    table = {"title": "T", "split": "test", "rows": rows}
+    (tmp_path / "coco_t.json").write_text(json.dumps(table))
+    assert "time of a batch" not in results_page.section("coco_t", results_page.tables()["coco_t"])
+    times = {"rows": [{"key": "a", "relative": 1.234}, {"key": "other", "relative": 9.0}]}
+    (tmp_path / "batch_time_coco_t.json").write_text(json.dumps(times))
+    lines = results_page.section("coco_t", results_page.tables()["coco_t"]).splitlines()
+    assert next(line for line in lines if line.startswith("| a |")).endswith("| 1.23 |")
+
+
 def test_rows_are_compared_with_the_label_smoothing_that_validation_chooses(tmp_path: Path) -> None:
     content = results_page.tables()["multi30k_converged"]
     rows = {each["key"]: each for each in content["rows"]}

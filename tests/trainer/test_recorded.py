@@ -77,6 +77,7 @@ def test_curve_and_statistics_are_those_of_the_run(whole: Path, record: Path) ->
     one = found["smooth", 2]
     assert [point["validation_ece"] for point in one.curve] == expected
     texts = json.loads((run / "hypotheses.test.json").read_text())
+    assert len(one.examples) == min(3, len(texts)) and one.examples.items() <= texts.items()
     assert one.scores.pop("words") == sum(len(text.split()) for text in texts.values()) / len(texts)
     assert one.scores.pop("reference_words") > 1
     written = json.loads((run / "scores.test.json").read_text())
@@ -112,7 +113,7 @@ def test_runs_of_something_else_are_not_taken(
     content = table_of(tmp_path / "out")
     taken = "code" in what
     assert ({row["key"]: row["seeds"] for row in content["rows"]}.get("smooth") == [1, 2]) == taken
-    assert ("Of other code than the rest: smooth, seed 1" in content["note"]) == taken
+    assert ("Of other code than the rest: smooth seed 1 (code " in content["note"]) == taken
 
 
 def test_a_run_that_is_here_comes_before_a_recorded_one(whole: Path, record: Path) -> None:
