@@ -10,9 +10,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from smoothloss import targets
+from smoothloss.functional import token_statistics
 from smoothloss.targets import Target
 from smoothloss_trainer.tasks import Batch, select_rows
 
@@ -33,22 +34,23 @@ def twice(batch: Batch) -> Batch:
     )
 
 
-def other_pass(hidden: Tensor, classifier: nn.Linear, mass: Tensor, classes: int) -> Target:
+def other_pass(logits: Tensor, mass: Tensor, classes: int) -> Target:
     """What the other pass predicts at each position.
 
     Args:
-        hidden: ``(B, D)`` or ``(..., B, T, D)`` states of a batch that :func:`twice` made.
-        classifier: Of the model.
+        logits: ``(B, V)`` or ``(..., B, T, V)`` of a batch that :func:`twice` made.
         mass: ``(...)`` of the target at each position.
         classes: How many of the likeliest are told apart; what the others have is spread evenly.
     """
     batch = max(0, mass.dim() - 2)
+
+    def exchange(values: Tensor) -> Tensor:
+        return values.unflatten(batch, (2, -1)).flip(batch).flatten(batch, batch + 1)
+
     with torch.no_grad():
-        states = hidden.unflatten(batch, (2, -1)).flip(batch).flatten(batch, batch + 1)
-        logits: Tensor = classifier(states)
-        logits = logits.float() if logits.itemsize < 4 else logits
-        known = logits.topk(min(classes, classifier.out_features), sorted=False)
-        peer = targets.top_k(known.indices, known.values - logits.logsumexp(-1, keepdim=True))
+        likeliest = logits.topk(min(classes, logits.shape[-1]), sorted=False).indices
+        log_prob = token_statistics(logits, likeliest).log_prob
+        peer = targets.top_k(exchange(likeliest), exchange(log_prob))
         uniform = peer.uniform
         assert uniform is not None
         return targets.entries(peer.indices, peer.weights * mass.unsqueeze(-1), uniform * mass)

@@ -111,23 +111,29 @@ class TrainingLoss:
         return self._cross_entropy(model, hidden, soft)
 
     def _cross_entropy(self, model: SequenceModel, hidden: Tensor, target: Target) -> Tensor:
-        config, label_smoothing = self.config, self.config.label_smoothing
-        if config.consistency:  # whose target is not smoothed
-            mass = target.mass()
-            other = other_pass(hidden, model.classifier, mass, config.consistency_classes)
-            nothing = mass.unsqueeze(-1) * 0
-            even = targets.entries(torch.full_like(nothing, -1, dtype=torch.int32), nothing, mass)
-            target = target * (1 - label_smoothing) + even * label_smoothing + other * config.consistency
-            label_smoothing = 0.0
+        config, classifier = self.config, model.classifier
+        if config.consistency:  # the logits are needed twice, to be learnt from and to learn
+            logits = classifier(hidden)
+            target = self._with_other_pass(logits, target)
+            return F.cross_entropy(logits, target, entropy=config.entropy, prior=self.prior, inplace=True)
         return F.linear_cross_entropy(
             hidden,
-            model.classifier.weight,
+            classifier.weight,
             target,
-            linear_bias=model.classifier.bias,
-            label_smoothing=label_smoothing,
+            linear_bias=classifier.bias,
+            label_smoothing=config.label_smoothing,
             entropy=config.entropy,
             prior=self.prior,
         )
+
+    def _with_other_pass(self, logits: Tensor, target: Target) -> Target:
+        """The target with what the other pass predicts, which is not smoothed."""
+        config, mass = self.config, target.mass()
+        other = other_pass(logits, mass, config.consistency_classes)
+        nothing = mass.unsqueeze(-1) * 0
+        even = targets.entries(torch.full_like(nothing, -1, dtype=torch.int32), nothing, mass)
+        smoothed = target * (1 - config.label_smoothing) + even * config.label_smoothing
+        return smoothed + other * config.consistency
 
 
 def encode(model: SequenceModel, batch: Batch) -> Any:
