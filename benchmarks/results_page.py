@@ -28,7 +28,14 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "results.md"
 DATA = ("multi30k", "coco", "tatoeba")  # what the names of the tables' files begin with
-TABLES = ("multi30k_converged", "multi30k_small", "coco_labels", "coco_labels_small", "tatoeba")
+TABLES = (
+    "multi30k_converged",
+    "multi30k_small",
+    "coco_labels_converged",
+    "coco_labels",
+    "coco_labels_small",
+    "tatoeba",
+)
 NAMES = {"bleu": "BLEU", "cider": "CIDEr"}
 HEAD = """# What the losses are worth
 

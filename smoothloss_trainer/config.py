@@ -47,12 +47,15 @@ class EmbeddingsConfig:
         dim: Size of the trained vectors.
         window: Context words on either side while training.
         epochs: Passes over the co-occurrence counts while training.
+        refresh: Whether, from the second epoch of the model on, they are the rows of its own classifier as they are
+            when the epoch begins: words are similar then that the model takes for each other.
     """
 
     path: FilePath | None = None
     dim: Size = 300
     window: Count = 15
     epochs: Count = 25
+    refresh: bool = False
 
 
 @dataclass
@@ -103,6 +106,8 @@ class LossConfig:
             ``seq_lazy``, ``tok_seq``, ``tok_seq_lazy`` or ``raml`` (``seq`` with ``alpha`` 1 and the vocabulary pool).
         alpha: Smoothed share of the target: Tok's for ``tok``, the sequence level's (alpha_1) for the others.
         token_alpha: Token level's share (alpha_2) of the Tok-Seq losses.
+        final_share: What ``alpha``, ``token_alpha`` and ``label_smoothing`` have come down to in the last epoch, as a
+            part of their values, in equal steps from epoch to epoch; 1: they stay. The ``alpha`` of ``raml`` stays 1.
         token_tau: Temperature of the token reward, on the full cosine (Eq. 14).
         beta: Promotion of rare tokens (Eq. 13); 0 leaves frequencies out.
         neighbours: Entries kept per row of the similarity table.
@@ -130,6 +135,7 @@ class LossConfig:
     name: LossName = "mle"
     alpha: Share = 0.0
     token_alpha: Share = 0.0
+    final_share: Share = 1.0
     token_tau: Temperature = 0.1
     beta: Annotated[float, Field(ge=0, le=1000)] = 0.0
     neighbours: Count = 64
@@ -166,6 +172,17 @@ class LossConfig:
     def is_lazy(self) -> bool:
         """Whether samples are scored on the ground truth's own states, in one forward pass."""
         return self.name in ("seq_lazy", "tok_seq_lazy")
+
+    @property
+    def changes(self) -> bool:
+        """Whether epochs have losses of their own."""
+        return self.final_share < 1 or self.embeddings.refresh
+
+    def in_epoch(self, epoch: int, epochs: int) -> LossConfig:
+        """The settings with what ``final_share`` leaves of the shares in an epoch, counted from 0."""
+        part = 1 - (1 - self.final_share) * epoch / max(1, epochs - 1)
+        shares = {name: part * getattr(self, name) for name in ("alpha", "token_alpha", "label_smoothing")}
+        return replace(self, **shares)
 
 
 @dataclass

@@ -249,6 +249,9 @@ def check_recipe(recipe: Recipe) -> None:
         raise RecipeError("loss.consistency needs model.dropout above 0, got 0: without it both passes are the same")
     if recipe.training.graphs and recipe.device in ("cpu", "mps"):
         raise RecipeError(f"training.graphs needs a CUDA device, got device {recipe.device!r}")
+    if recipe.training.graphs and recipe.loss.changes:
+        key = "loss.embeddings.refresh true" if recipe.loss.embeddings.refresh else "loss.final_share below 1"
+        raise RecipeError(f"training.graphs records a loss that stays the same, and {key} changes it")
     if recipe.device == "mps" and (recipe.loss.needs_table or recipe.loss.samples_sequences):
         lacks = "needs float64, which MPS has not"
         raise RecipeError(f"device is 'mps', but loss.name {recipe.loss.name} {lacks}: use cpu, or the loss mle")
@@ -263,12 +266,17 @@ def _check_smoothing(loss: LossConfig) -> None:
     if loss.prior == "unigram" and not even:
         needs = "loss.label_smoothing or loss.consistency above 0, or a loss of similar tokens with loss.tail uniform"
         raise RecipeError(f"loss.prior is 'unigram', which spreads the mass on all classes, but there is none: {needs}")
+    if loss.embeddings.refresh and not loss.needs_table:
+        needs = f"needs a loss with a similarity table, got loss.name {loss.name}"
+        raise RecipeError(f"loss.embeddings.refresh {needs}")
     shares = {"alpha": loss.alpha} if loss.name in ("tok", "seq", "seq_lazy") else {}
     if loss.name in ("tok_seq", "tok_seq_lazy"):
         shares = {"alpha": loss.alpha, "token_alpha": loss.token_alpha}
     if shares and not any(shares.values()):
         keys = " or ".join(f"loss.{key}" for key in shares)
         raise RecipeError(f"{keys} must be above 0 for loss.name {loss.name}, which is mle otherwise")
+    if loss.final_share < 1 and not shares and not loss.label_smoothing:
+        raise RecipeError(f"loss.final_share is {loss.final_share}, but loss.name {loss.name} has no share to lower")
 
 
 def _check_steps(recipe: Recipe) -> None:

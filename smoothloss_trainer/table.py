@@ -52,7 +52,11 @@ def build_table(
     Raises:
         RecipeError: when the file of vectors is missing or broken, or has no word of the vocabulary.
     """
-    vectors = word_vectors(config.embeddings, vocabulary, sentences, seed=seed)
+    return table_of(config, word_vectors(config.embeddings, vocabulary, sentences, seed=seed), vocabulary)
+
+
+def table_of(config: LossConfig, vectors: torch.Tensor, vocabulary: Vocabulary) -> SimilarityTable:
+    """The similarity table of these vectors ``(V, d)`` with a recipe's settings."""
     settings = {"tau": config.token_tau, "beta": config.beta, "tail": config.tail}
     return _similarities(vectors, vocabulary, config.neighbours, **settings)
 
@@ -108,6 +112,7 @@ def _trained_vectors(
 ) -> torch.Tensor:
     """GloVe on the text, from the cache when the same text was trained with the same settings before."""
     settings = {**asdict(config), "seed": seed, "version": GLOVE_VERSION}
+    del settings["refresh"]  # says nothing about these
     digest = hashlib.sha256(json.dumps([settings, vocabulary.words]).encode())
     for sentence in sentences:
         digest.update(" ".join(sentence).encode() + b"\n")

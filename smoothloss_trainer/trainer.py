@@ -33,6 +33,7 @@ from smoothloss_trainer.rewards import SampleWeights
 from smoothloss_trainer.run import RunDirectory
 from smoothloss_trainer.step import RecordedStep, Step
 from smoothloss_trainer.stopwatch import Stopwatch
+from smoothloss_trainer.table import table_of
 from smoothloss_trainer.tasks import Batch, Task
 
 
@@ -67,10 +68,11 @@ class Trainer:
         self.dtype = torch.float64 if recipe.training.precision == "float64" else torch.float32
         prior = loss_inputs.prior(recipe, task)
         prior = None if prior is None else prior.to(self.device, self.dtype)
-        loss = build_loss(recipe.loss, table, len(task.vocabulary), weights, prior, self.stopwatch)
+        self._loss = build_loss(recipe.loss, table, len(task.vocabulary), weights, prior, self.stopwatch)
         torch.manual_seed(recipe.seed)
         self.model = task.build_model().to(self.device, self.dtype)
-        self.objective: torch.nn.Module = Objective(self.model, loss, autocast=recipe.training.precision == "bfloat16")
+        self._objective = Objective(self.model, self._loss, autocast=recipe.training.precision == "bfloat16")
+        self.objective: torch.nn.Module = self._objective
         self.feed = Feed(task, recipe.training.workers, self.device)
         self.generator = torch.Generator(self.device)
         self.width = processes.count * recipe.training.accumulate
@@ -102,6 +104,7 @@ class Trainer:
         progress, config = self.progress, self.recipe.training
         while not self._over():
             plan = self.task.train_plan(progress.epoch)
+            self._begin_epoch()
             self._epoch(plan)
             whole, number = progress.position == len(plan), progress.epoch + 1
             if (whole and number % config.validate_every == 0) or number == config.epochs or self._budget_spent():
@@ -156,6 +159,19 @@ class Trainer:
 
     def _seconds(self) -> float:
         return time.perf_counter() - self._started
+
+    def _begin_epoch(self) -> None:
+        """Give the loss what it has in this epoch, or in the rest of it."""
+        config, progress = self.recipe.loss, self.progress
+        if config.embeddings.refresh and progress.epoch and not progress.position:
+            weight = self.processes.whole(self.model.classifier.weight.detach())
+            table = table_of(config, weight, self.task.vocabulary)
+            prior, size = self._loss.prior, len(self.task.vocabulary)
+            self._loss = build_loss(config, table, size, self.weights, prior, self.stopwatch)
+            if self.processes.is_main:
+                table.save(self.run.table_file)  # a run that is resumed within the epoch reads it
+        settings = config.in_epoch(progress.epoch, self.recipe.training.epochs)
+        self._objective.loss = replace(self._loss, config=settings)
 
     def _epoch(self, plan: Sequence[Sequence[int]]) -> None:
         """The rest of an epoch, or of the budget of steps or time."""

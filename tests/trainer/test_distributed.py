@@ -16,6 +16,7 @@ import torch
 import yaml
 from torch import Tensor
 
+from smoothloss.similarity import SimilarityTable
 from smoothloss_trainer import checkpoint, distributed
 from smoothloss_trainer.cli import main
 from smoothloss_trainer.config import Recipe
@@ -205,6 +206,26 @@ def test_any_number_of_processes_trains_as_one_does(
         assert len(losses(one)) == 4, "13 batches, 4 a step"
         for out in ("ddp2", "fsdp2", "ddp4", "fsdp4", "half"):
             check_same(RunDirectory(tmp_path / f"{name}.{out}"), one)
+
+
+@pytest.mark.slow
+def test_a_loss_that_changes_does_so_in_all_processes(
+    tmp_path: Path, recipe_values: Callable[..., dict[str, Any]]
+) -> None:
+    """The table of the classifier's rows too, which sharded training has to put together."""
+    embeddings = {"dim": 4, "epochs": 1, "refresh": True}
+    loss = {"name": "tok", "alpha": 0.4, "final_share": 0.5, "embeddings": embeddings}
+    training = {"log_every": 1, "epochs": 2, "precision": "float64", "max_steps": 10}
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe_values(loss=loss, training=training)))
+    words = {name: [str(tmp_path / "r.yaml"), "--out", str(tmp_path / name)] for name in ("one", "ddp", "fsdp")}
+    ended = launch(2, words["ddp"], [*words["fsdp"], "--training.parallel", SHARDED])
+    assert [each.returncode for each in ended] == [0, 0], ended[0].stderr[-2000:]
+    assert main(["train", *words["one"], "--training.accumulate", "2"]) == 0
+    one, *others = (RunDirectory(tmp_path / name) for name in words)
+    for run in others:
+        check_same(run, one)
+        tables = [SimilarityTable.load(each.table_file) for each in (run, one)]
+        assert torch.equal(tables[0].indices, tables[1].indices)
 
 
 def check_same(run: RunDirectory, one: RunDirectory) -> None:

@@ -26,6 +26,7 @@ from smoothloss_trainer.errors import RecipeError, RunError
 from smoothloss_trainer.loop import train
 from smoothloss_trainer.models import open_task
 from smoothloss_trainer.run import RunDirectory
+from smoothloss_trainer.table import table_of
 from smoothloss_trainer.tasks import task_class
 from smoothloss_trainer.trainer import Trainer
 
@@ -122,6 +123,47 @@ def test_a_resumed_run_with_a_reward_equals_an_uninterrupted_one(
     assert losses(broken) == losses(whole)
     first, second = checkpoint.load_checkpoint(whole.last)[0], checkpoint.load_checkpoint(broken.last)[0]
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+CHANGING = {
+    "name": "tok_seq", "pool": "similar", "tau": 0.5, "alpha": 0.4, "token_alpha": 0.3, "label_smoothing": 0.2,
+    "final_share": 0.25, "embeddings": {"dim": 8, "window": 3, "epochs": 2, "refresh": True},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("steps", [12, 13, 17])
+def test_a_resumed_run_whose_loss_changes_equals_an_uninterrupted_one(
+    tmp_path: Path, make_recipe: Make, monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
+    """Interrupted in the last step of the first epoch, before the first of the second, and within that."""
+    recipe, losses_of = make_recipe(loss=CHANGING), []
+    begin = Trainer._begin_epoch
+
+    def noting(self: Trainer) -> None:
+        weight = self.model.classifier.weight.detach().clone()
+        begin(self)
+        losses_of.append((self.progress.epoch, self._objective.loss, weight))
+
+    monkeypatch.setattr(Trainer, "_begin_epoch", noting)
+    whole, broken = RunDirectory(tmp_path / "whole"), RunDirectory(tmp_path / "broken")
+    expected = train(recipe, whole)
+    [(_, first, weight), (_, second, later)] = losses_of
+    shares = [(each.config.alpha, each.config.token_alpha, each.config.label_smoothing) for each in (first, second)]
+    assert shares == [(0.4, 0.3, 0.2), (0.1, 0.075, 0.05)]
+    vocabulary = task_class(recipe.task)(recipe).vocabulary
+    assert not torch.equal(first.table.unit_vectors, table_of(recipe.loss, weight, vocabulary).unit_vectors)
+    refreshed = table_of(recipe.loss, later, vocabulary)
+    assert torch.equal(second.table.indices, refreshed.indices) and torch.equal(second.table.weights, refreshed.weights)
+    assert second.sampler.pool.table is second.table
+    with monkeypatch.context() as patch:
+        kill_after(patch, steps)
+        with pytest.raises(Killed):
+            train(recipe, broken)
+    assert train(recipe, broken, resume=True) == expected
+    assert losses_of[-1][1].config == second.config
+    assert losses(broken) == losses(whole)
+    tensors, others = (checkpoint.load_checkpoint(each.last)[0] for each in (whole, broken))
+    assert all(torch.equal(tensors[name], others[name]) for name in tensors)
 
 
 def test_a_run_killed_by_sigkill_resumes(tmp_path: Path, make_recipe: Make, recipe_values: Any) -> None:

@@ -294,6 +294,13 @@ def test_what_is_wrong_with_an_override_is_said(recipe_values: Values, words: li
             "but there is none: loss.label_smoothing or loss.consistency above 0",
         ),
         ("{model: {dropout: 0.0}, loss: {consistency: 1}}", "loss.consistency needs model.dropout above 0, got 0"),
+        ("loss: {final_share: 0.5}", "loss.final_share is 0.5, but loss.name mle has no share to lower"),
+        ("loss: {final_share: 2}", "loss.final_share must be a number from 0 to 1, got 2"),
+        ("loss: {embeddings: {refresh: true}}", "loss.embeddings.refresh needs a loss with a similarity table"),
+        (
+            "{device: auto, training: {graphs: true}, loss: {label_smoothing: 0.1, final_share: 0.0}}",
+            "training.graphs records a loss that stays the same, and loss.final_share below 1 changes it",
+        ),
         ("loss: {consistency_classes: 0}", "loss.consistency_classes must be a whole number from 1"),
         ("seed: 1180591620717411303424", "seed must be"),
         ("data: {held_out: {dev: .nan}}", "data.held_out.dev must be"),
