@@ -1,6 +1,7 @@
 """Time of a training step of each row of a table, relative to its baseline (the paper's appendix B.3).
 
-python -m benchmarks.batch_time multi30k_converged --out benchmarks/results/batch_time_multi30k_converged.json
+    python -m benchmarks.batch_time multi30k_converged --out benchmarks/results/batch_time_multi30k_converged.json
+    python -m benchmarks.batch_time coco_labels_converged --out benchmarks/results/batch_time_coco_labels_converged.json
 
 A row and the baseline train in turns, each in a process of its own, on the same batches, so that whatever else the
 machine does falls on both. What is told are medians, and the median of the ratios of neighbours. Needs its data.

@@ -138,6 +138,11 @@ def section(name: str, content: dict[str, Any]) -> str:
     over = "over sentences and seeds" if with_seeds else "over sentences alone, not seeds"
     parts = [f"## {content['title']}", f"`{name}.json`, split {content['split']}; intervals {over}.", text]
     parts += [statement(rows, metric), beside_control(RESULTS / f"{name}.json", content)]
+    if any(map(_batch_time, rows)):
+        parts.append(
+            f"The time of a batch is that of a whole training step, in steps of {rows[0]['label']}, from "
+            f"[a quiet measurement of its own](../benchmarks/results/batch_time_{name}.json)."
+        )
     parts += [learning(name, rows, metric), examples(rows), *_note(content.get("note", ""))]
     return "\n\n".join(part for part in parts if part) + "\n"
 
