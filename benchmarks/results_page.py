@@ -143,7 +143,7 @@ def section(name: str, content: dict[str, Any]) -> str:
             f"The time of a batch is that of a whole training step, in steps of {rows[0]['label']}, from "
             f"[a quiet measurement of its own](../benchmarks/results/batch_time_{name}.json)."
         )
-    parts += [learning(name, rows, metric), examples(rows), *_note(content.get("note", ""))]
+    parts += [learning(name, rows, metric), examples(rows, content["split"]), *_note(content.get("note", ""))]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -198,13 +198,13 @@ def learning(name: str, rows: list[dict[str, Any]], metric: str) -> str:
     return f"{title} of the seeds ([all of it, drawn](../benchmarks/results/{name}.json)):\n\n{text}"
 
 
-def examples(rows: list[dict[str, Any]]) -> str:
+def examples(rows: list[dict[str, Any]], split: str) -> str:
     """What the first run of each row wrote for the same inputs; empty where no run says."""
     known = {row["label"]: run["examples"] for row in rows for run in row.get("runs", ())[:1] if run.get("examples")}
     if not known:
         return ""
     ids = list(next(iter(known.values())))
-    parts = ["**Examples.** What the model of the first seed wrote for three inputs of the test part."]
+    parts = [f"**Examples.** What the model of the first seed wrote for inputs of the {split} part."]
     for each in ids:
         by_text: dict[str, list[str]] = defaultdict(list)
         for label, texts in known.items():

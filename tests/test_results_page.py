@@ -87,14 +87,14 @@ def test_examples_that_agree_stand_once() -> None:
     for each, texts in zip(rows, ({"7": "x", "9": "y"}, {"7": "z", "9": "y"}, {"7": "x"}), strict=False):
         each["runs"] = [{"examples": texts}, {"examples": {"7": "of another seed"}}]
     rows[3]["runs"] = [{}]  # an earlier record
-    assert results_page.examples(rows).splitlines()[2:] == [
+    assert results_page.examples(rows, "test").splitlines()[2:] == [
         "* Input `7`:",
         "  * x (MLE; b)",
         "  * z (a)",
         "* Input `9`:",
         "  * y (MLE; a)",
     ]
-    assert results_page.examples(rows[3:]) == ""
+    assert results_page.examples(rows[3:], "test") == ""
 
 
 def test_what_is_missing_is_said_once_and_settings_are_folded_away() -> None:
