@@ -20,7 +20,7 @@ import torch
 from benchmarks.measure import write_json
 from benchmarks.training_step import Worker
 from smoothloss_trainer import shipped
-from smoothloss_trainer.reproduce import TableRow, load_table, override_words
+from smoothloss_trainer.run_table import TableRow, load_table, override_words
 
 HERE = Path(__file__).resolve().parent.parent
 
@@ -65,11 +65,12 @@ def main() -> None:
         parser.error(f"--rows must be some of {', '.join(table.rows)}, got {unknown[0]!r}")
 
     def recipe(row: TableRow) -> tuple[str, list[str]]:
+        assert row.recipe is not None
         return str(path.parent / row.recipe), override_words(table.overrides | row.overrides)
 
     rows = []
     for key, row in table.rows.items():
-        if key == table.baseline or (options.rows and key not in options.rows):
+        if key == table.baseline or row.recipe is None or (options.rows and key not in options.rows):
             continue
         found = measure([recipe(table.rows[table.baseline]), recipe(row)], options.rounds, options.steps)
         rows.append({"key": key, "label": row.label or key, **found, "threads": torch.get_num_threads()})

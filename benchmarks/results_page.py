@@ -20,7 +20,7 @@ import torch
 from benchmarks.curves import curve
 from smoothloss_trainer import shipped
 from smoothloss_trainer.recorded import Finished, read
-from smoothloss_trainer.reproduce import load_table
+from smoothloss_trainer.run_table import load_table
 from smoothloss_trainer.significance import Comparison, paired_bootstrap
 from smoothloss_trainer.tasks import task_class
 
@@ -219,10 +219,17 @@ def _cells(row: dict[str, Any], metric: str) -> list[str]:
     scores, comparison = row["scores"][metric], row["comparison"]
     spread = f" ± {stdev(scores):.2f}" if len(scores) > 1 else ""
     cells = [row["label"], f"{mean(scores):.2f}{spread}"]
+    members = _members(row)
+    seeds = f"{len(members)} in one" if members else str(len(scores))
     if comparison is None:
-        return [*cells, "–", "–", str(len(scores))]
+        return [*cells, "–", "–", seeds]
     ends = f"[{comparison['low']:+.2f}, {comparison['high']:+.2f}]"
-    return [*cells, f"{comparison['difference']:+.2f} {ends}", f"{comparison['p_value']:.3f}", str(len(scores))]
+    return [*cells, f"{comparison['difference']:+.2f} {ends}", f"{comparison['p_value']:.3f}", seeds]
+
+
+def _members(row: dict[str, Any]) -> list[int]:
+    """The seeds of the models that are one in a row; empty for rows of single models."""
+    return list(row["runs"][0].get("members", ())) if row.get("runs") else []
 
 
 def statement(rows: list[dict[str, Any]], metric: str) -> str:
@@ -241,7 +248,7 @@ def statement(rows: list[dict[str, Any]], metric: str) -> str:
     ]
     best = max(rows, key=lambda row: mean(row["scores"][metric]))
     parts.append(f"The best mean is that of {best['label']}.")
-    least = min(len(row["scores"][metric]) for row in rows)
+    least = min(len(row["scores"][metric]) for row in rows if not _members(row))
     if least < 3:
         parts.append(f"With {least} seed{'s' if least > 1 else ''} in a row, none of this is known beyond these runs.")
     return " ".join(parts)
@@ -254,7 +261,7 @@ def beside_control(path: Path, content: dict[str, Any]) -> str:
     """
     rows = {row["key"]: row for row in content["rows"] if row.get("runs") and "loss" in row}
     plain = {"name", "label_smoothing"}
-    controls = {key: row for key, row in rows.items() if set(row["loss"]) == plain}
+    controls = {key: row for key, row in rows.items() if set(row["loss"]) == plain and not _members(row)}
     others = [key for key, row in rows.items() if key not in controls and row["comparison"]]
     if not controls or not others:
         return ""
@@ -297,7 +304,8 @@ def missing(found: dict[str, dict[str, Any]]) -> list[str]:
             continue
         rows: dict[int, list[str]] = defaultdict(list)
         for key, row in table.rows.items():
-            rows[there.get(key, 0)].append(row.label or key)
+            done = row.ensemble is not None and key in there
+            rows[len(table.seeds) if done else there.get(key, 0)].append(row.label or key)
         for count, labels in sorted(rows.items(), reverse=True):
             if count < len(table.seeds):
                 lines.append(f"- `{name}`, {count} of {len(table.seeds)} seeds: {'; '.join(labels)}.")

@@ -12,8 +12,8 @@ import itertools
 import logging
 import math
 import zlib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -52,6 +52,7 @@ class Finished:
         fingerprints: Of the data's parts.
         environment: Versions and machine.
         examples: What the model wrote for a few inputs of the split, by their ids; the same inputs for every run.
+        members: Of an ensemble the seeds of its models, the first of which is ``seed``; empty for one model.
     """
 
     row: str
@@ -64,6 +65,7 @@ class Finished:
     fingerprints: dict[str, str]
     environment: dict[str, Any]
     examples: dict[str, str] = field(default_factory=dict)
+    members: list[int] = field(default_factory=list)
 
     def entry(self) -> dict[str, Any]:
         """What ``table.json`` holds of the run beside its row's recipe, and :func:`read` reads."""
@@ -76,6 +78,7 @@ class Finished:
             "fingerprints": self.fingerprints,
             "environment": self.environment,
             "examples": self.examples,
+            **({"members": self.members} if self.members else {}),
         }
 
     def other_code(self, code: str) -> str:
@@ -86,22 +89,39 @@ class Finished:
 
 def of_run(row: str, seed: int, run: RunDirectory, task: Task, split: str) -> Finished:
     """What a run that is done came to."""
-    hypotheses = _read(run, f"hypotheses.{split}.json")
-    scores = {key: value for key, value in _read(run, f"scores.{split}.json").items() if isinstance(value, float)}
-    references = [text for each in task.inputs(split) for text in each.references]
-    scores |= {"words": _words(hypotheses.values()), "reference_words": _words(references)}
-    environment = _read(run, "environment.json")
+    scores, statistics, examples = _written(run.path, task, split)
+    environment = read_json(str(run.path / "environment.json"), "environment.json")
     environment.pop("command", None)  # paths of the machine it ran on
     curve = [
         {"epoch": line["epoch"], **{key: line[key] for key in line if key.startswith("validation_")}}
         for line in run.metrics()
         if "validation_loss" in line
     ]
-    statistics = task.statistics(split, hypotheses)
     fingerprints = run.folder.facts().get("fingerprints", {})
     return Finished(
-        row, seed, run.recipe(), scores, statistics, step_ms(run), curve, fingerprints, environment, _few(hypotheses)
+        row, seed, run.recipe(), scores, statistics, step_ms(run), curve, fingerprints, environment, examples
     )  # fmt: skip
+
+
+def of_ensemble(row: str, members: Sequence[Finished], folder: Path, task: Task, split: str) -> Finished:
+    """What the models of these runs came to as one, whose scores are in a folder; a step of it is a step of each."""
+    scores, statistics, examples = _written(folder, task, split)
+    milliseconds, seeds = sum(each.step_ms for each in members), [each.seed for each in members]
+    return replace(
+        members[0], row=row, scores=scores, statistics=statistics, step_ms=milliseconds, curve=[], examples=examples,
+        members=seeds,
+    )  # fmt: skip
+
+
+def _written(folder: Path, task: Task, split: str) -> tuple[dict[str, float], Tensor, dict[str, str]]:
+    """Scores, statistics and a few hypotheses of what was written for a split."""
+    hypotheses, found = (
+        read_json(str(folder / f"{name}.{split}.json"), f"{name}.{split}.json") for name in ("hypotheses", "scores")
+    )
+    scores = {key: value for key, value in found.items() if isinstance(value, float)}
+    references = [text for each in task.inputs(split) for text in each.references]
+    scores |= {"words": _words(hypotheses.values()), "reference_words": _words(references)}
+    return scores, task.statistics(split, hypotheses), _few(hypotheses)
 
 
 def read(path: Path, split: str) -> list[Finished]:
@@ -125,6 +145,7 @@ def _of_entry(row: Mapping[str, Any], entry: Mapping[str, Any]) -> Finished:
     found = Finished(
         row["key"], entry["seed"], recipe, dict(entry["scores"]), _unpacked(entry["statistics"]), entry["step_ms"],
         list(entry["curve"]), dict(entry["fingerprints"]), dict(entry["environment"]), dict(entry.get("examples", {})),
+        list(entry.get("members", [])),
     )  # fmt: skip
     task = task_class(recipe.task)
     said, counted = found.scores[task.metric], float(task.metric_of(found.statistics.double().sum(0)))
@@ -151,6 +172,7 @@ def take(
     found: Iterable[Finished],
     wanted: Mapping[tuple[str, int], Recipe],
     fingerprints: Mapping[str, str],
+    members: Mapping[tuple[str, int], Sequence[int]] | None = None,
     *,
     any_code: bool = False,
 ) -> Recorded:
@@ -160,6 +182,7 @@ def take(
         found: What the files have.
         wanted: The recipes of the runs that are not done, by row and seed.
         fingerprints: Of the data that are here, by part; empty where they are not known.
+        members: Of those that are ensembles, the seeds of their models.
         any_code: Take runs of other code too.
     """
     taken, code, known = Recorded(), code_fingerprint(), dict(fingerprints)
@@ -169,6 +192,8 @@ def take(
             continue
         name, other = f"{each.row}, seed {each.seed}", each.other_code(code)
         reason = _misfit(each, wanted[place], known)
+        if each.members != list((members or {}).get(place, [])):
+            reason = f"its models are those of {f'seeds {each.members}' if each.members else 'one seed'}"
         if reason is None and other and not any_code:
             reason = f"{other}, and this is {code}: --any-code takes it nevertheless"
         if reason:
@@ -218,7 +243,3 @@ def _packed(statistics: Tensor) -> str:
 
 def _unpacked(text: str) -> Tensor:
     return load(zlib.decompress(base64.b64decode(text, validate=True)))["statistics"]
-
-
-def _read(run: RunDirectory, name: str) -> Any:
-    return read_json(str(run.path / name), name)

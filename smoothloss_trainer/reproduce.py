@@ -6,14 +6,12 @@ those that are done are skipped and those that were interrupted go on, so the sa
 
 from __future__ import annotations
 
-import json
 import subprocess
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,65 +20,21 @@ from smoothloss._files import write_atomically
 from smoothloss_trainer import report
 from smoothloss_trainer.checkpoint import write_json
 from smoothloss_trainer.config import Recipe
+from smoothloss_trainer.ensemble_rows import EnsembleRow, score
 from smoothloss_trainer.errors import RecipeError, RunError
-from smoothloss_trainer.evaluation import evaluate_into
 from smoothloss_trainer.files import expand_path
-from smoothloss_trainer.folder import LOCK, check_part_name, folder_of_runs
-from smoothloss_trainer.models import open_checkpoints, open_task
+from smoothloss_trainer.folder import folder_of_runs
+from smoothloss_trainer.models import open_task
 from smoothloss_trainer.processes import Children, last_words
 from smoothloss_trainer.provenance import loss_settings, settings_note
-from smoothloss_trainer.recipe import load_recipe, read_yaml
-from smoothloss_trainer.recorded import Finished, Recorded, of_run, read, take
+from smoothloss_trainer.recipe import load_recipe
+from smoothloss_trainer.recorded import Finished, Recorded, of_ensemble, of_run, read, take
 from smoothloss_trainer.result_table import Result, base_ms_of, cells, headings, legend, markdown
 from smoothloss_trainer.run import RunDirectory, recipe_values
-from smoothloss_trainer.schema import FilePath, Seed, SplitName, Words, build, paths_of
+from smoothloss_trainer.run_table import FILES, Table, TableRow, load_table, override_words
+from smoothloss_trainer.schema import paths_of
 from smoothloss_trainer.significance import interval, paired_bootstrap
 from smoothloss_trainer.tasks import task_class
-
-FILES = ("table.md", "table.json", "report.html")  # besides the runs and their logs
-
-
-@dataclass
-class TableRow:
-    """A row: one recipe, trained once for each seed.
-
-    Args:
-        recipe: Its file, relative to the table's.
-        label: Its name in the table; left out, the row's key.
-        paper: What the paper reports, by metric.
-        overrides: Changes to the recipe, as on the command line: ``{"loss.tau": 0.17}``.
-    """
-
-    recipe: FilePath
-    label: Words | None = None
-    paper: dict[str, float] = field(default_factory=dict)
-    overrides: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass
-class Table:
-    """A table of runs.
-
-    Args:
-        title: Its title.
-        rows: The rows by key, which names their directories.
-        metrics: Heading of each metric's column by its key in ``scores.<split>.json``. Significance is that of the
-            task's own metric, the first.
-        baseline: Key of the row that the others are compared with.
-        split: What is scored: a test split, or "validation" to choose temperatures and shares by.
-        seeds: What each row is trained with.
-        overrides: Changes to every row's recipe; a row's own come after them.
-        note: What differs from the paper.
-    """
-
-    title: Words
-    rows: dict[Words, TableRow]
-    metrics: dict[Words, Words]
-    baseline: str
-    split: SplitName = "test"
-    seeds: list[Seed] = field(default_factory=lambda: [1, 2])
-    overrides: dict[str, Any] = field(default_factory=dict)
-    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -107,25 +61,25 @@ class Run:
         return [*words, "--resume"] if self.directory.folder.is_marked else words
 
 
-def load_table(path: str | Path) -> Table:
-    """Read a table's file.
+@dataclass(frozen=True)
+class Plan:
+    """What a table needs, and where."""
 
-    Raises:
-        RecipeError: one line that names the wrong key or value, or a row's recipe that is missing.
-    """
-    try:
-        table = build(Table, read_yaml(Path(path)))
-    except RecipeError as error:
-        raise RecipeError(f"table {path}: {error}") from None
-    if table.baseline not in table.rows:
-        raise RecipeError(f"table {path}: baseline must be one of {', '.join(table.rows)}, got {table.baseline!r}")
-    for row in table.rows:
-        check_part_name(row, f"table {path}: the key of a row")
-        if row in (*FILES, "runs.json", LOCK):
-            raise RecipeError(f"table {path}: {row} is a file beside the rows: give the row another key")
-    if not table.metrics or not table.seeds:
-        raise RecipeError(f"table {path}: metrics and seeds must not be empty")
-    return table
+    table: Table
+    runs: list[Run]
+    ensembles: list[EnsembleRow]
+    out: Path
+
+    def done(self) -> list[Run]:
+        """The runs that are done."""
+        return [run for run in self.runs if run.is_done(self.table.split)]
+
+    def score_ensembles(self) -> None:
+        """Score those whose models are all there."""
+        for each in self.ensembles:
+            members = [run for run in self.done() if run.row == each.of]
+            if len(members) == len(each.seeds) and not each.is_done(self.table.split):
+                score([run.directory.path for run in members], each.folder, self.table.split)
 
 
 def reproduce(
@@ -170,16 +124,17 @@ def reproduce(
         raise RecipeError(f"seeds must differ from each other, got {', '.join(map(str, table.seeds))}")
     table.rows = _chosen(table, rows)
     runs = [
-        _run(
-            row,
-            seed,
-            path.parent / config.recipe,
-            out,
-            [*override_words(table.overrides | config.overrides), *overrides],
-        )
+        _run(row, seed, path.parent / config.recipe, out, [*_own_words(table, config), *overrides])
         for seed in table.seeds
         for row, config in table.rows.items()
+        if config.recipe is not None
     ]
+    ensembles = [
+        EnsembleRow.below(out, row, config.ensemble, table.seeds)
+        for row, config in table.rows.items()
+        if config.ensemble is not None and len(table.seeds) > 1
+    ]
+    plan = Plan(table, runs, ensembles, out)
     recipes = {(run.row, run.seed): run.wanted() for run in runs}
     for run in runs:  # what is wrong is said before anything starts
         recipe = recipes[run.row, run.seed]
@@ -193,37 +148,60 @@ def reproduce(
     # The table of runs of an earlier version, which has no list of its files.
     known = FILES if not train and (out / "table.json").is_file() else ()
     with folder_of_runs(out, "reproduce", names, known):
-        done = {(run.row, run.seed) for run in runs if run.is_done(table.split)}
-        lacking = {place: recipe for place, recipe in recipes.items() if place not in done}
-        data = _fingerprints(table, runs, found, train=train) if found else {}
-        return _reproduce(table, runs, out, jobs, take(found, lacking, data, any_code=any_code), train=train)
+        data = _fingerprints(plan, found, train=train) if found else {}
+        return _reproduce(plan, jobs, _taken(plan, recipes, found, data, any_code=any_code), train=train)
 
 
-def _fingerprints(table: Table, runs: list[Run], found: Sequence[Finished], *, train: bool) -> dict[str, str]:
+def _taken(
+    plan: Plan,
+    recipes: Mapping[tuple[str, int], Recipe],
+    found: Sequence[Finished],
+    data: Mapping[str, str],
+    *,
+    any_code: bool,
+) -> Recorded:
+    """What records have of a table that is not there."""
+    first = plan.table.seeds[0]
+    lacking = dict(recipes) | {(each.key, first): recipes[each.of, first] for each in plan.ensembles}
+    for run in plan.done():
+        del lacking[run.row, run.seed]
+    for each in plan.ensembles:
+        if each.is_done(plan.table.split):
+            del lacking[each.key, first]
+    members = {(each.key, first): each.seeds for each in plan.ensembles}
+    return take(found, lacking, data, members, any_code=any_code)
+
+
+def _fingerprints(plan: Plan, found: Sequence[Finished], *, train: bool) -> dict[str, str]:
     """Those of the data that are here, as far as records have them: of a run that is done, or read anew."""
-    done = [run for run in runs if run.is_done(table.split)]
+    done = plan.done()
     if done:
         return dict(done[0].directory.folder.facts().get("fingerprints", {}))
     if not train:
         return {}
-    recipe = runs[0].wanted()
+    recipe = plan.runs[0].wanted()
     task = task_class(recipe.task)(recipe)
     return {part: task.fingerprint(part) for part in found[0].fingerprints}
 
 
-def _reproduce(table: Table, runs: list[Run], out: Path, jobs: int, recorded: Recorded, *, train: bool) -> Path:
-    def finish(run: Run) -> None:
-        if not run.is_done(table.split):  # training scores the test splits
-            _score(run, table.split)
-        _write(table, runs, out, recorded)
+def _reproduce(plan: Plan, jobs: int, recorded: Recorded, *, train: bool) -> Path:
+    split = plan.table.split
 
-    lacking = [run for run in runs if not run.is_done(table.split) and (run.row, run.seed) not in recorded.runs]
-    if train:  # a variable that is not set would stop all of them, one after the other
-        for run in lacking:
+    def finish(run: Run) -> None:
+        if not run.is_done(split):  # training scores the test splits
+            score([run.directory.path], run.directory.path, split)
+        plan.score_ensembles()
+        _write(plan, recorded)
+
+    lacking = [run for run in plan.runs if not run.is_done(split) and (run.row, run.seed) not in recorded.runs]
+    failed = []
+    if train:
+        for run in lacking:  # a variable that is not set would stop all of them, one after the other
             for path in paths_of(run.wanted()):
                 expand_path(path)
-    failed = _train_all(lacking, jobs, finish) if train else []
-    written = _write(table, runs, out, recorded)
+        plan.score_ensembles()
+        failed = _train_all(lacking, jobs, finish)
+    written = _write(plan, recorded)
     if failed:
         raise RunError("; ".join(failed))
     return written
@@ -233,27 +211,17 @@ def _chosen(table: Table, rows: Sequence[str]) -> dict[str, TableRow]:
     unknown = [row for row in rows if row not in table.rows]
     if unknown:
         raise RecipeError(f"--rows must be some of {', '.join(table.rows)}, got {unknown[0]!r}")
-    return {key: row for key, row in table.rows.items() if not rows or key in rows or key == table.baseline}
+    chosen = {*(rows or table.rows), table.baseline}
+    chosen |= {row.ensemble for key, row in table.rows.items() if key in chosen and row.ensemble is not None}
+    return {key: row for key, row in table.rows.items() if key in chosen}
 
 
-def override_words(overrides: dict[str, Any]) -> list[str]:
-    """Changes to a recipe as they are given on the command line."""
-
-    def word(value: Any) -> str:
-        return value if isinstance(value, str) else json.dumps(value)
-
-    return [each for key, value in overrides.items() for each in (f"--{key}", word(value))]
+def _own_words(table: Table, row: TableRow) -> list[str]:
+    return override_words(table.overrides | row.overrides)
 
 
 def _run(row: str, seed: int, recipe: Path, out: Path, overrides: list[str]) -> Run:
     return Run(row, seed, recipe, overrides, RunDirectory(out / row / f"seed{seed}"))
-
-
-def _score(run: Run, split: str) -> None:
-    path = run.directory.path
-    recipe, task, model, device = open_checkpoints([path], splits=[split])
-    for _ in evaluate_into(path, task, model, [split], recipe.decoding, device):
-        pass
 
 
 def _train_all(runs: list[Run], jobs: int, finish: Callable[[Run], None]) -> list[str]:
@@ -281,10 +249,10 @@ def _log(run: Run) -> Path:
     return run.directory.path.with_suffix(".log")
 
 
-def _write(table: Table, runs: list[Run], out: Path, recorded: Recorded) -> Path:
+def _write(plan: Plan, recorded: Recorded) -> Path:
     """Write the table of the runs that are done, here or elsewhere."""
-    here = [run for run in runs if run.is_done(table.split)]
-    done = sorted([*_finished(table, here), *recorded.runs.values()], key=lambda each: table.seeds.index(each.seed))
+    table, out, here = plan.table, plan.out, plan.done()
+    done = sorted([*_finished(plan, here), *recorded.runs.values()], key=lambda each: table.seeds.index(each.seed))
     results = _results(table, done)
     table = replace(table, note=_note(table, done, recorded.other_code))
     text = f"# {table.title}\n\n{markdown(table, results)}\n"
@@ -298,13 +266,19 @@ def _write(table: Table, runs: list[Run], out: Path, recorded: Recorded) -> Path
     return out / "table.md"
 
 
-def _finished(table: Table, here: list[Run]) -> list[Finished]:
+def _finished(plan: Plan, here: list[Run]) -> list[Finished]:
     if not here:
         return []
-    task = open_task(here[0].directory, table.split)
+    split = plan.table.split
+    task = open_task(here[0].directory, split)
     for run in here:
-        run.directory.check_data(task, [table.split])
-    return [of_run(run.row, run.seed, run.directory, task, table.split) for run in here]
+        run.directory.check_data(task, [split])
+    found = [of_run(run.row, run.seed, run.directory, task, split) for run in here]
+    for each in plan.ensembles:
+        members = [one for one in found if one.row == each.of]
+        if each.is_done(split) and len(members) == len(each.seeds):
+            found.append(of_ensemble(each.key, members, each.folder, task, split))
+    return found
 
 
 def _results(table: Table, done: list[Finished]) -> list[Result]:
@@ -344,7 +318,8 @@ def missing(table: Table, done: list[Finished]) -> list[str]:
     there = {(each.row, each.seed) for each in done}
     rows: dict[str, list[str]] = defaultdict(list)
     for key, row in table.rows.items():
-        seeds = ", ".join(str(seed) for seed in table.seeds if (key, seed) not in there)
+        wanted = table.seeds if row.ensemble is None else table.seeds[:1]
+        seeds = ", ".join(str(seed) for seed in wanted if (key, seed) not in there)
         rows[seeds].append(row.label or key)
     return [f"seed {seeds} of {'; '.join(labels)}" for seeds, labels in rows.items() if seeds]
 

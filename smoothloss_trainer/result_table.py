@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from smoothloss_trainer.significance import Comparison
 
 if TYPE_CHECKING:
-    from smoothloss_trainer.reproduce import Table
+    from smoothloss_trainer.run_table import Table
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,9 @@ def cells(table: Table, result: Result, base_ms: float) -> list[str]:
         ]
     shown += [f"{result.paper[metric]:.2f}" if metric in result.paper else "–" for metric in table.metrics]
     milliseconds = mean(result.step_ms)
-    return [*shown, str(len(result.step_ms)), f"{milliseconds:.0f}", f"{milliseconds / base_ms:.2f}"]
+    members = result.runs[0].get("members", ()) if result.runs else ()
+    seeds = f"{len(members)} in one" if members else str(len(result.step_ms))
+    return [*shown, seeds, f"{milliseconds:.0f}", f"{milliseconds / base_ms:.2f}"]
 
 
 def headings(table: Table) -> list[str]:

@@ -22,6 +22,7 @@ _APART: tuple[str, ...] = (
     "processes.py",
 )
 _APART += ("profiling.py", "progress.py", "provenance.py", "recorded.py", "reproduce.py", "result_table.py", "run.py")
+_APART += ("ensemble_rows.py", "run_table.py")
 _APART += ("documents.py", "errors.py", "files.py", "folder.py", "packages.py", "score.py", "score_inputs.py")
 _APART += ("shipped.py", "sources.py", "stopwatch.py", "__init__.py", "__main__.py")
 

@@ -16,7 +16,8 @@ from smoothloss_trainer import shipped
 from smoothloss_trainer.cli import main
 from smoothloss_trainer.errors import RecipeError, RunError
 from smoothloss_trainer.recipe import load_recipe
-from smoothloss_trainer.reproduce import load_table, reproduce
+from smoothloss_trainer.reproduce import reproduce
+from smoothloss_trainer.run_table import load_table
 
 Values = Callable[..., dict[str, Any]]
 
@@ -216,6 +217,38 @@ def test_rows_seeds_and_overrides_can_be_chosen(table: Path, tmp_path: Path) -> 
     assert yaml.safe_load((out / "smooth/seed3/recipe.yaml").read_text())["training"]["max_steps"] == 4
 
 
+def test_a_row_may_be_the_models_of_another_as_one(table: Path, tmp_path: Path) -> None:
+    rows = yaml.safe_load(table.read_text())["rows"]
+    rewrite(table, rows={**rows, "all": {"ensemble": "smooth", "label": "All"}}, overrides={"training.max_steps": 12})
+    out = tmp_path / "out"
+    reproduce(table, out, rows=["all"], train=False)
+    assert json.loads((out / "table.json").read_text())["rows"] == []
+    reproduce(table, out, rows=["all"])
+    assert not (out / "all" / "seed1").exists()
+    content = json.loads((out / "table.json").read_text())
+    found = {row["key"]: row for row in content["rows"]}
+    [run] = found["all"]["runs"]
+    assert found.keys() == {"mle", "smooth", "all"} and run["members"] == [1, 2] and not run["curve"]
+    assert run["step_ms"] == pytest.approx(sum(found["smooth"]["step_ms"]))
+    assert "Not there yet" not in content["note"] and "| 2 in one |" in (out / "table.md").read_text()
+    runs = [str(out / "smooth" / f"seed{seed}") for seed in (1, 2)]
+    assert main(["evaluate", *runs, "--out", str(tmp_path / "by_hand")]) == 0
+    by_hand = json.loads((tmp_path / "by_hand" / "scores.test.json").read_text())
+    assert found["all"]["scores"]["bleu"] == [by_hand["bleu"]]
+    # A record has it without the models, for a table of the same seeds.
+    record, elsewhere = out / "table.json", tmp_path / "elsewhere"
+    reproduce(table, elsewhere, recorded=[record], train=False)
+    assert json.loads((elsewhere / "table.json").read_text())["rows"] == content["rows"]
+    reproduce(table, elsewhere, recorded=[record], train=False, seeds=[1])
+    taken = json.loads((elsewhere / "table.json").read_text())
+    assert [row["key"] for row in taken["rows"]] == ["mle", "smooth"] and "seed 1 of All" in taken["note"]
+    change = json.loads(record.read_text())
+    change["rows"][2]["runs"][0]["members"] = [1, 3]
+    record.write_text(json.dumps(change))
+    reproduce(table, elsewhere, recorded=[record], train=False)
+    assert [row["key"] for row in json.loads((elsewhere / "table.json").read_text())["rows"]] == ["mle", "smooth"]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -224,6 +257,16 @@ def test_rows_seeds_and_overrides_can_be_chosen(table: Path, tmp_path: Path) -> 
         ({"metrics": {}}, "metrics and seeds must not be empty"),
         ({"seeds": "many"}, "seeds"),
         ({"titel": "x"}, "titel"),
+        ({"rows": {"mle": {}}}, r"rows\.mle must have either a recipe or an ensemble"),
+        ({"rows": {"mle": {"recipe": "mle.yaml", "ensemble": "mle"}}}, "must have either a recipe or an ensemble"),
+        (
+            {"rows": {"mle": {"recipe": "mle.yaml"}, "five": {"ensemble": "five"}}},
+            r"rows\.five\.ensemble must be the key of a row with a recipe \(mle\), got 'five'",
+        ),
+        (
+            {"rows": {"mle": {"recipe": "mle.yaml"}, "five": {"ensemble": "mle", "overrides": {"seed": 3}}}},
+            r"rows\.five\.overrides: an ensemble has the settings of mle",
+        ),
     ],
 )
 def test_a_wrong_table_is_one_line(table: Path, changes: dict[str, Any], message: str) -> None:
@@ -259,6 +302,8 @@ def test_the_recipes_tables_are_readable() -> None:
     for path in tables:
         table = load_table(path)
         for row in table.rows.values():
+            if row.recipe is None:
+                continue
             words = [
                 word for key, value in (table.overrides | row.overrides).items() for word in (f"--{key}", str(value))
             ]

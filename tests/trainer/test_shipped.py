@@ -7,7 +7,7 @@ import pytest
 from smoothloss_trainer import shipped
 from smoothloss_trainer.cli import main
 from smoothloss_trainer.recipe import read_yaml
-from smoothloss_trainer.reproduce import load_table
+from smoothloss_trainer.run_table import load_table
 
 
 def test_the_names_are_those_of_the_files() -> None:
