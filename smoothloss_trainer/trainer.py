@@ -163,6 +163,8 @@ class Trainer:
     def _begin_epoch(self) -> None:
         """Give the loss what it has in this epoch, or in the rest of it."""
         config, progress = self.recipe.loss, self.progress
+        if not config.changes:
+            return
         if config.embeddings.refresh and progress.epoch and not progress.position:
             weight = self.processes.whole(self.model.classifier.weight.detach())
             table = table_of(config, weight, self.task.vocabulary)
