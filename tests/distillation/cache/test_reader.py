@@ -199,6 +199,7 @@ def test_defaults_of_torch_change_nothing(
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # on a machine of one core
 def test_workers_of_a_data_loader_read_it(cache: TeacherCache) -> None:
     expected = [teacher.indices for teacher in cache]  # mapped here already when the workers are forked
     loader = torch.utils.data.DataLoader(
