@@ -153,7 +153,7 @@ def section(name: str, content: dict[str, Any]) -> str:
     lines = [head, ["---"] * len(head)]
     lines += [[*_cells(row, metric), *(column(row) or "–" for column in more.values())] for row in rows]
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    with_seeds = any(row.get("interval") for row in rows)
+    with_seeds = any(row.get("interval") and len(row["scores"][metric]) > 1 for row in rows)
     over = "over sentences and seeds" if with_seeds else "over sentences alone, not seeds"
     parts = [f"## {content['title']}", f"`{name}.json`, split {content['split']}; intervals {over}.", text]
     parts += [statement(rows, metric), beside_control(RESULTS / f"{name}.json", content)]
