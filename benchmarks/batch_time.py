@@ -4,7 +4,8 @@
     python -m benchmarks.batch_time coco_labels_converged --out benchmarks/results/batch_time_coco_labels_converged.json
 
 A row and the baseline train in turns, each in a process of its own, on the same batches, so that whatever else the
-machine does falls on both. What is told are medians, and the median of the ratios of neighbours. Needs its data.
+machine does falls on both. What is told are medians, and the median of the ratios of neighbours. The table's data have
+to be there.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 
 from benchmarks.measure import write_json
-from benchmarks.training_step import Worker
+from benchmarks.training_step import Worker, in_turns
 from smoothloss_trainer import shipped
 from smoothloss_trainer.run_table import TableRow, load_table, override_words
 
@@ -33,12 +34,7 @@ def measure(recipes: list[tuple[str, list[str]]], rounds: int, steps: int) -> di
         rounds: How often each has its turn.
         steps: Of a turn.
     """
-    workers = [Worker(HERE, *recipe) for recipe in recipes]
-    for worker in workers:
-        worker.seconds(4)  # a step on each of its batches
-    times = [[1000 * worker.seconds(steps) / steps for worker in workers] for _ in range(rounds)]
-    for worker in workers:
-        worker.close()
+    times = in_turns([Worker(HERE, *recipe) for recipe in recipes], rounds, steps)
     ratios = sorted(own / base for base, own in times)
     return {
         "ms": statistics.median(own for _, own in times),

@@ -140,7 +140,8 @@ def _is_open(row: dict[str, Any]) -> bool:
 def _gain(row: dict[str, Any] | None) -> str:
     assert row is not None
     metric = next(iter(row["scores"]))
-    return "{difference:+.1f} {name} [{low:+.1f}, {high:+.1f}]".format(name=NAMES[metric], **row["comparison"])
+    gain = "{difference:+.1f} {name} [{low:+.1f}, {high:+.1f}]".format(name=NAMES[metric], **row["comparison"])
+    return gain if len(row["scores"][metric]) > 1 else f"{gain}, one seed"
 
 
 def section(name: str, content: dict[str, Any]) -> str:
@@ -267,7 +268,7 @@ def statement(rows: list[dict[str, Any]], metric: str) -> str:
     ]
     best = max(rows, key=lambda row: mean(row["scores"][metric]))
     parts.append(f"The best mean is that of {best['label']}.")
-    least = min(len(row["scores"][metric]) for row in rows if not _members(row))
+    least = min(len(row["scores"][metric]) for row in rows if not _members(row) or row is base)
     if least < 3:
         parts.append(f"With {least} seed{'s' if least > 1 else ''} in a row, none of this is known beyond these runs.")
     return " ".join(parts)

@@ -86,14 +86,20 @@ class Worker:
         self._process.wait()
 
 
-def measure(recipe: str, trees: list[Path], words: list[str], rounds: int, steps: int) -> dict[str, Any]:
-    """Milliseconds a step of each tree, and how many times faster the first one is than the second."""
-    workers = [Worker(tree, recipe, words) for tree in trees]
+def in_turns(workers: list[Worker], rounds: int, steps: int) -> list[list[float]]:
+    """Milliseconds a step of each worker, a list for each round; the workers end."""
     for worker in workers:
-        worker.seconds(3)
+        worker.seconds(4)  # a step on each of its batches
     times = [[1000 * worker.seconds(steps) / steps for worker in workers] for _ in range(rounds)]
     for worker in workers:
         worker.close()
+    return times
+
+
+def measure(recipe: str, trees: list[Path], words: list[str], rounds: int, steps: int) -> dict[str, Any]:
+    """Milliseconds a step of each tree, and how many times faster the first one is than the second."""
+    workers = [Worker(tree, recipe, words) for tree in trees]
+    times = in_turns(workers, rounds, steps)
     found: dict[str, Any] = {"recipe": recipe, "ms": statistics.median(row[0] for row in times)}
     found |= {"gflop": workers[0].flops / 1e9, "products_ms": workers[0].products_ms}
     if len(trees) > 1:

@@ -111,23 +111,24 @@ class TrainingLoss:
         return self._cross_entropy(model, hidden, soft)
 
     def _cross_entropy(self, model: SequenceModel, hidden: Tensor, target: Target) -> Tensor:
-        config, classifier = self.config, model.classifier
-        if config.consistency:  # the logits are needed twice, to be learnt from and to learn
+        config, classifier, label_smoothing = self.config, model.classifier, self.config.label_smoothing
+        if config.consistency:
             logits = classifier(hidden)
-            target = self._with_other_pass(logits, target)
-            return F.cross_entropy(logits, target, entropy=config.entropy, prior=self.prior, inplace=True)
+            target, label_smoothing = self._with_other_pass(logits, target), 0.0
+            if logits.dtype == classifier.weight.dtype:  # autocast has not rounded them: they do for the loss too
+                return F.cross_entropy(logits, target, entropy=config.entropy, prior=self.prior, inplace=True)
         return F.linear_cross_entropy(
             hidden,
             classifier.weight,
             target,
             linear_bias=classifier.bias,
-            label_smoothing=config.label_smoothing,
+            label_smoothing=label_smoothing,
             entropy=config.entropy,
             prior=self.prior,
         )
 
     def _with_other_pass(self, logits: Tensor, target: Target) -> Target:
-        """The target with what the other pass predicts, which is not smoothed."""
+        """The smoothed target with what the other pass predicts, which is not smoothed."""
         config, mass = self.config, target.mass()
         other = other_pass(logits, mass, config.consistency_classes)
         nothing = mass.unsqueeze(-1) * 0

@@ -249,9 +249,12 @@ def check_recipe(recipe: Recipe) -> None:
         raise RecipeError("loss.consistency needs model.dropout above 0, got 0: without it both passes are the same")
     if recipe.training.graphs and recipe.device in ("cpu", "mps"):
         raise RecipeError(f"training.graphs needs a CUDA device, got device {recipe.device!r}")
-    if recipe.training.graphs and recipe.loss.changes:
+    if recipe.loss.changes:
         key = "loss.embeddings.refresh true" if recipe.loss.embeddings.refresh else "loss.final_share below 1"
-        raise RecipeError(f"training.graphs records a loss that stays the same, and {key} changes it")
+        if recipe.training.graphs:
+            raise RecipeError(f"training.graphs records a loss that stays the same, and {key} changes it")
+        if recipe.training.epochs == 1:
+            raise RecipeError(f"{key} changes the loss after the first epoch: training.epochs must be above 1, got 1")
     if recipe.device == "mps" and (recipe.loss.needs_table or recipe.loss.samples_sequences):
         lacks = "needs float64, which MPS has not"
         raise RecipeError(f"device is 'mps', but loss.name {recipe.loss.name} {lacks}: use cpu, or the loss mle")

@@ -193,7 +193,8 @@ def take(
         name, other = f"{each.row}, seed {each.seed}", each.other_code(code)
         reason = _misfit(each, wanted[place], known)
         if each.members != list((members or {}).get(place, [])):
-            reason = f"its models are those of {f'seeds {each.members}' if each.members else 'one seed'}"
+            seeds = ", ".join(map(str, each.members or [each.seed]))
+            reason = f"its models are those of other seeds ({seeds})"
         if reason is None and other and not any_code:
             reason = f"{other}, and this is {code}: --any-code takes it nevertheless"
         if reason:

@@ -167,6 +167,8 @@ class Trainer:
             return
         if config.embeddings.refresh and progress.epoch and not progress.position:
             weight = self.processes.whole(self.model.classifier.weight.detach())
+            if not bool(weight.isfinite().all()):
+                raise self._diverged("the classifier has weights that are not finite")
             table = table_of(config, weight, self.task.vocabulary)
             prior, size = self._loss.prior, len(self.task.vocabulary)
             self._loss = build_loss(config, table, size, self.weights, prior, self.stopwatch)
@@ -253,8 +255,7 @@ class Trainer:
         loss_sum, tokens = self.processes.sum([float(self._loss_sum), self.progress.tokens])
         loss = loss_sum / tokens
         if not math.isfinite(loss):
-            at = f"training diverged: the loss is {loss} before step {self.progress.step}"
-            raise RunError(f"{at}; a smaller optimizer.lr or training.clip may help")
+            raise self._diverged(f"the loss is {loss}")
         now = time.perf_counter()
         values: dict[str, Any] = {"train_loss": loss, **self._reward_means()}
         rate = float(self.optimizer.param_groups[0]["lr"])
@@ -263,6 +264,10 @@ class Trainer:
         self._loss_sum.zero_()
         self.progress.tokens, self._logged = 0, now
         return loss
+
+    def _diverged(self, how: str) -> RunError:
+        at = f"training diverged: {how} before step {self.progress.step}"
+        return RunError(f"{at}; a smaller optimizer.lr or training.clip may help")
 
     def _reward_means(self) -> dict[str, float]:
         """What the samples were worth since the last line, over all processes."""

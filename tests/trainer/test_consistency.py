@@ -107,6 +107,21 @@ def test_what_is_not_told_apart_is_spread_evenly(setting: tuple[SequenceModel, B
     torch.testing.assert_close(found, expected, rtol=5e-6, atol=0)
 
 
+def test_the_loss_has_logits_that_autocast_does_not_round(
+    setting: tuple[SequenceModel, Batch, SimilarityTable],
+) -> None:
+    """Of the other pass's prediction the roundings are in both, so that the states and the rest of the target tell."""
+    model, batch, table = setting
+    model.eval()
+    settings = LossConfig(label_smoothing=SMOOTHING, consistency=1e-9, consistency_classes=3)
+    plain = LossConfig(label_smoothing=SMOOTHING)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, expected = (
+            build_loss(each, None, table.num_tokens)(model, batch, torch.Generator()) for each in (settings, plain)
+        )
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+
+
 def test_passes_that_agree_change_no_gradient(setting: tuple[SequenceModel, Batch, SimilarityTable]) -> None:
     model, batch, table = setting
     model.eval()

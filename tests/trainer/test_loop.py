@@ -348,6 +348,22 @@ def test_a_loss_that_is_no_number_ends_the_run(
         train(make_recipe(), RunDirectory(tmp_path / "run"))
 
 
+@pytest.mark.parametrize("weight", [math.nan, math.inf])
+def test_weights_that_are_not_finite_make_no_table(
+    tmp_path: Path, make_recipe: Make, monkeypatch: pytest.MonkeyPatch, weight: float
+) -> None:
+    begin = Trainer._begin_epoch
+
+    def spoilt(self: Trainer) -> None:
+        with torch.no_grad():
+            self.model.classifier.weight[7, 0] = weight if self.progress.epoch else 0.0
+        begin(self)
+
+    monkeypatch.setattr(Trainer, "_begin_epoch", spoilt)
+    with pytest.raises(RunError, match=r"training diverged: the classifier has weights that are not finite before st"):
+        train(make_recipe(loss=CHANGING), RunDirectory(tmp_path / "run"))
+
+
 def test_patience_ends_a_run(tmp_path: Path, make_recipe: Make) -> None:
     recipe = make_recipe(training={"epochs": 9, "patience": 2}, optimizer={"lr": 1e-9})
     run = RunDirectory(tmp_path / "run")

@@ -296,6 +296,10 @@ def test_what_is_wrong_with_an_override_is_said(recipe_values: Values, words: li
         ("{model: {dropout: 0.0}, loss: {consistency: 1}}", "loss.consistency needs model.dropout above 0, got 0"),
         ("loss: {final_share: 0.5}", "loss.final_share is 0.5, but loss.name mle has no share to lower"),
         ("loss: {final_share: 2}", "loss.final_share must be a number from 0 to 1, got 2"),
+        (
+            "{training: {epochs: 1}, loss: {label_smoothing: 0.1, final_share: 0.0}}",
+            "loss.final_share below 1 changes the loss after the first epoch: training.epochs must be above 1, got 1",
+        ),
         ("loss: {embeddings: {refresh: true}}", "loss.embeddings.refresh needs a loss with a similarity table"),
         (
             "{device: auto, training: {graphs: true}, loss: {label_smoothing: 0.1, final_share: 0.0}}",
