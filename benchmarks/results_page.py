@@ -140,8 +140,9 @@ def _is_open(row: dict[str, Any]) -> bool:
 def _gain(row: dict[str, Any] | None) -> str:
     assert row is not None
     metric = next(iter(row["scores"]))
-    gain = "{difference:+.1f} {name} [{low:+.1f}, {high:+.1f}]".format(name=NAMES[metric], **row["comparison"])
-    return gain if len(row["scores"][metric]) > 1 else f"{gain}, one seed"
+    seeds = "" if len(row["scores"][metric]) > 1 else "; one seed"
+    found = {"name": NAMES[metric], "seeds": seeds, **row["comparison"]}
+    return "{difference:+.1f} {name} [{low:+.1f}, {high:+.1f}{seeds}]".format(**found)
 
 
 def section(name: str, content: dict[str, Any]) -> str:

@@ -66,7 +66,7 @@ def test_the_advice_says_what_the_tables_bear_out_and_no_more(monkeypatch: pytes
     [_, text, _] = results_page.advice(found)
     assert (
         text
-        == "The paper's Tok at its own settings is not told apart from MLE there (+0.0 BLEU [-1.0, +1.0], one seed)."
+        == "The paper's Tok at its own settings is not told apart from MLE there (+0.0 BLEU [-1.0, +1.0; one seed])."
     )
     assert results_page.advice({}) == []
 
