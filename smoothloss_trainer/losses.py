@@ -58,14 +58,16 @@ class TrainingLoss:
 
     def __call__(self, model: SequenceModel, batch: Batch, generator: torch.Generator) -> Tensor:
         """One forward pass and the loss; the samples come from ``generator``."""
-        if self.config.consistency:
-            batch = twice(batch)
         if self.sampler is None:
+            batch = twice(batch) if self.config.consistency else batch
             with self.timed("forward"):
                 hidden = decode(model, batch)
             with self.timed("loss"):
                 return self._token_loss(model, hidden, batch.target)
         samples, weights, lengths = self._draw(batch, generator)
+        if self.config.consistency:  # both passes read the same samples, to differ in dropout alone
+            batch, samples, lengths = twice(batch), torch.cat((samples, samples), 1), torch.cat((lengths, lengths), 1)
+            weights = None if weights is None else torch.cat((weights, weights), 1)
         target = batch.target
         if self.config.is_lazy:
             with self.timed("forward"):
@@ -134,7 +136,9 @@ class TrainingLoss:
         nothing = mass.unsqueeze(-1) * 0
         even = targets.entries(torch.full_like(nothing, -1, dtype=torch.int32), nothing, mass)
         smoothed = target * (1 - config.label_smoothing) + even * config.label_smoothing
-        return smoothed + other * config.consistency
+        mixed = smoothed + other * config.consistency
+        mixed.counted = target.counted  # a sample that is longer than the ground truth adds nothing to divide by
+        return mixed
 
 
 def encode(model: SequenceModel, batch: Batch) -> Any:

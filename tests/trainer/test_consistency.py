@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Literal
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from smoothloss_trainer.vocabulary import PAD
 
 Make = Callable[..., Recipe]
 WEIGHT, SMOOTHING = 0.7, 0.1
+NAMES = ["label_smoothing", "tok", "seq", "seq_lazy", "tok_seq", "tok_seq_lazy", "raml"]
 
 
 @pytest.fixture
@@ -52,14 +55,15 @@ def dense_loss(model: SequenceModel, batch: Batch, table: SimilarityTable, setti
     else:
         alpha = 1.0 if settings.name == "raml" else settings.alpha
         generator = torch.Generator().manual_seed(7)
-        drawn = loss.sampler(both.target, both.lengths, settings.num_samples, generator=generator)
+        drawn = loss.sampler(batch.target, batch.lengths, settings.num_samples, generator=generator)
+        samples = torch.cat((drawn.tokens, drawn.tokens), 1)
         shares = [1 - alpha] + [alpha / settings.num_samples] * settings.num_samples
-        sequences = torch.cat((both.target[None], drawn.tokens))
+        sequences = torch.cat((both.target[None], samples))
         if settings.is_lazy:
             hidden = decode(model, both).expand(len(sequences), -1, -1, -1)
         else:
             lengths = (both.lengths + 1).repeat(len(sequences))
-            hidden = decode_samples(model, encode(model, both), both.target, drawn.tokens, lengths)
+            hidden = decode_samples(model, encode(model, both), both.target, samples, lengths)
     log_prob = torch.log_softmax(model.classifier(hidden), -1)
     other = log_prob.detach().exp().unflatten(1, (2, -1)).flip(1).flatten(1, 2)
     q = (1 - SMOOTHING) * delta[sequences] + SMOOTHING / table.num_tokens + WEIGHT * other
@@ -67,7 +71,7 @@ def dense_loss(model: SequenceModel, batch: Batch, table: SimilarityTable, setti
     return total / (both.target != PAD).sum()
 
 
-@pytest.mark.parametrize("name", ["label_smoothing", "tok", "seq", "seq_lazy", "tok_seq", "tok_seq_lazy", "raml"])
+@pytest.mark.parametrize("name", NAMES)
 def test_both_passes_are_targets_of_each_other(
     setting: tuple[SequenceModel, Batch, SimilarityTable], name: str
 ) -> None:
@@ -122,14 +126,21 @@ def test_the_loss_has_logits_that_autocast_does_not_round(
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
 
 
-def test_passes_that_agree_change_no_gradient(setting: tuple[SequenceModel, Batch, SimilarityTable]) -> None:
+@pytest.mark.parametrize("sampler", ["hamming", "edit"])
+@pytest.mark.parametrize("name", NAMES)
+def test_passes_that_agree_change_no_gradient(
+    setting: tuple[SequenceModel, Batch, SimilarityTable], name: str, sampler: Literal["hamming", "edit"]
+) -> None:
+    """What two passes read has to be the same: samples of their own would make them disagree without dropout."""
     model, batch, table = setting
+    if sampler == "edit" and name not in ("seq", "tok_seq", "raml"):
+        pytest.skip("draws no samples of other lengths")
     model.eval()
     size = table.num_tokens
     gradients = []
     for weight in (0.0, WEIGHT):
-        settings = LossConfig(label_smoothing=SMOOTHING, consistency=weight, consistency_classes=size)
-        value = build_loss(settings, None, size)(model, batch, torch.Generator())
+        settings = replace(config(name, size), consistency=weight, sampler=sampler, pool="vocabulary")
+        value = build_loss(settings, table, size)(model, batch, torch.Generator().manual_seed(7))
         gradients.append(torch.autograd.grad(value, list(model.parameters())))
     for without, with_it in zip(*gradients, strict=True):
         torch.testing.assert_close(without, with_it, rtol=1e-4, atol=5e-7)
