@@ -98,6 +98,24 @@ class RewardConfig:
 
 
 @dataclass
+class TeacherConfig:
+    """Trained models whose predictions are part of the target (word-level distillation, Kim and Rush 2016).
+
+    Args:
+        runs: Folders of runs, which stand for their best checkpoints, or checkpoint files, of models that read the same
+            inputs and write the same tokens, of any size. Of several, the mean of their probabilities. Empty: there is
+            no teacher.
+        share: The part of the target that they have; what the loss says without them has the rest.
+        classes: How many classes of their prediction are told apart, the likeliest; the mass of the others is spread as
+            ``prior`` says.
+    """
+
+    runs: list[FilePath] = field(default_factory=list)
+    share: Share = 0.5
+    classes: Annotated[int, Field(ge=1, le=10_000)] = 32
+
+
+@dataclass
 class LossConfig:
     """The training loss, a row of the paper's tables.
 
@@ -130,6 +148,7 @@ class LossConfig:
         consistency_classes: How many classes of the other pass's prediction are told apart, the likeliest; the mass of
             the others is spread as ``prior`` says.
         embeddings: Word vectors of the similarity table.
+        teacher: Trained models to learn from, beside any loss.
     """
 
     name: LossName = "mle"
@@ -152,6 +171,7 @@ class LossConfig:
     consistency: Annotated[float, Field(ge=0, le=100)] = 0.0
     consistency_classes: Annotated[int, Field(ge=1, le=10_000)] = 32
     embeddings: EmbeddingsConfig = field(default_factory=EmbeddingsConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
 
     @property
     def smooths_tokens(self) -> bool:

@@ -12,9 +12,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from smoothloss import targets
-from smoothloss.functional import token_statistics
 from smoothloss.targets import Target
+from smoothloss_trainer.predictions import likeliest, of_mass
 from smoothloss_trainer.tasks import Batch, select_rows
 
 
@@ -47,13 +46,8 @@ def other_pass(logits: Tensor, mass: Tensor, classes: int) -> Target:
     def exchange(values: Tensor) -> Tensor:
         return values.unflatten(batch, (2, -1)).flip(batch).flatten(batch, batch + 1)
 
-    with torch.no_grad():
-        likeliest = logits.topk(min(classes, logits.shape[-1]), sorted=False).indices
-        log_prob = token_statistics(logits, likeliest).log_prob
-        peer = targets.top_k(exchange(likeliest), exchange(log_prob))
-        uniform = peer.uniform
-        assert uniform is not None
-        return targets.entries(peer.indices, peer.weights * mass.unsqueeze(-1), uniform * mass)
+    indices, log_prob = likeliest(logits, classes)
+    return of_mass(exchange(indices), exchange(log_prob), mass)
 
 
 def _twice(index: Tensor) -> Tensor:

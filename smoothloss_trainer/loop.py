@@ -69,6 +69,7 @@ def _begin(recipe: Recipe, run: RunDirectory, processes: Processes, *, goes_on: 
     parts = ["train", "validation", *(f"vocabulary.{name}" for name in task.vocabularies)]
     if goes_on:
         run.check_data(task, parts)
+        run.check_teachers(trainer.teachers)
     fingerprints = {part: task.fingerprint(part) for part in dict.fromkeys([*parts, *task.test_splits])}
     if goes_on:
         run.go_on(recipe, names, fingerprints)
@@ -77,6 +78,7 @@ def _begin(recipe: Recipe, run: RunDirectory, processes: Processes, *, goes_on: 
     notes = task.notes()
     names += [run.name(run.notes_file)] if notes else []
     run.create(recipe, task.vocabularies, names, fingerprints)
+    run.note_teachers(trainer.teachers)
     run.write_notes(notes)
     if table is not None:
         table.save(run.table_file)

@@ -8,11 +8,14 @@ from torch import Tensor
 from smoothloss.rewards import Cider
 from smoothloss.similarity import SimilarityTable
 from smoothloss_trainer.config import Recipe
-from smoothloss_trainer.errors import one_line
+from smoothloss_trainer.errors import RecipeError, one_line
+from smoothloss_trainer.files import expand_path
+from smoothloss_trainer.models import open_teachers
 from smoothloss_trainer.rewards import SampleWeights
 from smoothloss_trainer.run import RunDirectory
 from smoothloss_trainer.table import build_table
 from smoothloss_trainer.tasks import Task
+from smoothloss_trainer.teachers import Teachers
 from smoothloss_trainer.vocabulary import EOS
 
 
@@ -57,6 +60,22 @@ def prior(recipe: Recipe, task: Task) -> Tensor | None:
     counts = torch.tensor(task.vocabulary.counts, dtype=torch.float64)
     counts[EOS] = sum(1 for _ in task.target_sentences())
     return counts / counts.sum()
+
+
+def teachers(recipe: Recipe, task: Task) -> Teachers | None:
+    """Return the models that are learned from, on the CPU, or None where the recipe has none.
+
+    Raises:
+        RecipeError: when one is missing or damaged, or reads or writes something else than the task.
+    """
+    config = recipe.loss.teacher
+    if not config.runs:
+        return None
+    try:
+        models = open_teachers([expand_path(path) for path in config.runs], task)
+    except RecipeError as error:
+        raise RecipeError(f"loss.teacher.runs: {error}") from None
+    return Teachers(models, config.classes)
 
 
 def _load_cider(run: RunDirectory) -> Cider:

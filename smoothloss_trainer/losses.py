@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,9 +31,50 @@ from smoothloss_trainer.consistency import other_pass, twice
 from smoothloss_trainer.errors import RecipeError
 from smoothloss_trainer.rewards import SampleWeights
 from smoothloss_trainer.tasks import Batch, SequenceModel, select_rows, shift_right
+from smoothloss_trainer.teachers import Teachers
 from smoothloss_trainer.vocabulary import PAD, SPECIAL_TOKENS
 
 Timer = Callable[[str], AbstractContextManager[Any]]
+
+
+class Drawn(NamedTuple):
+    """Sequences around the ground truth.
+
+    Args:
+        tokens: ``(L, B, T')``.
+        lengths: ``(L, B)``.
+        weights: ``(L, B)`` where a reward tells them apart, else None.
+    """
+
+    tokens: Tensor
+    lengths: Tensor
+    weights: Tensor | None
+
+    def twice(self) -> Drawn:
+        """The same for a batch that has all its rows a second time after them."""
+        tokens, lengths, weights = (None if part is None else torch.cat((part, part), 1) for part in self)
+        assert tokens is not None and lengths is not None
+        return Drawn(tokens, lengths, weights)
+
+    def widened(self, target: Tensor) -> Tensor:
+        """The target (B, T) as wide as the samples, which insertions make wider."""
+        return torch.nn.functional.pad(target, (0, self.tokens.shape[-1] - target.shape[-1]), value=PAD)
+
+
+class States(NamedTuple):
+    """Hidden states at the same positions.
+
+    Args:
+        own: ``(..., D)`` of the model.
+        taught: Of each of its teachers.
+    """
+
+    own: Tensor
+    taught: tuple[Tensor, ...]
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> States:
+        """All of them changed."""
+        return States(change(self.own), tuple(map(change, self.taught)))
 
 
 @dataclass(frozen=True)
@@ -46,7 +87,8 @@ class TrainingLoss:
         sampler: Draws around the ground truth, for the losses that smooth sequences.
         weights: Weighs what was drawn by its reward; None: all samples weigh the same.
         prior: ``(V,)`` how the mass on all classes is spread; None: evenly.
-        timed: ``with timed("forward"): ...`` around each part of the work: forward, sampling, reward, loss.
+        teachers: Models that are learned from; None: there are none.
+        timed: ``with timed("forward"): ...`` around each part of the work: sampling, reward, teacher, forward, loss.
     """
 
     config: LossConfig
@@ -54,73 +96,72 @@ class TrainingLoss:
     sampler: Sampler | None = None
     weights: SampleWeights | None = None
     prior: Tensor | None = None
+    teachers: Teachers | None = None
     timed: Timer = nullcontext
 
     def __call__(self, model: SequenceModel, batch: Batch, generator: torch.Generator) -> Tensor:
         """One forward pass and the loss; the samples come from ``generator``."""
-        if self.sampler is None:
-            batch = twice(batch) if self.config.consistency else batch
-            with self.timed("forward"):
-                hidden = decode(model, batch)
-            with self.timed("loss"):
-                return self._token_loss(model, hidden, batch.target)
-        samples, weights, lengths = self._draw(batch, generator)
+        drawn = None if self.sampler is None else self._draw(batch, generator)
+        taught: tuple[Tensor, ...] = ()
+        if self.teachers is not None:
+            with self.timed("teacher"):
+                taught = self.teachers.states(lambda teacher: self._states(teacher, batch, drawn))
         if self.config.consistency:  # both passes read the same samples, to differ in dropout alone
-            batch, samples, lengths = twice(batch), torch.cat((samples, samples), 1), torch.cat((lengths, lengths), 1)
-            weights = None if weights is None else torch.cat((weights, weights), 1)
-        target = batch.target
-        if self.config.is_lazy:
-            with self.timed("forward"):
-                hidden = decode(model, batch)
-        else:
-            # As wide as samples with insertions.
-            target = torch.nn.functional.pad(target, (0, samples.shape[-1] - target.shape[-1]), value=PAD)
-            with self.timed("forward"):
-                lengths = torch.cat((batch.lengths[None], lengths)).flatten() + 1
-                hidden = decode_samples(model, encode(model, batch), target, samples, lengths)
+            drawn = None if drawn is None else drawn.twice()
+            batch, taught = twice(batch), tuple(torch.cat((each, each), -3) for each in taught)
+        with self.timed("forward"):
+            states = States(self._states(model, batch, drawn), taught)
         with self.timed("loss"):
-            if self.config.sampler == "hamming":  # samples end where the target does
-                hidden, target, samples, weights = counted_positions(hidden, target, samples, weights)
-            return self._sequence_loss(model, hidden, target, samples, weights)
+            if drawn is None:
+                return self._token_loss(model, states, batch.target)
+            return self._sequence_loss(model, states, batch.target, drawn)
 
-    def _draw(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Samples (L, B, T'), their weights (L, B) where a reward tells them apart, and their lengths (L, B)."""
+    def _draw(self, batch: Batch, generator: torch.Generator) -> Drawn:
         assert self.sampler is not None
         with self.timed("sampling"):
             drawn = self.sampler(
                 batch.target, batch.lengths, self.config.num_samples, generator=generator, references=batch.references
             )
         if self.weights is None:
-            return drawn.tokens, None, drawn.lengths
+            return Drawn(drawn.tokens, drawn.lengths, None)
         with self.timed("reward"):
-            return drawn.tokens, self.weights(drawn, batch), drawn.lengths
+            return Drawn(drawn.tokens, drawn.lengths, self.weights(drawn, batch))
 
-    def _token_loss(self, model: SequenceModel, hidden: Tensor, target: Tensor) -> Tensor:
+    def _states(self, model: SequenceModel, batch: Batch, drawn: Drawn | None) -> Tensor:
+        """Hidden states (B, T, D) on the ground truth, or (1 + L, B, T', D) on it and its samples."""
+        if drawn is None or self.config.is_lazy:
+            return decode(model, batch)
+        lengths = torch.cat((batch.lengths[None], drawn.lengths)).flatten() + 1
+        return decode_samples(model, encode(model, batch), drawn.widened(batch.target), drawn.tokens, lengths)
+
+    def _token_loss(self, model: SequenceModel, states: States, target: Tensor) -> Tensor:
         alpha = self.config.alpha if self.table is not None else 0.0
-        if devices.on_host(hidden):
+        if devices.on_host(target):
             counted = (target != PAD).flatten().nonzero().squeeze(-1)
-            hidden, target = hidden.flatten(0, 1).index_select(0, counted), target.flatten().index_select(0, counted)
-        return self._cross_entropy(model, hidden, targets.token(target, self.table, alpha, ignore_index=PAD))
+            states = states.map(lambda each: each.flatten(0, 1).index_select(0, counted))
+            target = target.flatten().index_select(0, counted)
+        return self._cross_entropy(model, states, targets.token(target, self.table, alpha, ignore_index=PAD))
 
-    def _sequence_loss(
-        self, model: SequenceModel, hidden: Tensor, target: Tensor, samples: Tensor, weights: Tensor | None
-    ) -> Tensor:
-        config = self.config
+    def _sequence_loss(self, model: SequenceModel, states: States, target: Tensor, drawn: Drawn) -> Tensor:
+        config, target, samples, weights = self.config, drawn.widened(target), drawn.tokens, drawn.weights
+        if config.sampler == "hamming":  # samples end where the target does
+            states, target, samples, weights = counted_positions(states, target, samples, weights)
         make = targets.lazy_sequence if config.is_lazy else targets.sequence
         alpha = 1.0 if config.name == "raml" else config.alpha
         token_alpha = config.token_alpha if self.table is not None else 0.0
         soft = make(target, samples, weights, alpha=alpha, table=self.table, token_alpha=token_alpha, ignore_index=PAD)
-        return self._cross_entropy(model, hidden, soft)
+        return self._cross_entropy(model, states, soft)
 
-    def _cross_entropy(self, model: SequenceModel, hidden: Tensor, target: Target) -> Tensor:
+    def _cross_entropy(self, model: SequenceModel, states: States, target: Target) -> Tensor:
         config, classifier, label_smoothing = self.config, model.classifier, self.config.label_smoothing
-        if config.consistency:
-            logits = classifier(hidden)
-            target, label_smoothing = self._with_other_pass(logits, target), 0.0
-            if logits.dtype == classifier.weight.dtype:  # autocast has not rounded them: they do for the loss too
-                return F.cross_entropy(logits, target, entropy=config.entropy, prior=self.prior, inplace=True)
+        logits = classifier(states.own) if config.consistency else None
+        if logits is not None or self.teachers is not None:
+            target, label_smoothing = self._with_predictions(target, logits, states.taught), 0.0
+        if logits is not None and logits.dtype == classifier.weight.dtype:
+            # Otherwise autocast has rounded them, which the loss should not see.
+            return F.cross_entropy(logits, target, entropy=config.entropy, prior=self.prior, inplace=True)
         return F.linear_cross_entropy(
-            hidden,
+            states.own,
             classifier.weight,
             target,
             linear_bias=classifier.bias,
@@ -129,16 +170,25 @@ class TrainingLoss:
             prior=self.prior,
         )
 
-    def _with_other_pass(self, logits: Tensor, target: Target) -> Target:
-        """The smoothed target with what the other pass predicts, which is not smoothed."""
+    def _with_predictions(self, target: Target, logits: Tensor | None, taught: tuple[Tensor, ...]) -> Target:
+        """The smoothed target with what teachers and the other pass predict, which is not smoothed."""
         config, mass = self.config, target.mass()
-        other = other_pass(logits, mass, config.consistency_classes)
-        nothing = mass.unsqueeze(-1) * 0
-        even = targets.entries(torch.full_like(nothing, -1, dtype=torch.int32), nothing, mass)
-        smoothed = target * (1 - config.label_smoothing) + even * config.label_smoothing
-        mixed = smoothed + other * config.consistency
+        mixed = _smoothed(target, mass, config.label_smoothing)
+        if self.teachers is not None:
+            share = config.teacher.share
+            mixed = mixed * (1 - share) + self.teachers.target(taught, mass) * share
+        if logits is not None:
+            mixed = mixed + other_pass(logits, mass, config.consistency_classes) * config.consistency
         mixed.counted = target.counted  # a sample that is longer than the ground truth adds nothing to divide by
         return mixed
+
+
+def _smoothed(target: Target, mass: Tensor, label_smoothing: float) -> Target:
+    if not label_smoothing:
+        return target
+    nothing = mass.unsqueeze(-1) * 0
+    even = targets.entries(torch.full_like(nothing, -1, dtype=torch.int32), nothing, mass)
+    return target * (1 - label_smoothing) + even * label_smoothing
 
 
 def encode(model: SequenceModel, batch: Batch) -> Any:
@@ -172,25 +222,25 @@ def _known(lengths: Tensor) -> Tensor | None:
 
 
 def counted_positions(
-    hidden: Tensor, target: Tensor, samples: Tensor, weights: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    states: States, target: Tensor, samples: Tensor, weights: Tensor | None
+) -> tuple[States, Tensor, Tensor, Tensor | None]:
     """What a sequence loss is given, without the positions that are PAD in the target, and in samples of its lengths.
 
     The loss is a sum over positions, so each that counts becomes a sentence of one token with the weights of its own.
     On a device that would have to be waited for, nothing is left out.
 
     Args:
-        hidden: (..., B, T, D).
+        states: (..., B, T, D).
         target: (B, T).
         samples: (L, B, T).
         weights: (L, B), or None.
     """
-    if not devices.on_host(hidden):
-        return hidden, target, samples, weights
+    if not devices.on_host(target):
+        return states, target, samples, weights
     counted = (target != PAD).flatten().nonzero().squeeze(-1)
     if weights is not None:
         weights = weights.index_select(1, counted // target.shape[1])
-    states = hidden.flatten(-3, -2).index_select(-2, counted).unsqueeze(-2)
+    states = states.map(lambda each: each.flatten(-3, -2).index_select(-2, counted).unsqueeze(-2))
     tokens = samples.flatten(1).index_select(1, counted).unsqueeze(-1)
     return states, target.flatten().index_select(0, counted).unsqueeze(-1), tokens, weights
 
@@ -201,6 +251,7 @@ def build_loss(
     num_tokens: int,
     weights: SampleWeights | None = None,
     prior: Tensor | None = None,
+    teachers: Teachers | None = None,
     timed: Timer = nullcontext,
 ) -> TrainingLoss:
     """The loss of a recipe.
@@ -211,6 +262,7 @@ def build_loss(
         num_tokens: Size of the target vocabulary.
         weights: What weighs the samples, when ``config.reward`` has a name.
         prior: What the mass on all classes is spread by, on the training device, when ``config.prior`` is not uniform.
+        teachers: The models of ``config.teacher``, when it has some.
         timed: Times its parts.
 
     Raises:
@@ -226,7 +278,7 @@ def build_loss(
             sizes = f"of {table.num_tokens} tokens, the target vocabulary {num_tokens}"
             raise RecipeError(f"the similarity table is {sizes}: they belong to different vocabularies")
     sampler = _sampler(config, table, num_tokens) if config.samples_sequences else None
-    return TrainingLoss(config, table if config.smooths_tokens else None, sampler, weights, prior, timed)
+    return TrainingLoss(config, table if config.smooths_tokens else None, sampler, weights, prior, teachers, timed)
 
 
 def _sampler(config: LossConfig, table: SimilarityTable | None, num_tokens: int) -> Sampler:

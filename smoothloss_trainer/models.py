@@ -56,6 +56,26 @@ def open_checkpoints(
     return recipe, task, (models[0] if len(models) == 1 else Ensemble(models)).to(place), place
 
 
+def open_teachers(paths: Sequence[str | Path], task: Task) -> list[SequenceModel]:
+    """The models of checkpoints that read and write what a task does, on the CPU and in evaluation mode.
+
+    Args:
+        paths: Run directories, which stand for their best checkpoint, or checkpoint files of runs.
+        task: That of who learns from them.
+
+    Raises:
+        RecipeError: as :func:`open_checkpoints`; and where a split of the task has the name of another one of theirs,
+            which they may have been trained on.
+    """
+    models = []
+    for run, file in map(_locate, map(Path, paths)):
+        other = open_task(run)
+        _check_alike((Path(task.recipe.name), task), (run.path, other), ["validation", *task.test_splits])
+        models.append(other.build_model().eval())
+        load_model(file, models[-1])
+    return models
+
+
 def average_run(run: RunDirectory, last: int | None = None) -> Path:
     """Write ``checkpoints/average.safetensors``, the mean of the run's last validated models; returns its path.
 

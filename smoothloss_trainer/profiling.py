@@ -20,6 +20,7 @@ PARTS = {
     "data": "data",
     "sampling": "draw",
     "reward": "reward",
+    "teacher": "teacher",
     "forward": "forward",
     "loss": "loss",
     "backward": "backward",

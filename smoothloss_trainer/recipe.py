@@ -265,10 +265,15 @@ def _check_smoothing(loss: LossConfig) -> None:
     """Refuse a loss that smooths nothing, and so is the MLE."""
     if loss.name == "label_smoothing" and not loss.label_smoothing:
         raise RecipeError("loss.label_smoothing must be above 0 for loss.name label_smoothing, got 0")
-    even = loss.label_smoothing or loss.consistency or (loss.smooths_tokens and loss.tail == "uniform")
-    if loss.prior == "unigram" and not even:
-        needs = "loss.label_smoothing or loss.consistency above 0, or a loss of similar tokens with loss.tail uniform"
+    predicted = loss.consistency or loss.teacher.runs
+    if loss.prior == "unigram" and not (loss.label_smoothing or predicted or _has_uniform_tail(loss)):
+        needs = (
+            "loss.label_smoothing or loss.consistency above 0, a teacher, or a loss of similar tokens with loss.tail"
+        )
+        needs += " uniform"
         raise RecipeError(f"loss.prior is 'unigram', which spreads the mass on all classes, but there is none: {needs}")
+    if loss.teacher.runs and not loss.teacher.share:
+        raise RecipeError("loss.teacher.share must be above 0 for loss.teacher.runs to be learned from, got 0")
     if loss.embeddings.refresh and not loss.needs_table:
         needs = f"needs a loss with a similarity table, got loss.name {loss.name}"
         raise RecipeError(f"loss.embeddings.refresh {needs}")
@@ -280,6 +285,10 @@ def _check_smoothing(loss: LossConfig) -> None:
         raise RecipeError(f"{keys} must be above 0 for loss.name {loss.name}, which is mle otherwise")
     if loss.final_share < 1 and not shares and not loss.label_smoothing:
         raise RecipeError(f"loss.final_share is {loss.final_share}, but loss.name {loss.name} has no share to lower")
+
+
+def _has_uniform_tail(loss: LossConfig) -> bool:
+    return loss.smooths_tokens and loss.tail == "uniform"
 
 
 def _check_steps(recipe: Recipe) -> None:

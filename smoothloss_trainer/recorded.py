@@ -167,6 +167,14 @@ class Recorded:
     runs: dict[tuple[str, int], Finished] = field(default_factory=dict)
     other_code: dict[str, list[str]] = field(default_factory=dict)
 
+    def drop(self, row: str, seed: int) -> None:
+        """Forget a run, so that it is trained."""
+        self.runs.pop((row, seed), None)
+        for code, names in [*self.other_code.items()]:
+            self.other_code[code] = [name for name in names if name != _place(row, seed)]
+            if not self.other_code[code]:
+                del self.other_code[code]
+
 
 def take(
     found: Iterable[Finished],
@@ -202,7 +210,7 @@ def take(
             continue
         taken.runs[place] = each
         if other:
-            taken.other_code.setdefault(other, []).append(f"{each.row} seed {each.seed}")
+            taken.other_code.setdefault(other, []).append(_place(each.row, each.seed))
         known = {**each.fingerprints, **known}
     return taken
 
@@ -211,6 +219,10 @@ def _misfit(found: Finished, recipe: Recipe, fingerprints: Mapping[str, str]) ->
     """Why a run is none of the table's: its recipe, or its data, where both know a part."""
     changed = [part for part, digest in found.fingerprints.items() if fingerprints.get(part, digest) != digest]
     return difference(found.recipe, recipe) or (f"the data of {changed[0]} are others" if changed else None)
+
+
+def _place(row: str, seed: int) -> str:
+    return f"{row} seed {seed}"
 
 
 def _few(texts: Mapping[str, str]) -> dict[str, str]:

@@ -6,6 +6,7 @@ those that are done are skipped and those that were interrupted go on, so the sa
 
 from __future__ import annotations
 
+import json
 import subprocess
 import time
 from collections import defaultdict
@@ -46,6 +47,7 @@ class Run:
     recipe: Path
     overrides: list[str]
     directory: RunDirectory
+    teacher: Run | None = None
 
     def is_done(self, split: str) -> bool:
         """Whether it was trained to its end and scored."""
@@ -54,6 +56,13 @@ class Run:
     def wanted(self) -> Recipe:
         """The recipe that the table asks for."""
         return load_recipe(self.recipe, ["--seed", str(self.seed), *self.overrides])
+
+    def in_table(self, recipe: Recipe) -> Recipe:
+        """The recipe as a table tells it, whose rows have one for all seeds: a teacher is called by its row."""
+        if self.teacher is None:
+            return recipe
+        teacher = replace(recipe.loss.teacher, runs=[self.teacher.row])
+        return replace(recipe, loss=replace(recipe.loss, teacher=teacher))
 
     def words(self) -> list[str]:
         """What ``smoothloss train`` is told, to train it from where it stands."""
@@ -123,12 +132,7 @@ def reproduce(
     if len({*table.seeds}) < len(table.seeds):
         raise RecipeError(f"seeds must differ from each other, got {', '.join(map(str, table.seeds))}")
     table.rows = _chosen(table, rows)
-    runs = [
-        _run(row, seed, path.parent / config.recipe, out, [*_own_words(table, config), *overrides])
-        for seed in table.seeds
-        for row, config in table.rows.items()
-        if config.recipe is not None
-    ]
+    runs = _runs(table, path.parent, out, overrides)
     ensembles = [
         EnsembleRow.below(out, row, config.ensemble, table.seeds)
         for row, config in table.rows.items()
@@ -149,7 +153,7 @@ def reproduce(
     known = FILES if not train and (out / "table.json").is_file() else ()
     with folder_of_runs(out, "reproduce", names, known):
         data = _fingerprints(plan, found, train=train) if found else {}
-        return _reproduce(plan, jobs, _taken(plan, recipes, found, data, any_code=any_code), train=train)
+        return _reproduce(plan, jobs, _taken(plan, recipes, found, data, train=train, any_code=any_code), train=train)
 
 
 def _taken(
@@ -158,18 +162,25 @@ def _taken(
     found: Sequence[Finished],
     data: Mapping[str, str],
     *,
+    train: bool,
     any_code: bool,
 ) -> Recorded:
     """What records have of a table that is not there."""
     first = plan.table.seeds[0]
-    lacking = dict(recipes) | {(each.key, first): recipes[each.of, first] for each in plan.ensembles}
+    lacking = {(run.row, run.seed): run.in_table(recipes[run.row, run.seed]) for run in plan.runs}
+    lacking |= {(each.key, first): lacking[each.of, first] for each in plan.ensembles}
     for run in plan.done():
         del lacking[run.row, run.seed]
     for each in plan.ensembles:
         if each.is_done(plan.table.split):
             del lacking[each.key, first]
     members = {(each.key, first): each.seeds for each in plan.ensembles}
-    return take(found, lacking, data, members, any_code=any_code)
+    recorded = take(found, lacking, data, members, any_code=any_code)
+    for run in reversed(plan.runs) if train else ():
+        there = run.is_done(plan.table.split) or (run.row, run.seed) in recorded.runs
+        if run.teacher is not None and not there:  # it is trained here, and no record has its teacher's model
+            recorded.drop(run.teacher.row, run.teacher.seed)
+    return recorded
 
 
 def _fingerprints(plan: Plan, found: Sequence[Finished], *, train: bool) -> dict[str, str]:
@@ -200,7 +211,7 @@ def _reproduce(plan: Plan, jobs: int, recorded: Recorded, *, train: bool) -> Pat
             for path in paths_of(run.wanted()):
                 expand_path(path)
         plan.score_ensembles()
-        failed = _train_all(lacking, jobs, finish)
+        failed = _train_all(lacking, jobs, finish, lambda run: run.is_done(split))
     written = _write(plan, recorded)
     if failed:
         raise RunError("; ".join(failed))
@@ -212,27 +223,44 @@ def _chosen(table: Table, rows: Sequence[str]) -> dict[str, TableRow]:
     if unknown:
         raise RecipeError(f"--rows must be some of {', '.join(table.rows)}, got {unknown[0]!r}")
     chosen = {*(rows or table.rows), table.baseline}
-    chosen |= {row.ensemble for key, row in table.rows.items() if key in chosen and row.ensemble is not None}
+    while more := {name for key in chosen for name in table.rows[key].needs} - chosen:
+        chosen |= more
     return {key: row for key, row in table.rows.items() if key in chosen}
 
 
-def _own_words(table: Table, row: TableRow) -> list[str]:
-    return override_words(table.overrides | row.overrides)
+def _runs(table: Table, folder: Path, out: Path, overrides: Sequence[str]) -> list[Run]:
+    """The runs of a table whose file is in a folder, teachers before those that learn from them."""
+    runs: dict[tuple[str, int], Run] = {}
+    for seed in table.seeds:
+        for key, row in table.rows.items():
+            if row.recipe is None:
+                continue
+            teacher = None if row.teacher is None else runs[row.teacher, seed]
+            words = override_words(table.overrides | row.overrides)
+            if teacher is not None:
+                words += ["--loss.teacher.runs", json.dumps([str(teacher.directory.path.absolute())])]
+            place = RunDirectory(out / key / f"seed{seed}")
+            runs[key, seed] = Run(key, seed, folder / row.recipe, [*words, *overrides], place, teacher)
+    return list(runs.values())
 
 
-def _run(row: str, seed: int, recipe: Path, out: Path, overrides: list[str]) -> Run:
-    return Run(row, seed, recipe, overrides, RunDirectory(out / row / f"seed{seed}"))
+def _train_all(runs: list[Run], jobs: int, finish: Callable[[Run], None], is_done: Callable[[Run], bool]) -> list[str]:
+    """Train the runs, ``jobs`` at a time, each after its teacher.
 
-
-def _train_all(runs: list[Run], jobs: int, finish: Callable[[Run], None]) -> list[str]:
-    """Train the runs, ``jobs`` at a time; returns a line for each that failed. ``finish`` is called for each other."""
+    Returns:
+        A line for each that failed; ``finish`` is called for each other.
+    """
     waiting, failed = list(runs), []
     running: list[tuple[Run, subprocess.Popen[bytes]]] = []
     with Children() as children:  # each goes on from its last checkpoint next time
         while waiting or running:
-            while waiting and len(running) < max(1, jobs):
-                run = waiting.pop(0)
+            ready = [run for run in waiting if run.teacher is None or is_done(run.teacher)]
+            for run in ready[: max(1, jobs) - len(running)]:
+                waiting.remove(run)
                 running.append((run, children.start(run.words(), _log(run), jobs)))
+            if not running:
+                failed += [f"{run.row}, seed {run.seed} has no teacher, which failed" for run in waiting]
+                break
             ended = [(run, process) for run, process in running if process.poll() is not None]
             for run, process in ended:
                 running.remove((run, process))
@@ -274,6 +302,7 @@ def _finished(plan: Plan, here: list[Run]) -> list[Finished]:
     for run in here:
         run.directory.check_data(task, [split])
     found = [of_run(run.row, run.seed, run.directory, task, split) for run in here]
+    found = [replace(each, recipe=run.in_table(each.recipe)) for run, each in zip(here, found, strict=True)]
     for each in plan.ensembles:
         members = [one for one in found if one.row == each.of]
         if each.is_done(split) and len(members) == len(each.seeds):

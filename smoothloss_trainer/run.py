@@ -46,12 +46,14 @@ from smoothloss_trainer.folder import Folder
 from smoothloss_trainer.recipe import load_recipe
 from smoothloss_trainer.sources import code_fingerprint
 from smoothloss_trainer.tasks import Task
+from smoothloss_trainer.teachers import Teachers
 from smoothloss_trainer.vocabulary import Vocabulary
 
 # Keys that may differ between a run and its resumption: they say how long, how often and where, not what.
 FREE_KEYS: tuple[str, ...] = ("name", "device", "decoding.", "data.", "training.epochs", "training.max_steps")
 FREE_KEYS += ("training.max_minutes", "training.checkpoint_every", "training.patience", "training.keep_checkpoints")
 FREE_KEYS += ("training.tensorboard", "training.test", "training.parallel", "training.workers", "training.graphs")
+FREE_KEYS += ("loss.teacher.runs",)  # models have fingerprints: see RunDirectory.check_teachers
 # What of the data makes up the vocabularies and batches. Paths may change: data may move.
 FIXED_KEYS: tuple[str, ...] = ("data.batch_tokens", "data.bpe", "data.joint_vocabulary", "data.max_length")
 FIXED_KEYS += ("data.held_out", "data.split_seed", "data.tokenize", "data.min_count", "data.max_words")
@@ -203,6 +205,22 @@ class RunDirectory:
                 advice += " (data.held_out draws anew from changed data: what is tested may have been trained on)"
             raise RecipeError(f"{self.path}: {changed}: {advice}")
 
+    def note_teachers(self, teachers: Teachers | None) -> None:
+        """Note which models are learned from."""
+        if teachers is not None:
+            self.folder.claim([], teachers=teachers.fingerprint())
+
+    def check_teachers(self, teachers: Teachers | None) -> None:
+        """Refuse to learn from other models than when the run began; they may lie somewhere else.
+
+        Raises:
+            RecipeError: when they differ.
+        """
+        noted = self.folder.facts().get("teachers")
+        if noted != (None if teachers is None else teachers.fingerprint()):
+            changed = "the models of loss.teacher.runs are not those of when the run began"
+            raise RecipeError(f"{self.path}: {changed}: put the old ones back, or train anew in another --out")
+
     def check_same(self, recipe: Recipe) -> None:
         """Refuse to resume a run with a recipe that would train something else.
 
@@ -338,12 +356,19 @@ def difference(there: Recipe, here: Recipe, free: tuple[str, ...] = IDLE_KEYS) -
         here: This one.
         free: What a key that may differ is or begins with; by default, what has no say in a finished run's scores.
     """
-    new, old = flat(recipe_values(here)), flat(recipe_values(there))
+    new, old = _comparable(here), _comparable(there)
     for key in sorted({*new, *old}):
         may_differ = key.startswith(free) and not key.startswith(FIXED_KEYS)
         if new.get(key) != old.get(key) and not may_differ:
             return f"{key} is {old.get(key)!r} there and {new.get(key)!r} in the recipe"
     return None
+
+
+def _comparable(recipe: Recipe) -> dict[str, Any]:
+    """A recipe's values by key; of a teacher's path its end, row and seed in a table, since folders move."""
+    values = flat(recipe_values(recipe))
+    values["loss.teacher.runs"] = ["/".join(Path(path).parts[-2:]) for path in recipe.loss.teacher.runs]
+    return values
 
 
 def environment() -> dict[str, Any]:

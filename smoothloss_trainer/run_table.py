@@ -23,6 +23,8 @@ class TableRow:
         recipe: Its file, relative to the table's.
         ensemble: Instead of a recipe: the key of another row, the models of whose seeds are one here. They have to be
             trained here, since a record holds no models.
+        teacher: Of a recipe: the key of a row above, whose model of the same seed is learned from
+            (``loss.teacher.runs``). It has to be trained here.
         label: Its name in the table; left out, the row's key.
         paper: What the paper reports, by metric.
         overrides: Changes to the recipe, as on the command line: ``{"loss.tau": 0.17}``.
@@ -30,9 +32,15 @@ class TableRow:
 
     recipe: FilePath | None = None
     ensemble: Words | None = None
+    teacher: Words | None = None
     label: Words | None = None
     paper: dict[str, float] = field(default_factory=dict)
     overrides: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def needs(self) -> set[str]:
+        """The keys of the rows whose models this one needs."""
+        return {key for key in (self.ensemble, self.teacher) if key is not None}
 
 
 @dataclass
@@ -87,9 +95,14 @@ def _check_row(table: Table, key: str, path: str | Path) -> None:
     row = table.rows[key]
     if (row.recipe is None) == (row.ensemble is None):
         raise RecipeError(f"table {path}: rows.{key} must have either a recipe or an ensemble")
+    trained = [name for name, other in table.rows.items() if other.recipe is not None]
+    if row.teacher is not None:
+        above = trained[: trained.index(key)] if key in trained else []
+        if row.teacher not in above:
+            expected = f"the key of a row above with a recipe ({', '.join(above) or 'there is none'})"
+            raise RecipeError(f"table {path}: rows.{key}.teacher must be {expected}, got {row.teacher!r}")
     if row.ensemble is None:
         return
-    trained = [name for name, other in table.rows.items() if other.recipe is not None]
     if row.ensemble not in trained:
         expected = f"the key of a row with a recipe ({', '.join(trained)})"
         raise RecipeError(f"table {path}: rows.{key}.ensemble must be {expected}, got {row.ensemble!r}")

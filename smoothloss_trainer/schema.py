@@ -206,7 +206,7 @@ def paths_of(section: Any) -> Iterator[str]:
         if is_dataclass(value):
             yield from paths_of(value)
         elif value and "'format': 'path'" in str(_schema(hint)):
-            yield from value.values() if isinstance(value, dict) else [value]
+            yield from value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
 
 
 def _explanations(kind: type) -> dict[str, str]:

@@ -23,7 +23,7 @@ from smoothloss_trainer.distributed import Processes
 from smoothloss_trainer.errors import RecipeError, RunError
 from smoothloss_trainer.evaluation import Prediction, evaluate_split, generate, predict
 from smoothloss_trainer.feed import Feed
-from smoothloss_trainer.losses import build_loss
+from smoothloss_trainer.losses import TrainingLoss, build_loss
 from smoothloss_trainer.metrics import deciding
 from smoothloss_trainer.metrics_log import MetricsLog
 from smoothloss_trainer.objective import Objective
@@ -66,9 +66,10 @@ class Trainer:
         self.stopwatch, self.log = Stopwatch(self.device), MetricsLog(run, tensorboard=recipe.training.tensorboard)
         table = None if table is None else table.to(self.device)
         self.dtype = torch.float64 if recipe.training.precision == "float64" else torch.float32
-        prior = loss_inputs.prior(recipe, task)
-        prior = None if prior is None else prior.to(self.device, self.dtype)
-        self._loss = build_loss(recipe.loss, table, len(task.vocabulary), weights, prior, self.stopwatch)
+        prior, teachers = loss_inputs.prior(recipe, task), loss_inputs.teachers(recipe, task)
+        self.prior = None if prior is None else prior.to(self.device, self.dtype)
+        self.teachers = None if teachers is None else teachers.to(self.device, self.dtype)
+        self._loss = self._loss_with(table)
         torch.manual_seed(recipe.seed)
         self.model = task.build_model().to(self.device, self.dtype)
         self._objective = Objective(self.model, self._loss, autocast=recipe.training.precision == "bfloat16")
@@ -80,6 +81,10 @@ class Trainer:
         self._build_step()
         self.progress = Progress()
         self._started = self._logged = time.perf_counter()
+
+    def _loss_with(self, table: SimilarityTable | None) -> TrainingLoss:
+        config, size = self.recipe.loss, len(self.task.vocabulary)
+        return build_loss(config, table, size, self.weights, self.prior, self.teachers, self.stopwatch)
 
     def _build_step(self) -> None:
         config, recorded = self.recipe.training, self.recipe.training.graphs
@@ -170,8 +175,7 @@ class Trainer:
             if not bool(weight.isfinite().all()):
                 raise self._diverged("the classifier has weights that are not finite")
             table = table_of(config, weight, self.task.vocabulary)
-            prior, size = self._loss.prior, len(self.task.vocabulary)
-            self._loss = build_loss(config, table, size, self.weights, prior, self.stopwatch)
+            self._loss = self._loss_with(table)
             if self.processes.is_main:
                 table.save(self.run.table_file)  # a run that is resumed within the epoch reads it
         settings = config.in_epoch(progress.epoch, self.recipe.training.epochs)

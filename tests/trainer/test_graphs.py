@@ -42,6 +42,7 @@ LOSSES: dict[str, dict[str, Any]] = {
     "bleu": {"name": "tok_seq_lazy", "token_alpha": 0.3, "reward": BLEU, **SEQUENCES},
     "cider": {"name": "seq", "num_samples": 3, "reward": {"name": "cider"}, **SEQUENCES},
     "consistency": {"name": "mle", "consistency": 1.0, "label_smoothing": 0.1},
+    "consistent_seq": {"name": "seq", "consistency": 1.0, "label_smoothing": 0.1, **SEQUENCES},
 }
 
 
@@ -115,6 +116,13 @@ def test_a_recorded_step_of_a_translator_is_the_step(
 ) -> None:
     training = {"precision": "float64", "pad_to_multiple_of": 4}
     assert_equal(make_recipe(loss=LOSSES[loss], training=training), tmp_path, recorder)
+
+
+def test_a_recorded_step_with_a_teacher(tmp_path: Path, make_recipe: Make, recorder: Recorder) -> None:
+    train(make_recipe(training={"max_steps": 5}), RunDirectory(tmp_path / "teacher"))
+    loss = {**LOSSES["consistent_seq"], "teacher": {"runs": [str(tmp_path / "teacher")]}}
+    training = {"precision": "float64", "pad_to_multiple_of": 4}
+    assert_equal(make_recipe(loss=loss, training=training), tmp_path, recorder)
 
 
 @pytest.mark.parametrize("attention", [False, True])
@@ -252,7 +260,7 @@ def test_several_processes_are_refused_in_a_line(tmp_path: Path, make_recipe: Ma
 
 
 @pytest.mark.parametrize("is_on_host", [True, False])
-@pytest.mark.parametrize("loss", [loss for loss in LOSSES if loss not in ("references", "consistency")])
+@pytest.mark.parametrize("loss", [name for name, loss in LOSSES.items() if name != "references" and "consistency" not in loss])
 def test_padding_changes_no_loss(
     tmp_path: Path, make_recipe: Make, monkeypatch: pytest.MonkeyPatch, loss: str, is_on_host: bool
 ) -> None:

@@ -249,6 +249,56 @@ def test_a_row_may_be_the_models_of_another_as_one(table: Path, tmp_path: Path) 
     assert [row["key"] for row in json.loads((elsewhere / "table.json").read_text())["rows"]] == ["mle", "smooth"]
 
 
+def with_teacher(table: Path) -> None:
+    """Add a row that learns from another, and train for a few steps."""
+    rows = yaml.safe_load(table.read_text())["rows"]
+    taught = {"recipe": "mle.yaml", "teacher": "smooth", "overrides": {"loss.teacher.share": 0.3}}
+    rewrite(table, rows={**rows, "taught": taught}, overrides={"training.max_steps": 12})
+
+
+def test_a_row_may_learn_from_the_models_of_another(table: Path, tmp_path: Path) -> None:
+    with_teacher(table)
+    out = tmp_path / "out"
+    reproduce(table, out, rows=["taught"], jobs=2)
+    content = json.loads((out / "table.json").read_text())
+    found = {row["key"]: row for row in content["rows"]}
+    assert found.keys() == {"mle", "smooth", "taught"} and "Not there yet" not in content["note"]
+    assert found["taught"]["loss"]["teacher.runs"] == ["smooth"]  # wherever the table lies
+    for seed in (1, 2):
+        own = yaml.safe_load((out / f"taught/seed{seed}/recipe.yaml").read_text())["loss"]["teacher"]
+        assert own == {"runs": [str(out / f"smooth/seed{seed}")], "share": 0.3, "classes": 32}
+        ends = [(out / f"{row}/seed{seed}/report.html").stat().st_mtime_ns for row in ("smooth", "taught")]
+        assert ends[0] < ends[1]
+    # The folder may move, and nothing is trained again.
+    moved = tmp_path / "moved"
+    out.rename(moved)
+    before = {path: path.stat().st_mtime_ns for path in moved.rglob("*.safetensors")}
+    reproduce(table, moved, rows=["taught"])
+    assert {path: path.stat().st_mtime_ns for path in moved.rglob("*.safetensors")} == before
+    # A record has the student without either model.
+    record, elsewhere = moved / "table.json", tmp_path / "elsewhere"
+    reproduce(table, elsewhere, recorded=[record])
+    assert json.loads((elsewhere / "table.json").read_text())["rows"] == content["rows"]
+    assert not [*elsewhere.glob("*/seed1")]
+    # Without the student in it, the teacher is trained for it.
+    content["rows"] = [row for row in content["rows"] if row["key"] != "taught"]
+    record.write_text(json.dumps(content))
+    reproduce(table, elsewhere, recorded=[record], seeds=[1])
+    again = json.loads((elsewhere / "table.json").read_text())
+    assert sorted(path.parent.name for path in elsewhere.glob("*/seed1")) == ["smooth", "taught"]
+    assert again["rows"][2]["scores"]["bleu"] == found["taught"]["scores"]["bleu"][:1]
+    assert "Of other code" not in again["note"]
+
+
+def test_a_row_whose_teacher_fails(table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_teacher(table)
+    real = module.Run.words
+    monkeypatch.setattr(module.Run, "words", lambda run: ["no.yaml"] if run.row == "smooth" else real(run))
+    with pytest.raises(RunError, match=r"smooth, seed 1 failed: .*; taught, seed 1 has no teacher, which failed$"):
+        reproduce(table, tmp_path / "out", seeds=[1])
+    assert "| MLE | " in (tmp_path / "out" / "table.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -266,6 +316,14 @@ def test_a_row_may_be_the_models_of_another_as_one(table: Path, tmp_path: Path) 
         (
             {"rows": {"mle": {"recipe": "mle.yaml"}, "five": {"ensemble": "mle", "overrides": {"seed": 3}}}},
             r"rows\.five\.overrides: an ensemble has the settings of mle",
+        ),
+        (
+            {"rows": {"mle": {"recipe": "mle.yaml", "teacher": "mle"}}},
+            r"rows\.mle\.teacher must be the key of a row above with a recipe \(there is none\), got 'mle'",
+        ),
+        (
+            {"rows": {"mle": {"recipe": "mle.yaml"}, "taught": {"recipe": "mle.yaml", "teacher": "five"}}},
+            r"rows\.taught\.teacher must be the key of a row above with a recipe \(mle\), got 'five'",
         ),
     ],
 )
