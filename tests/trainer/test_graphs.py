@@ -260,7 +260,9 @@ def test_several_processes_are_refused_in_a_line(tmp_path: Path, make_recipe: Ma
 
 
 @pytest.mark.parametrize("is_on_host", [True, False])
-@pytest.mark.parametrize("loss", [name for name, loss in LOSSES.items() if name != "references" and "consistency" not in loss])
+@pytest.mark.parametrize(
+    "loss", [name for name, loss in LOSSES.items() if name != "references" and "consistency" not in loss]
+)
 def test_padding_changes_no_loss(
     tmp_path: Path, make_recipe: Make, monkeypatch: pytest.MonkeyPatch, loss: str, is_on_host: bool
 ) -> None:
