@@ -142,16 +142,16 @@ def _evaluate(
     if impl == "reference" or split is not None or is_debugging():
         target.check_values(num_classes)
     rows = input if input.dim() == 2 else rows_of(input)
-    own_mean = target.counted is not None and reduction == "mean"
-    kind = "sum" if own_mean else reduction
+    counted = target.counted if reduction == "mean" else None
+    kind = reduction if counted is None else "sum"
     if split is None:
         loss = _loss(rows, target, options, kind, impl, linear, num_classes)
     else:
         loss = vocabulary_parallel.loss(rows, linear, target.flat, options.row, kind, impl, split)
     if options.kl:
         loss = loss + _reduced_constant(target, options, kind, num_classes).to(loss.dtype)
-    if own_mean and target.counted is not None:
-        return _mean(loss, target.counted.sum())
+    if counted is not None:
+        return _mean(loss, counted.sum())
     return loss.reshape(target.shape) if reduction == "none" and input.dim() != 2 else loss
 
 
@@ -177,7 +177,7 @@ def _with_prior(target: Target, options: Options) -> Target:
     if target.flat.uniform is None and not options.row.label_smoothing:
         return target
     flat = replaced(FlatTarget, target.flat, prior=options.prior)
-    return Target(target.shape, flat, target._given, target.num_classes, target.counted)
+    return Target(target.shape, flat, target._given, target.num_classes, target._counted)
 
 
 def evaluate_weighted(
@@ -263,7 +263,7 @@ def _weighted(target: Target, class_weight: Tensor, eps: float, prior: Tensor | 
     if eps != 0.0 or uniform is not None:  # spread over the classes as their weights are
         share, by = spread * mean_weight, spread_weight / mean_weight.clamp(min=torch.finfo(dtype).tiny)
     weighted = FlatTarget(flat.indices, (1 - eps) * own, share, prior=by)
-    return Target(target.shape, weighted, target._given, target.num_classes, target.counted), total
+    return Target(target.shape, weighted, target._given, target.num_classes, target._counted), total
 
 
 def _reduced_constant(target: Target, options: Options, reduction: str, num_classes: int) -> Tensor:

@@ -179,7 +179,6 @@ class TrainingLoss:
             mixed = mixed * (1 - share) + self.teachers.target(taught, mass) * share
         if logits is not None:
             mixed = mixed + other_pass(logits, mass, config.consistency_classes) * config.consistency
-        mixed.counted = target.counted  # a sample that is longer than the ground truth adds nothing to divide by
         return mixed
 
 

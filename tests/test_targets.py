@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import numpy as np
@@ -204,6 +205,10 @@ def test_the_mean_of_exact_sequences(
     omega = torch.rand(num_samples, B, generator=generator)
     omega[torch.rand(omega.shape, generator=generator) < data.draw(st.sampled_from([0.0, 0.5, 1.0]))] = 0.0
     target = targets.sequence(y, samples, omega, alpha=alpha)
+    if data.draw(st.booleans()):  # with mass of something else wherever it has some: a teacher's, say
+        nothing = torch.zeros(*target.shape, 1)
+        other = targets.entries(nothing.int() - 1, nothing, target.mass())
+        target = data.draw(st.sampled_from([0.5 * target + other, other + 0.5 * target]))
     leaves = [torch.randn(num_samples + 1, B, T, 8, generator=generator), torch.randn(V, 8, generator=generator)]
     leaves = [leaf.requires_grad_() for leaf in (leaves if linear else [leaves[0] @ leaves[1].t()])]
     function = F.linear_cross_entropy if linear else F.cross_entropy
@@ -235,6 +240,41 @@ def test_samples_without_a_ground_truth_have_a_mean() -> None:
         torch.testing.assert_close(
             F.cross_entropy(logits, mixed), F.cross_entropy(logits, mixed, reduction="sum") / (y != -100).sum()
         )
+
+
+def test_what_is_mixed_into_longer_samples_is_divided_by_the_ground_truths_positions() -> None:
+    y, samples, _ = make_sequences(B, T, V, L)
+    longer = samples.clamp(min=0)
+    logits = torch.randn(L + 1, B, T, V)
+    for alpha in (0.6, 1.0):
+        sequences = targets.sequence(y, longer, alpha=alpha)
+        teacher = targets.top_k(*top_k_of(torch.randn(L + 1, B, T, V), 6))
+        uniform = targets.entries(torch.full((L + 1, B, T, 1), -1), torch.zeros(L + 1, B, T, 1), sequences.mass())
+        for mixed in (sequences + uniform, 0.5 * uniform + sequences):
+            total = F.cross_entropy(logits, mixed, reduction="sum")
+            torch.testing.assert_close(F.cross_entropy(logits, mixed), total / (y != -100).sum())
+        # What has mass of its own on positions that the ground truth ignores counts there too.
+        total = F.cross_entropy(logits, sequences + teacher, reduction="sum")
+        torch.testing.assert_close(F.cross_entropy(logits, sequences + teacher), total / y.numel())
+
+
+@pytest.mark.parametrize("order", [*itertools.permutations(range(3))])
+def test_the_order_of_a_mixture_is_of_no_account(order: tuple[int, ...]) -> None:
+    """Of which positions count, too: whatever of ground truth and samples has mass in any of the parts."""
+    y, samples, _ = make_sequences(B, T, V, L)
+    y[0], samples[:, 1] = -100, -100
+    generator = torch.Generator().manual_seed(5)
+    present = torch.rand(2, L + 1, B, T, generator=generator) < 0.2
+    present[:, 0, 0] = False
+    present[0, 0, 0, 0] = True
+    empty = torch.full((L + 1, B, T, 1), -1)
+    uniform = [targets.entries(empty, torch.zeros(L + 1, B, T, 1), each.float()) for each in present]
+    parts = [targets.sequence(y, samples, alpha=0.6), *uniform]
+    one, two, three = (parts[place] for place in order)
+    expected = (parts[0] + parts[1] + parts[2]).counted
+    for mixed in (one + two + three, one + (two + three)):
+        assert mixed.counted is not None and expected is not None
+        assert torch.equal(mixed.counted, expected)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.6, 1.0])

@@ -22,7 +22,7 @@ from smoothloss.backends.common import Candidates, TableRows
 from smoothloss.ops.similarity_rows import SimilarityMixture
 from smoothloss.ops.target import FlatTarget
 from smoothloss.similarity import SimilarityTable
-from smoothloss.targets.target import Given, Target, build
+from smoothloss.targets.target import Counted, Given, Target, build
 
 Missing = Literal["uniform", "renormalize", "drop"]
 
@@ -264,17 +264,15 @@ def _check_mass(value: Tensor, name: str, like: Tensor, shape: tuple[int, ...], 
 # ---- building
 
 
-def _counted_positions(present: Tensor, weighs: Tensor) -> Tensor:
-    """Return the positions ``(B, T)`` that "mean" averages over.
+def _counted_positions(present: Tensor, weighs: Tensor) -> Counted:
+    """Return the positions that "mean" averages over.
 
     Args:
         present: ``(L + 1, B, T)``, where the ground truth and its samples are not ignored.
         weighs: ``(L + 1, B)``, which of them have weight.
     """
-    # Not on how long the samples of a ground truth are: a divisor that is drawn would bias the mean.
     own = present[0] & weighs.any(0).unsqueeze(-1)
-    others = (present[1:] & weighs[1:].unsqueeze(-1)).any(0)
-    return torch.where(own.any(-1, keepdim=True), own, others)
+    return Counted(own, (present[1:] & weighs[1:].unsqueeze(-1)).any(0))
 
 
 def _of_table(target: Target, table: SimilarityTable | None) -> Target:

@@ -33,6 +33,24 @@ class Given(NamedTuple):
     ignore_index: int | None
 
 
+class Counted(NamedTuple):
+    """The positions ``(B, T)`` over which "mean" averages, where each is that of a ground truth and of its samples.
+
+    Not on how long the samples of a ground truth are: a divisor that is drawn would bias the mean.
+
+    Args:
+        own: Those of the ground truth.
+        others: Those of its samples, which count in sentences that have none of the ground truth.
+    """
+
+    own: Tensor
+    others: Tensor
+
+    def positions(self) -> Tensor:
+        """Return those that count."""
+        return torch.where(self.own.any(-1, keepdim=True), self.own, self.others)
+
+
 class Target:
     """What every position is to predict: weights of classes, and mass that lies evenly on all of them.
 
@@ -43,17 +61,20 @@ class Target:
         shape: that of the positions, ``(...)``.
         flat: the same target with one row for each position, as the operators take it.
         num_classes: V where the target knows it (from a table), else None.
-        counted: ``(...)`` positions over which "mean" averages, without the dimension of the sequences where each
-            position is that of several; None: those whose mass is not 0.
     """
 
     def __init__(
         self, shape: torch.Size, flat: FlatTarget, given: tuple[Given, ...] = (), num_classes: int | None = None,
-        counted: Tensor | None = None,
+        counted: Counted | None = None,
     ) -> None:  # fmt: skip
         """Hold what a constructor has checked."""
-        self.shape, self.flat, self.num_classes, self.counted = shape, flat, num_classes, counted
+        self.shape, self.flat, self.num_classes, self._counted = shape, flat, num_classes, counted
         self._given = given
+
+    @property
+    def counted(self) -> Tensor | None:
+        """Positions over which "mean" averages, ``(B, T)`` of ``(L + 1, B, T)``; None: those whose mass is not 0."""
+        return None if self._counted is None else self._counted.positions()
 
     @property
     def device(self) -> torch.device:
@@ -116,7 +137,8 @@ class Target:
             }
             source = source._replace(**parts)
         flat = FlatTarget(moved(indices), moved(weights), moved(uniform), ignore_index, source, moved(prior))
-        return Target(self.shape, flat, (), self.num_classes, moved(self.counted))
+        counted = None if self._counted is None else Counted(*map(moved, self._counted))
+        return Target(self.shape, flat, (), self.num_classes, counted)
 
     def __mul__(self, factor: float) -> Target:
         """Return the target with all its mass times a number."""
@@ -126,7 +148,7 @@ class Target:
         source = scaled(flat.source, factor)
         uniform = None if flat.uniform is None else flat.uniform * factor
         flat = replaced(FlatTarget, flat, weights=flat.weights * factor, uniform=uniform, source=source)
-        counted = None if self.counted is None else self.counted & (factor != 0)
+        counted = None if self._counted is None else Counted(*(each & (factor != 0) for each in self._counted))
         return Target(self.shape, flat, self._given, self.num_classes, counted)
 
     __rmul__ = __mul__
@@ -149,14 +171,18 @@ class Target:
             )
         num_classes = self.num_classes if other.num_classes is None else other.num_classes
         counted = None
-        if self.counted is not None or other.counted is not None:
-            counted = self._counted_together() | other._counted_together()
+        if self._counted is not None or other._counted is not None:
+            pairs = zip(self._counted_together(), other._counted_together(), strict=True)
+            counted = Counted(*(one | another for one, another in pairs))
         flat = _joined(self._entries(), other._entries())
         return Target(self.shape, flat, self._given + other._given, num_classes, counted)
 
-    def _counted_together(self) -> Tensor:
-        """Return the positions that count where each is that of several sequences, ``(B, T)`` of ``(L + 1, B, T)``."""
-        return (self.mass() != 0).any(0) if self.counted is None else self.counted
+    def _counted_together(self) -> Counted:
+        """Return the positions that count where each is that of several sequences, the first the ground truth."""
+        if self._counted is not None:
+            return self._counted
+        present = self.mass() != 0
+        return Counted(present[0], present[1:].any(0))
 
     def __repr__(self) -> str:
         slots = 1 if self.flat.weights is None else self.flat.weights.shape[-1]
