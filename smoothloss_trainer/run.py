@@ -41,7 +41,7 @@ from smoothloss_trainer.checkpoint import write_json
 from smoothloss_trainer.config import Recipe
 from smoothloss_trainer.documents import dump_yaml, flat
 from smoothloss_trainer.errors import RecipeError
-from smoothloss_trainer.files import read_json
+from smoothloss_trainer.files import expand_path, read_json
 from smoothloss_trainer.folder import Folder
 from smoothloss_trainer.recipe import load_recipe
 from smoothloss_trainer.sources import code_fingerprint
@@ -97,8 +97,12 @@ class RunDirectory:
 
         Raises:
             RecipeError: when there is something here that is no run, a run that is neither to be resumed nor
-                overwritten, no run to be resumed, or one of another recipe.
+                overwritten, no run to be resumed, one of another recipe, or its own teacher.
         """
+        for path in recipe.loss.teacher.runs:
+            teacher = expand_path(path).resolve()
+            if self.path.resolve() in (teacher, *teacher.parents):
+                raise RecipeError(f"loss.teacher.runs: {path} is the run that is to be trained: choose another --out")
         if not self.folder.is_marked:
             self._check_unmarked(resume=resume)
             return False

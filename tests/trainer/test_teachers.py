@@ -149,6 +149,10 @@ def test_a_run_learns_from_a_run(make_recipe: Make, tmp_path: Path) -> None:
     other = replace(whole, loss=replace(whole.loss, teacher=TeacherConfig([str(tmp_path / "whole")], 1.0)))
     with pytest.raises(RecipeError, match=r"whole.*the models of loss\.teacher\.runs are not those of when"):
         train(other, RunDirectory(tmp_path / "whole"), resume=True)
+    for path in (tmp_path / "whole", tmp_path / "whole/checkpoints/best.safetensors"):
+        own = replace(whole, loss=replace(whole.loss, teacher=TeacherConfig([str(path)], 1.0)))
+        with pytest.raises(RecipeError, match="is the run that is to be trained"):
+            train(own, RunDirectory(tmp_path / "whole"), overwrite=True)
     untaught = make_recipe()
     untaught.loss.teacher = TeacherConfig(share=1.0)
     with pytest.raises(RecipeError, match=r"the models of loss\.teacher\.runs are not those of when"):
