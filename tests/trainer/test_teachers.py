@@ -146,7 +146,7 @@ def test_a_run_learns_from_a_run(make_recipe: Make, tmp_path: Path) -> None:
     assert (tmp_path / "moved/checkpoints/best.safetensors").read_bytes() == before
     # Of the loss, what the teacher itself is unsure of is left.
     assert uncut[-1] < uncut[0]
-    other = replace(whole, loss=replace(whole.loss, teacher=TeacherConfig([str(tmp_path / "whole")], 1.0)))
+    other = replace(whole, loss=replace(whole.loss, teacher=TeacherConfig([str(tmp_path / "cut")], 1.0)))
     with pytest.raises(RecipeError, match=r"whole.*the models of loss\.teacher\.runs are not those of when"):
         train(other, RunDirectory(tmp_path / "whole"), resume=True)
     for path in (tmp_path / "whole", tmp_path / "whole/checkpoints/best.safetensors"):
