@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from smoothloss.targets import Target
-from smoothloss_trainer.predictions import likeliest, of_mass
+from smoothloss_trainer.predictions import Prediction
 from smoothloss_trainer.tasks import Batch, select_rows
 
 
@@ -37,17 +37,11 @@ def other_pass(logits: Tensor, mass: Tensor, classes: int) -> Target:
     """What the other pass predicts at each position.
 
     Args:
-        logits: ``(B, V)`` or ``(..., B, T, V)`` of a batch that :func:`twice` made.
-        mass: ``(...)`` of the target at each position.
+        logits: ``(..., B, T, V)`` of a batch that :func:`twice` made.
+        mass: ``(..., B, T)`` of the target.
         classes: How many of the likeliest are told apart; what the others have is spread evenly.
     """
-    batch = max(0, mass.dim() - 2)
-
-    def exchange(values: Tensor) -> Tensor:
-        return values.unflatten(batch, (2, -1)).flip(batch).flatten(batch, batch + 1)
-
-    indices, log_prob = likeliest(logits, classes)
-    return of_mass(exchange(indices), exchange(log_prob), mass)
+    return Prediction.of(logits, classes).exchanged().of_mass(mass)
 
 
 def _twice(index: Tensor) -> Tensor:

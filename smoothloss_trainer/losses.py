@@ -29,6 +29,7 @@ from smoothloss_trainer import devices
 from smoothloss_trainer.config import LossConfig
 from smoothloss_trainer.consistency import other_pass, twice
 from smoothloss_trainer.errors import RecipeError
+from smoothloss_trainer.predictions import Prediction
 from smoothloss_trainer.rewards import SampleWeights
 from smoothloss_trainer.tasks import Batch, SequenceModel, select_rows, shift_right
 from smoothloss_trainer.teachers import Teachers
@@ -61,22 +62,6 @@ class Drawn(NamedTuple):
         return torch.nn.functional.pad(target, (0, self.tokens.shape[-1] - target.shape[-1]), value=PAD)
 
 
-class States(NamedTuple):
-    """Hidden states at the same positions.
-
-    Args:
-        own: ``(..., D)`` of the model.
-        taught: Of each of its teachers.
-    """
-
-    own: Tensor
-    taught: tuple[Tensor, ...]
-
-    def map(self, change: Callable[[Tensor], Tensor]) -> States:
-        """All of them changed."""
-        return States(change(self.own), tuple(map(change, self.taught)))
-
-
 @dataclass(frozen=True)
 class TrainingLoss:
     """Mean loss per target token of a batch.
@@ -102,19 +87,16 @@ class TrainingLoss:
     def __call__(self, model: SequenceModel, batch: Batch, generator: torch.Generator) -> Tensor:
         """One forward pass and the loss; the samples come from ``generator``."""
         drawn = None if self.sampler is None else self._draw(batch, generator)
-        taught: tuple[Tensor, ...] = ()
+        taught = None
         if self.teachers is not None:
             with self.timed("teacher"):
-                taught = self.teachers.states(lambda teacher: self._states(teacher, batch, drawn))
+                taught = self.teachers.predict(lambda teacher: self._states(teacher, batch, drawn))
         if self.config.consistency:  # both passes read the same samples, to differ in dropout alone
-            drawn = None if drawn is None else drawn.twice()
-            batch, taught = twice(batch), tuple(torch.cat((each, each), -3) for each in taught)
+            batch, drawn, taught = twice(batch), drawn and drawn.twice(), taught and taught.twice()
         with self.timed("forward"):
-            states = States(self._states(model, batch, drawn), taught)
+            hidden = self._states(model, batch, drawn)
         with self.timed("loss"):
-            if drawn is None:
-                return self._token_loss(model, states, batch.target)
-            return self._sequence_loss(model, states, batch.target, drawn)
+            return self._cross_entropy(model, hidden, self._target(batch, drawn), taught)
 
     def _draw(self, batch: Batch, generator: torch.Generator) -> Drawn:
         assert self.sampler is not None
@@ -128,40 +110,55 @@ class TrainingLoss:
             return Drawn(drawn.tokens, drawn.lengths, self.weights(drawn, batch))
 
     def _states(self, model: SequenceModel, batch: Batch, drawn: Drawn | None) -> Tensor:
-        """Hidden states (B, T, D) on the ground truth, or (1 + L, B, T', D) on it and its samples."""
+        """Hidden states (B, T, D) on the ground truth, or (1 + L, B, T, D) on it and its samples, where they count."""
         if drawn is None or self.config.is_lazy:
-            return decode(model, batch)
-        lengths = torch.cat((batch.lengths[None], drawn.lengths)).flatten() + 1
-        return decode_samples(model, encode(model, batch), drawn.widened(batch.target), drawn.tokens, lengths)
+            hidden = decode(model, batch)
+        else:
+            lengths = torch.cat((batch.lengths[None], drawn.lengths)).flatten() + 1
+            target = drawn.widened(batch.target)
+            hidden = decode_samples(model, encode(model, batch), target, drawn.tokens, lengths)
+        counted = self._counted(batch.target)
+        return hidden if counted is None else hidden.flatten(-3, -2).index_select(-2, counted).unsqueeze(-2)
 
-    def _token_loss(self, model: SequenceModel, states: States, target: Tensor) -> Tensor:
-        alpha = self.config.alpha if self.table is not None else 0.0
-        if devices.on_host(target):
-            counted = (target != PAD).flatten().nonzero().squeeze(-1)
-            states = states.map(lambda each: each.flatten(0, 1).index_select(0, counted))
-            target = target.flatten().index_select(0, counted)
-        return self._cross_entropy(model, states, targets.token(target, self.table, alpha, ignore_index=PAD))
-
-    def _sequence_loss(self, model: SequenceModel, states: States, target: Tensor, drawn: Drawn) -> Tensor:
-        config, target, samples, weights = self.config, drawn.widened(target), drawn.tokens, drawn.weights
-        if config.sampler == "hamming":  # samples end where the target does
-            states, target, samples, weights = counted_positions(states, target, samples, weights)
+    def _target(self, batch: Batch, drawn: Drawn | None) -> Target:
+        """The target of these states."""
+        config, target = self.config, batch.target
+        if drawn is None:
+            alpha = config.alpha if self.table is not None else 0.0
+            counted = self._counted(target)
+            tokens = target if counted is None else target.flatten().index_select(0, counted).unsqueeze(-1)
+            return targets.token(tokens, self.table, alpha, ignore_index=PAD)
+        target, samples, weights = drawn.widened(target), drawn.tokens, drawn.weights
+        counted = self._counted(target)
+        if counted is not None:
+            # The loss is a sum over positions, so each becomes a sentence of one token with the weights of its own.
+            weights = None if weights is None else weights.index_select(1, counted // target.shape[1])
+            samples = samples.flatten(1).index_select(1, counted).unsqueeze(-1)
+            target = target.flatten().index_select(0, counted).unsqueeze(-1)
         make = targets.lazy_sequence if config.is_lazy else targets.sequence
         alpha = 1.0 if config.name == "raml" else config.alpha
         token_alpha = config.token_alpha if self.table is not None else 0.0
-        soft = make(target, samples, weights, alpha=alpha, table=self.table, token_alpha=token_alpha, ignore_index=PAD)
-        return self._cross_entropy(model, states, soft)
+        return make(target, samples, weights, alpha=alpha, table=self.table, token_alpha=token_alpha, ignore_index=PAD)
 
-    def _cross_entropy(self, model: SequenceModel, states: States, target: Target) -> Tensor:
+    def _counted(self, target: Tensor) -> Tensor | None:
+        """Which of the B T positions are not PAD, in the target (B, T) and in samples of its lengths.
+
+        None: all are kept, since samples are longer, or what is PAD is on a device that would have to be waited for.
+        """
+        if not devices.on_host(target) or (self.sampler is not None and self.config.sampler != "hamming"):
+            return None
+        return (target != PAD).flatten().nonzero().squeeze(-1)
+
+    def _cross_entropy(self, model: SequenceModel, hidden: Tensor, target: Target, taught: Prediction | None) -> Tensor:
         config, classifier, label_smoothing = self.config, model.classifier, self.config.label_smoothing
-        logits = classifier(states.own) if config.consistency else None
-        if logits is not None or self.teachers is not None:
-            target, label_smoothing = self._with_predictions(target, logits, states.taught), 0.0
+        logits = classifier(hidden) if config.consistency else None
+        if logits is not None or taught is not None:
+            target, label_smoothing = self._with_predictions(target, logits, taught), 0.0
         if logits is not None and logits.dtype == classifier.weight.dtype:
             # Otherwise autocast has rounded them, which the loss should not see.
             return F.cross_entropy(logits, target, entropy=config.entropy, prior=self.prior, inplace=True)
         return F.linear_cross_entropy(
-            states.own,
+            hidden,
             classifier.weight,
             target,
             linear_bias=classifier.bias,
@@ -170,13 +167,13 @@ class TrainingLoss:
             prior=self.prior,
         )
 
-    def _with_predictions(self, target: Target, logits: Tensor | None, taught: tuple[Tensor, ...]) -> Target:
+    def _with_predictions(self, target: Target, logits: Tensor | None, taught: Prediction | None) -> Target:
         """The smoothed target with what teachers and the other pass predict, which is not smoothed."""
         config, mass = self.config, target.mass()
         mixed = _smoothed(target, mass, config.label_smoothing)
-        if self.teachers is not None:
+        if taught is not None:
             share = config.teacher.share
-            mixed = mixed * (1 - share) + self.teachers.target(taught, mass) * share
+            mixed = mixed * (1 - share) + taught.of_mass(mass) * share
         if logits is not None:
             mixed = mixed + other_pass(logits, mass, config.consistency_classes) * config.consistency
         return mixed
@@ -218,30 +215,6 @@ def decode_samples(
 def _known(lengths: Tensor) -> Tensor | None:
     """Lengths where reading them does not wait for a device."""
     return lengths if devices.on_host(lengths) else None
-
-
-def counted_positions(
-    states: States, target: Tensor, samples: Tensor, weights: Tensor | None
-) -> tuple[States, Tensor, Tensor, Tensor | None]:
-    """What a sequence loss is given, without the positions that are PAD in the target, and in samples of its lengths.
-
-    The loss is a sum over positions, so each that counts becomes a sentence of one token with the weights of its own.
-    On a device that would have to be waited for, nothing is left out.
-
-    Args:
-        states: (..., B, T, D).
-        target: (B, T).
-        samples: (L, B, T).
-        weights: (L, B), or None.
-    """
-    if not devices.on_host(target):
-        return states, target, samples, weights
-    counted = (target != PAD).flatten().nonzero().squeeze(-1)
-    if weights is not None:
-        weights = weights.index_select(1, counted // target.shape[1])
-    states = states.map(lambda each: each.flatten(-3, -2).index_select(-2, counted).unsqueeze(-2))
-    tokens = samples.flatten(1).index_select(1, counted).unsqueeze(-1)
-    return states, target.flatten().index_select(0, counted).unsqueeze(-1), tokens, weights
 
 
 def build_loss(

@@ -16,8 +16,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from smoothloss.targets import Target
-from smoothloss_trainer.predictions import likeliest, of_mass
+from smoothloss_trainer.predictions import Prediction
 from smoothloss_trainer.tasks import SequenceModel
 
 
@@ -46,22 +45,12 @@ class Teachers:
         return digest.hexdigest()
 
     @torch.no_grad()
-    def states(self, read: Callable[[SequenceModel], Tensor]) -> tuple[Tensor, ...]:
-        """The hidden states of each, which ``read`` gets of a model."""
-        return tuple(read(model) for model in self.models)
-
-    @torch.no_grad()
-    def target(self, states: Sequence[Tensor], mass: Tensor) -> Target:
-        """What they predict at each position.
-
-        Args:
-            states: ``(..., D)`` of each model, which may differ in D.
-            mass: ``(...)`` of the target at each position.
-        """
-        logits, *others = (model.classifier(own) for model, own in zip(self.models, states, strict=True))
+    def predict(self, read: Callable[[SequenceModel], Tensor]) -> Prediction:
+        """What they predict from the hidden states ``(..., D)`` that ``read`` gets of a model."""
+        logits, *others = (model.classifier(read(model)) for model in self.models)
         if others:  # log-probabilities are logits, too
             logits = torch.log_softmax(logits, -1)
             for other in others:
                 logits = torch.logaddexp(logits, torch.log_softmax(other, -1))
             logits = logits - math.log(len(self.models))
-        return of_mass(*likeliest(logits, self.classes), mass)
+        return Prediction.of(logits, self.classes)
