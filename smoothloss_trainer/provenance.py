@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from smoothloss_trainer.comparison import recipe_values
 from smoothloss_trainer.config import LossConfig, Recipe
 from smoothloss_trainer.documents import flat
-from smoothloss_trainer.run import recipe_values
 
 _SHOWN: tuple[str, ...] = (
     "training.epochs",

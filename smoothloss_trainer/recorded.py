@@ -22,11 +22,12 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
+from smoothloss_trainer.comparison import difference
 from smoothloss_trainer.config import Recipe
 from smoothloss_trainer.errors import RecipeError
 from smoothloss_trainer.files import read_json
 from smoothloss_trainer.recipe import parse_recipe
-from smoothloss_trainer.run import RunDirectory, difference
+from smoothloss_trainer.run import RunDirectory
 from smoothloss_trainer.sources import code_fingerprint
 from smoothloss_trainer.tasks import Task, task_class
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from smoothloss._files import write_atomically
 from smoothloss_trainer import report
 from smoothloss_trainer.checkpoint import write_json
+from smoothloss_trainer.comparison import recipe_values
 from smoothloss_trainer.config import Recipe
 from smoothloss_trainer.ensemble_rows import EnsembleRow, score
 from smoothloss_trainer.errors import RecipeError, RunError
@@ -31,7 +32,7 @@ from smoothloss_trainer.provenance import loss_settings, settings_note
 from smoothloss_trainer.recipe import load_recipe
 from smoothloss_trainer.recorded import Finished, Recorded, of_ensemble, of_run, read, take
 from smoothloss_trainer.result_table import Result, base_ms_of, cells, headings, legend, markdown
-from smoothloss_trainer.run import RunDirectory, recipe_values
+from smoothloss_trainer.run import RunDirectory
 from smoothloss_trainer.run_table import FILES, Table, TableRow, load_table, override_words
 from smoothloss_trainer.schema import paths_of
 from smoothloss_trainer.significance import interval, paired_bootstrap

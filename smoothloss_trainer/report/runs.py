@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from smoothloss.similarity import SimilarityTable
+from smoothloss_trainer.comparison import recipe_values
 from smoothloss_trainer.config import DecodingConfig, Recipe
 from smoothloss_trainer.errors import RecipeError
 from smoothloss_trainer.report.state import State, count_parameters, is_number, read_state
 from smoothloss_trainer.report.styles import Style, style_of
-from smoothloss_trainer.run import RunDirectory, recipe_values
+from smoothloss_trainer.run import RunDirectory
 from smoothloss_trainer.vocabulary import Vocabulary
 
 _SETTINGS = {each.name for each in fields(DecodingConfig)}

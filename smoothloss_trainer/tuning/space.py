@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from smoothloss_trainer.comparison import recipe_values
 from smoothloss_trainer.config import Recipe
 from smoothloss_trainer.errors import RecipeError
 from smoothloss_trainer.packages import optional_package
 from smoothloss_trainer.recipe import parse_recipe, read_yaml, recipe_keys
-from smoothloss_trainer.run import recipe_values
 from smoothloss_trainer.schema import Count, CountOrNone, Key, Seed, build, check, shown, unknown_key
 from smoothloss_trainer.tasks import task_class
 

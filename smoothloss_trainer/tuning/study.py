@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from smoothloss._files import write_atomically
+from smoothloss_trainer.comparison import FREE_KEYS, recipe_values
 from smoothloss_trainer.documents import dump_yaml, flat
 from smoothloss_trainer.errors import RecipeError, RunError
 from smoothloss_trainer.folder import folder_of_runs
 from smoothloss_trainer.packages import optional_package
 from smoothloss_trainer.processes import Children, last_words
-from smoothloss_trainer.run import FREE_KEYS, RunDirectory, recipe_values
+from smoothloss_trainer.run import RunDirectory
 from smoothloss_trainer.tasks import task_class
 from smoothloss_trainer.tuning import results
 from smoothloss_trainer.tuning.space import Plan, read_plan, value_of

@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smoothloss_trainer import demo, shipped
+from smoothloss_trainer.comparison import recipe_values as as_values
 from smoothloss_trainer.config import Recipe
 from smoothloss_trainer.documents import dump_yaml, parse_yaml
 from smoothloss_trainer.errors import RecipeError
 from smoothloss_trainer.recipe import load_recipe, parse_recipe, recipe_help, recipe_keys
 from smoothloss_trainer.run import RunDirectory
-from smoothloss_trainer.run import recipe_values as as_values
 from smoothloss_trainer.tasks import TASKS
 
 Values = Callable[..., dict[str, Any]]

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from smoothloss_trainer.comparison import recipe_values as as_values
 from smoothloss_trainer.config import Recipe
 from smoothloss_trainer.errors import RecipeError
 from smoothloss_trainer.run import RunDirectory, environment
-from smoothloss_trainer.run import recipe_values as as_values
 from smoothloss_trainer.vocabulary import Vocabulary
 
 Make = Callable[..., Recipe]

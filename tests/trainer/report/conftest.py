@@ -14,8 +14,9 @@ import yaml
 
 from smoothloss.similarity import SimilarityTable
 from smoothloss_trainer.checkpoint import save_checkpoint
+from smoothloss_trainer.comparison import recipe_values
 from smoothloss_trainer.recipe import parse_recipe
-from smoothloss_trainer.run import RunDirectory, recipe_values
+from smoothloss_trainer.run import RunDirectory
 from smoothloss_trainer.tasks import task_class
 from smoothloss_trainer.vocabulary import SPECIAL_TOKENS
 
