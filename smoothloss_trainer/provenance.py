@@ -47,10 +47,19 @@ def settings_note(recipes: Mapping[str, Sequence[Recipe]]) -> str:
         if all(value == values[0] for value in values):
             common.append(f"{key} {_shown(values[0])}")
             continue
-        named = (f"{row} {_shown(value)}" for row, each in by_row.items() for value in _distinct(each, key))
-        differing.append(f"{key}: {', '.join(named)}")
+        differing.append(f"{key}: {_by_row({row: _distinct(each, key) for row, each in by_row.items()})}")
     text = f"Settings of these runs, from their recipes: {', '.join(common)}."
     return f"{text} They differ in {'; '.join(differing)}." if differing else text
+
+
+def _by_row(values: Mapping[str, Sequence[Any]]) -> str:
+    """What each row has, or, where more than half of them have the same, that and the others."""
+    usual = max(values.values(), key=list(values.values()).count)
+    few = {row: own for row, own in values.items() if own != usual}
+    if 2 * len(few) >= len(values):
+        usual, few = [], dict(values)
+    named = (f"{row} {_shown(value)}" for row, own in few.items() for value in own)
+    return ", ".join(named) if not usual else f"{' and '.join(map(_shown, usual))}, but {', '.join(named)}"
 
 
 def _distinct(values: Sequence[Mapping[str, Any]], key: str) -> list[Any]:

@@ -329,7 +329,9 @@ def expected(schema: Mapping[str, Any]) -> str:
         return ("a whole number" if kind == "integer" else "a number") + _range(schema)
     if kind == "array":
         parts = [expected(each) for each in schema.get("prefixItems", [schema.get("items", {})])]
-        return "a list of " + (parts[0] if len(parts) == 1 else f"{len(parts)}: {', '.join(parts)}")
+        if len(parts) == 1:
+            return "a list of " + re.sub(r"^a (whole number|number|path|value|list|mapping)", r"\1s", parts[0])
+        return f"a list of {len(parts)}: {', '.join(parts)}"
     if kind == "object":
         inner = schema.get("additionalProperties")  # True: anything
         return f"a mapping of names to {expected(inner if isinstance(inner, Mapping) else {})}"

@@ -16,6 +16,16 @@ def test_a_note_says_what_runs_had_and_where_they_differ(make_recipe: Make) -> N
     assert "training.max_steps" not in differing and settings_note({"MLE": []}) == ""
 
 
+def test_a_note_says_once_what_most_rows_have(make_recipe: Make) -> None:
+    usual, other = (make_recipe(model={"dropout": dropout}) for dropout in (0.2, 0.1))
+    assert "They differ in model.dropout: 0.2, but Tok 0.1." in settings_note(
+        {"MLE": [usual], "Seq": [usual, usual], "Tok": [other, other]}
+    )
+    mixed = settings_note({"MLE": [usual], "Seq": [usual, other], "Label smoothing": [usual]})
+    assert "They differ in model.dropout: 0.2, but Seq 0.2, Seq 0.1." in mixed
+    assert "model.dropout: MLE 0.2, Tok 0.1." in settings_note({"MLE": [usual], "Tok": [other]})
+
+
 def test_what_a_loss_says_beyond_the_defaults(make_recipe: Make) -> None:
     recipe = make_recipe(loss={"name": "seq", "alpha": 0.3, "reward": {"name": "constant"}, "embeddings": {}})
     assert loss_settings(recipe) == {"name": "seq", "alpha": 0.3, "reward.name": "constant"}

@@ -285,6 +285,7 @@ def test_what_is_wrong_with_an_override_is_said(recipe_values: Values, words: li
         ("{training: {max_steps: 5}, optimizer: {warmup_steps: 5}}", "optimizer.warmup_steps must be below"),
         ("loss: {beta: -1}", "loss.beta must be"),
         ("loss: {embeddings: {dim: 0}}", "loss.embeddings.dim must be"),
+        ("loss: {teacher: {runs: here}}", "loss.teacher.runs must be a list of paths, got 'here'"),
         ("loss: {name: tok}", "loss.alpha must be above 0 for loss.name tok, which is mle otherwise"),
         ("loss: {name: tok_seq_lazy}", "loss.alpha or loss.token_alpha must be above 0"),
         ("loss: {name: label_smoothing}", "loss.label_smoothing must be above 0"),
