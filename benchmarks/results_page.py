@@ -11,6 +11,7 @@ import json
 import re
 import sys
 from collections import defaultdict
+from dataclasses import asdict
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -87,17 +88,25 @@ def advice(found: dict[str, dict[str, Any]]) -> list[str]:
             "Begin with label smoothing, which costs nothing and is most of what can be had where an input has one "
             f"reference: on Multi30k {_gain(strong)} over MLE with 0.3, {_gain(mild)} with 0.1."
         )
-        ece = [_calibration(row) for row in (mild, strong, translation["mle"])]
+        ece = [_calibration(row) for row in (mild, strong, translation["mle"]) if row]
         if all(ece) and float(ece[0]) < min(map(float, ece[1:])):
             said.append(
                 f"Where probabilities matter take the weaker one: its calibration error is {ece[0]} %, that of 0.3 "
                 f"{ece[1]} % and that of MLE {ece[2]} %."
             )
-    more = [translation.get(key) for key in ("label_smoothing_0.1_consistency", "seq_batch_0.3_smoothed")]
-    if all(map(_is_above, more)):
+    _, over = over_control("multi30k_converged", found.get("multi30k_converged", {}))
+    dropped, sampled = "label_smoothing_0.1_consistency_dropout_0.1", "seq_batch_0.3_smoothed"
+    best, usual = translation.get(dropped), translation.get("label_smoothing_0.1_consistency")
+    if best and usual and _is_above(best) and len(best["scores"]["bleu"]) > 2 and over[dropped].low > 0:
         said.append(
-            f"R-Drop ({_gain(more[0])} over MLE) and the exact sequence loss with label smoothing ({_gain(more[1])}) "
-            "have the best means, and what they have over tuned label smoothing stands below the table."
+            f"Where a step may take {_batch_time(usual)} times as long, add R-Drop, with a dropout of 0.1: "
+            f"{_gain(best)} over MLE, {_gain(best, over[dropped])} over the label smoothing that validation chooses."
+        )
+    more = translation.get(sampled)
+    if more and _is_above(more) and over[sampled].low <= 0 <= over[sampled].high:
+        said.append(
+            f"The exact sequence loss with label smoothing has {_gain(more)} over MLE, and is not told apart from that "
+            f"label smoothing ({_gain(more, over[sampled])})."
         )
     tok = translation.get("tok_freq")
     if tok and _is_open(tok):
@@ -137,11 +146,12 @@ def _is_open(row: dict[str, Any]) -> bool:
     return bool(row["comparison"]) and row["comparison"]["low"] <= 0 <= row["comparison"]["high"]
 
 
-def _gain(row: dict[str, Any] | None) -> str:
+def _gain(row: dict[str, Any] | None, over: Comparison | None = None) -> str:
+    """What a row gains over its table's baseline, or over another row, in a metric's points."""
     assert row is not None
     metric = next(iter(row["scores"]))
     seeds = "" if len(row["scores"][metric]) > 1 else "; one seed"
-    found = {"name": NAMES[metric], "seeds": seeds, **row["comparison"]}
+    found = {"name": NAMES[metric], "seeds": seeds, **(row["comparison"] if over is None else asdict(over))}
     return "{difference:+.1f} {name} [{low:+.1f}, {high:+.1f}{seeds}]".format(**found)
 
 
@@ -158,7 +168,7 @@ def section(name: str, content: dict[str, Any]) -> str:
     with_seeds = any(row.get("interval") and len(row["scores"][metric]) > 1 for row in rows)
     over = "over sentences and seeds" if with_seeds else "over sentences alone, not seeds"
     parts = [f"## {content['title']}", f"`{name}.json`, split {content['split']}; intervals {over}.", text]
-    parts += [statement(rows, metric), beside_control(RESULTS / f"{name}.json", content)]
+    parts += [statement(rows, metric), beside_control(name, content)]
     if any(map(_batch_time, rows)):
         parts.append(
             f"The time of a batch is that of a whole training step, in steps of {rows[0]['label']}, from "
@@ -275,34 +285,40 @@ def statement(rows: list[dict[str, Any]], metric: str) -> str:
     return " ".join(parts)
 
 
-def beside_control(path: Path, content: dict[str, Any]) -> str:
-    """What a table's rows gain over plain label smoothing, the strength of which validation chooses.
+def beside_control(name: str, content: dict[str, Any]) -> str:
+    """What a table's rows gain over plain label smoothing, the settings of which validation chooses."""
+    chosen, over = over_control(name, content)
+    if not over:
+        return ""
+    rows = {row["key"]: row for row in content["rows"]}
+    metric = next(iter(rows[chosen]["scores"]))
+    best_first = sorted(over, key=lambda key: -over[key].difference)
+    said = "; ".join(f"{rows[key]['label']} {_difference(over[key])}" for key in best_first)
+    return (
+        f"**Beside tuned label smoothing.** Of plain label smoothing validation chooses {rows[chosen]['label']} "
+        f"({_best_validation(rows[chosen], metric):.2f} {NAMES.get(metric, metric)} there). "
+        f"Less that, the others have: {said}."
+    )
 
-    Needs runs whose sentences are recorded; empty without them, or without such a control.
+
+def over_control(name: str, content: dict[str, Any]) -> tuple[str, dict[str, Comparison]]:
+    """The key of the plain label smoothing that validation chooses, and what the other rows gain over it, by key.
+
+    Needs runs whose sentences are recorded; nothing without them, or without such a control.
     """
-    rows = {row["key"]: row for row in content["rows"] if row.get("runs") and "loss" in row}
+    rows = {row["key"]: row for row in content.get("rows", ()) if row.get("runs") and "loss" in row}
     plain = {"name", "label_smoothing"}
     controls = {key: row for key, row in rows.items() if set(row["loss"]) == plain and not _members(row)}
     others = [key for key, row in rows.items() if key not in controls and row["comparison"]]
     if not controls or not others:
-        return ""
+        return "", {}
     runs: dict[str, list[Finished]] = defaultdict(list)
-    for run in read(path, content["split"]):
+    for run in read(RESULTS / f"{name}.json", content["split"]):
         runs[run.row].append(run)
     task = task_class(next(iter(runs.values()))[0].recipe.task)
     statistics = {key: torch.stack([run.statistics for run in found]) for key, found in runs.items()}
-    validated = {key: _best_validation(row, task.metric) for key, row in controls.items()}
-    chosen = max(validated, key=lambda key: validated[key])
-    words = []
-    for key in others:
-        found = paired_bootstrap(task.metric_of, statistics[key], statistics[chosen])
-        words.append((found.difference, f"{rows[key]['label']} {_difference(found)}"))
-    said = "; ".join(text for _, text in sorted(words, reverse=True))
-    name = NAMES.get(task.metric, task.metric)
-    return (
-        f"**Beside tuned label smoothing.** Of plain label smoothing validation chooses {controls[chosen]['label']} "
-        f"({validated[chosen]:.2f} {name} there). Less that, the others have: {said}."
-    )
+    chosen = max(controls, key=lambda key: _best_validation(controls[key], task.metric))
+    return chosen, {key: paired_bootstrap(task.metric_of, statistics[key], statistics[chosen]) for key in others}
 
 
 def _best_validation(row: dict[str, Any], metric: str) -> float:

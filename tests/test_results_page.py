@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from benchmarks import curves, results_page
+from smoothloss_trainer.significance import Comparison
 
 
 def test_the_page_is_what_the_files_say() -> None:
@@ -71,6 +72,25 @@ def test_the_advice_says_what_the_tables_bear_out_and_no_more(monkeypatch: pytes
     assert results_page.advice({}) == []
 
 
+def test_more_than_label_smoothing_is_advised_where_it_is_above_that_with_three_seeds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = results_page.tables()
+    rows = {each["key"]: each for each in found["multi30k_converged"]["rows"]}
+    dropped = rows["label_smoothing_0.1_consistency_dropout_0.1"]
+    dropped["comparison"].update(difference=2.5, low=1.5, high=3.5)
+
+    def advice(scores: list[float], low: float) -> str:
+        over = dict.fromkeys(rows, Comparison(difference=1.25, low=low, high=2.25, p_value=0.01))
+        monkeypatch.setattr(results_page, "over_control", lambda *_: ("label_smoothing_0.3", over))
+        dropped["scores"] = {"bleu": scores}
+        return results_page.advice(found)[1]
+
+    gains = "+2.5 BLEU [+1.5, +3.5] over MLE, +1.2 BLEU [+0.2, +2.2] over the label smoothing that validation chooses."
+    assert gains in advice([40.0, 41.0, 40.5], low=0.25)
+    assert "R-Drop" not in advice([40.0, 41.0, 40.5], low=-0.25) + advice([40.0], low=0.25)
+
+
 def test_learning_is_told_at_each_quarter() -> None:
     rows = [row("MLE", None, 30), row("a", 2.0, 33), row("b", 2.0, 33)]
     for each, epochs in zip(rows[:2], (8, 5), strict=True):
@@ -121,7 +141,9 @@ def test_the_time_of_a_batch_is_that_of_its_own_measurement(monkeypatch: pytest.
     assert next(line for line in lines if line.startswith("| a |")).endswith("| 1.23 |")
 
 
-def test_rows_are_compared_with_the_label_smoothing_that_validation_chooses(tmp_path: Path) -> None:
+def test_rows_are_compared_with_the_label_smoothing_that_validation_chooses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     content = results_page.tables()["multi30k_converged"]
     rows = {each["key"]: each for each in content["rows"]}
     mle, control = rows["mle"], rows["label_smoothing_0.1"]
@@ -133,13 +155,13 @@ def test_rows_are_compared_with_the_label_smoothing_that_validation_chooses(tmp_
     same = {**control, "key": "same", "label": "Same", "loss": {"name": "tok"}}
     worse = {**mle, "key": "worse", "label": "Worse", "loss": {"name": "seq"}, "comparison": control["comparison"]}
     content = {**content, "rows": [mle, weaker, control, worse, same]}
-    path = tmp_path / "t.json"
-    path.write_text(json.dumps(content))
-    text = results_page.beside_control(path, content)
+    (tmp_path / "t.json").write_text(json.dumps(content))
+    monkeypatch.setattr(results_page, "RESULTS", tmp_path)
+    text = results_page.beside_control("t", content)
     assert f"validation chooses {control['label']}" in text
     difference = statistics.mean(mle["scores"]["bleu"]) - statistics.mean(control["scores"]["bleu"])
     assert re.search(rf"Same \+0\.00 \[[^;]*; Worse {difference:+.2f} \[", text)
-    assert results_page.beside_control(path, {**content, "rows": [mle, control]}) == ""
+    assert results_page.beside_control("t", {**content, "rows": [mle, control]}) == ""
 
 
 def test_curves_are_drawn_of_rows_that_have_some(tmp_path: Path) -> None:
