@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -53,13 +54,15 @@ def settings_note(recipes: Mapping[str, Sequence[Recipe]]) -> str:
 
 
 def _by_row(values: Mapping[str, Sequence[Any]]) -> str:
-    """What each row has, or, where more than half of them have the same, that and the others."""
-    usual = max(values.values(), key=list(values.values()).count)
-    few = {row: own for row, own in values.items() if own != usual}
-    if 2 * len(few) >= len(values):
-        usual, few = [], dict(values)
-    named = (f"{row} {_shown(value)}" for row, own in few.items() for value in own)
-    return ", ".join(named) if not usual else f"{' and '.join(map(_shown, usual))}, but {', '.join(named)}"
+    """The rows that have each value, after what more than half of them have."""
+    rows: dict[str, list[str]] = defaultdict(list)
+    for row, own in values.items():
+        rows[" and ".join(map(_shown, own))].append(f'"{row}"')
+    usual = max(rows, key=lambda value: len(rows[value]))
+    said = f"{usual}, but " if 2 * len(rows[usual]) > len(values) else ""
+    return said + ", ".join(
+        f"{value} for {', '.join(each)}" for value, each in rows.items() if not said or value != usual
+    )
 
 
 def _distinct(values: Sequence[Mapping[str, Any]], key: str) -> list[Any]:
