@@ -62,15 +62,15 @@ def _one_process() -> None:
 
 @pytest.mark.slow
 def test_each_piece_makes_the_loss_and_the_gradients_of_one_process(tmp_path: Path) -> None:
-    store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)  # for a port that is free
-    port, command = store.port, [sys.executable, __file__]
-    del store
-    world = {**os.environ, "MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": str(WORLD)}
+    from waiting import free_port, outputs  # not on the path of the script
+
+    command = [sys.executable, __file__]
+    world = {**os.environ, "MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(WORLD)}
     processes = [
         subprocess.Popen(command, env={**world, "RANK": str(rank)}, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
         for rank in range(WORLD)
     ]
-    errors = [process.communicate(timeout=300)[1] for process in processes]
+    errors = [said for _, said in outputs(processes)]
     assert not any(process.returncode for process in processes), "\n".join(errors)
 
 

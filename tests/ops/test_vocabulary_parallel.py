@@ -333,13 +333,15 @@ def _one_process(rank: int, world: int, folder: Path) -> None:
 @pytest.fixture(scope="module", params=[2, 4], ids="{} processes".format)
 def seen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[dict[str, Any]]]:
     """Return what each process says, for each way of cutting."""
+    from waiting import outputs  # not on the path of the script
+
     folder, world = tmp_path_factory.mktemp("processes"), request.param
     command = [sys.executable, __file__]
     processes = [
         subprocess.Popen([*command, str(rank), str(world), str(folder)], stderr=subprocess.PIPE, text=True)
         for rank in range(world)
     ]
-    errors = [process.communicate(timeout=300)[1] for process in processes]
+    errors = [said for _, said in outputs(processes)]
     assert not any(process.returncode for process in processes), "\n".join(errors)
     files = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(world)]
     yield [result for file in files for result in file.values()]

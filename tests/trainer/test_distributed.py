@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ import pytest
 import torch
 import yaml
 from torch import Tensor
+from waiting import free_port, outputs
 
 from smoothloss.similarity import SimilarityTable
 from smoothloss_trainer import checkpoint, distributed
@@ -126,10 +126,7 @@ def launch(
     count: int, *jobs: Sequence[str], victim: int = -1, steps: int = 0
 ) -> list[subprocess.CompletedProcess[str]]:
     """Run training commands one after another in so many processes, of which one may die after some steps."""
-    with socket.socket() as place:
-        place.bind(("", 0))
-        port = place.getsockname()[1]
-    shared = {**os.environ, "WORLD_SIZE": str(count), "MASTER_ADDR": "localhost", "PORT": str(port)}
+    shared = {**os.environ, "WORLD_SIZE": str(count), "MASTER_ADDR": "localhost", "PORT": str(free_port(len(jobs)))}
     shared |= {"VICTIM": str(victim), "STEPS": str(steps), "OMP_NUM_THREADS": "1", "PYTHONPATH": ":".join(sys.path)}
     command = [sys.executable, "-c", WORKER, json.dumps(jobs)]
     pipe = subprocess.PIPE
@@ -139,8 +136,7 @@ def launch(
         )
         for rank in range(count)
     ]
-    said = [process.communicate(timeout=300) for process in running]
-    pairs = zip(running, said, strict=True)
+    pairs = zip(running, outputs(running), strict=True)
     return [subprocess.CompletedProcess(command, each.returncode, *texts) for each, texts in pairs]
 
 
