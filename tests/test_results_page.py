@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import curves, results_page
+from benchmarks import curves, recorded_rows, results_advice, results_page
 from smoothloss_trainer.significance import Comparison
 
 
@@ -57,34 +57,34 @@ def test_calibration_and_length_stand_where_the_runs_know_them() -> None:
 
 
 def test_the_advice_says_what_the_tables_bear_out_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = results_page.tables()
-    [_, text, _] = results_page.advice(found)
+    found = recorded_rows.tables()
+    [_, text, _] = results_advice.advice(found)
     assert "Begin with label smoothing" in text and "Train to the end" in text
     for content in found.values():
         for each in content["rows"]:
             if each["comparison"]:
                 each["comparison"].update(difference=0.0, low=-1.0, high=1.0)
-    [_, text, _] = results_page.advice(found)
+    [_, text, _] = results_advice.advice(found)
     assert (
         text
         == "The paper's Tok at its own settings is not told apart from MLE there (+0.0 BLEU [-1.0, +1.0; one seed])."
     )
-    assert results_page.advice({}) == []
+    assert results_advice.advice({}) == []
 
 
 def test_more_than_label_smoothing_is_advised_where_it_is_above_that_with_three_seeds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    found = results_page.tables()
+    found = recorded_rows.tables()
     rows = {each["key"]: each for each in found["multi30k_converged"]["rows"]}
     dropped = rows["label_smoothing_0.1_consistency_dropout_0.1"]
     dropped["comparison"].update(difference=2.5, low=1.5, high=3.5)
 
     def advice(scores: list[float], low: float) -> str:
         over = dict.fromkeys(rows, Comparison(difference=1.25, low=low, high=2.25, p_value=0.01))
-        monkeypatch.setattr(results_page, "over_control", lambda *_: ("label_smoothing_0.3", over))
+        monkeypatch.setattr(results_advice, "over_control", lambda *_: ("label_smoothing_0.3", over))
         dropped["scores"] = {"bleu": scores}
-        return results_page.advice(found)[1]
+        return results_advice.advice(found)[1]
 
     gains = "+2.5 BLEU [+1.5, +3.5] over MLE, +1.2 BLEU [+0.2, +2.2] over the label smoothing that validation chooses."
     assert gains in advice([40.0, 41.0, 40.5], low=0.25)
@@ -130,21 +130,21 @@ def test_what_is_missing_is_said_once_and_settings_are_folded_away() -> None:
 
 
 def test_the_time_of_a_batch_is_that_of_its_own_measurement(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(results_page, "RESULTS", tmp_path)
+    monkeypatch.setattr(recorded_rows, "RESULTS", tmp_path)
     rows = [{**row("MLE", None, 30), "key": "mle"}, {**row("a", 2.0, 33), "key": "a"}]
     table = {"title": "T", "split": "test", "rows": rows}
     (tmp_path / "coco_t.json").write_text(json.dumps(table))
-    assert "time of a batch" not in results_page.section("coco_t", results_page.tables()["coco_t"])
+    assert "time of a batch" not in results_page.section("coco_t", recorded_rows.tables()["coco_t"])
     times = {"rows": [{"key": "a", "relative": 1.234}, {"key": "other", "relative": 9.0}]}
     (tmp_path / "batch_time_coco_t.json").write_text(json.dumps(times))
-    lines = results_page.section("coco_t", results_page.tables()["coco_t"]).splitlines()
+    lines = results_page.section("coco_t", recorded_rows.tables()["coco_t"]).splitlines()
     assert next(line for line in lines if line.startswith("| a |")).endswith("| 1.23 |")
 
 
 def test_rows_are_compared_with_the_label_smoothing_that_validation_chooses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    content = results_page.tables()["multi30k_converged"]
+    content = recorded_rows.tables()["multi30k_converged"]
     rows = {each["key"]: each for each in content["rows"]}
     mle, control = rows["mle"], rows["label_smoothing_0.1"]
     weaker = copy.deepcopy(control)
@@ -156,12 +156,31 @@ def test_rows_are_compared_with_the_label_smoothing_that_validation_chooses(
     worse = {**mle, "key": "worse", "label": "Worse", "loss": {"name": "seq"}, "comparison": control["comparison"]}
     content = {**content, "rows": [mle, weaker, control, worse, same]}
     (tmp_path / "t.json").write_text(json.dumps(content))
-    monkeypatch.setattr(results_page, "RESULTS", tmp_path)
+    monkeypatch.setattr(recorded_rows, "RESULTS", tmp_path)
     text = results_page.beside_control("t", content)
     assert f"validation chooses {control['label']}" in text
     difference = statistics.mean(mle["scores"]["bleu"]) - statistics.mean(control["scores"]["bleu"])
     assert re.search(rf"Same \+0\.00 \[[^;]*; Worse {difference:+.2f} \[", text)
     assert results_page.beside_control("t", {**content, "rows": [mle, control]}) == ""
+
+
+def test_models_as_one_are_beside_their_own_and_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = recorded_rows.tables()["multi30k_converged"]
+    rows = {each["key"]: each for each in content["rows"]}
+    together = rows["label_smoothing_0.1_consistency_dropout_0.1_ensemble"]
+    alone = rows["label_smoothing_0.1_consistency_dropout_0.1"]
+    weaker = {**together, "key": "mle_ensemble", "scores": {"bleu": [1.0]}}
+    content = {**content, "rows": [rows["mle"], alone, weaker, together]}
+    (tmp_path / "multi30k_converged.json").write_text(json.dumps(content))
+    monkeypatch.setattr(recorded_rows, "RESULTS", tmp_path)
+    text = results_page.models_as_one("multi30k_converged", content)
+    [score] = together["scores"]["bleu"]
+    gain = score - statistics.mean(alone["scores"]["bleu"])
+    assert f"the 3 models of {alone['label']} have {score:.2f}, {gain:+.2f} [" in text
+    assert f"Those of {alone['label']} less the others: MLE +0.00 [+0.00, +0.00]" in text
+    assert results_page.models_as_one("multi30k_converged", {**content, "rows": [rows["mle"]]}) == ""
+    said = results_page.statement(content["rows"], "bleu")
+    assert together["label"] not in said and f"best mean is that of {alone['label']}" in said
 
 
 def test_curves_are_drawn_of_rows_that_have_some(tmp_path: Path) -> None:
