@@ -91,11 +91,11 @@ def over_own_models(name: str, content: dict[str, Any], of: Mapping[str, str]) -
         content: Of its file.
         of: The rows of the models by the row in which they are one.
     """
-    there = [row["key"] for row in content["rows"] if row.get("key") in of and members(row)]
+    scores = {row["key"]: mean(next(iter(row["scores"].values()))) for row in content["rows"] if "key" in row}
+    there = [key for key, other in of.items() if key in scores and other in scores]
     if not there:
         return {}
     _, less = _compared(name, content["split"])
-    scores = {row["key"]: mean(next(iter(row["scores"].values()))) for row in content["rows"]}
     return {key: less(key, of[key]) for key in sorted(there, key=lambda key: -scores[key])}
 
 

@@ -188,6 +188,8 @@ def models_as_one(name: str, content: dict[str, Any]) -> str:
     of = {key: row.ensemble for key, row in table.rows.items() if row.ensemble is not None}
     labels = {key: table.rows[other].label or other for key, other in of.items()}
     own = over_own_models(name, content, of)
+    if not own:
+        return ""
     metric = next(iter(rows[next(iter(own))]["scores"]))
     gains = (
         f"the {len(members(rows[key]))} models of {labels[key]} have {mean(rows[key]['scores'][metric]):.2f}, "
