@@ -39,6 +39,7 @@ TABLES = (
     "coco_labels_converged",
     "coco_labels",
     "coco_labels_small",
+    "tatoeba_small",
     "tatoeba",
 )
 HEAD = """# What the losses are worth
