@@ -9,11 +9,12 @@ from torch import Tensor
 
 from smoothloss import backends
 from smoothloss._prior import fitted_prior
-from smoothloss._validation import check_constant, check_device, check_shape, check_tensor
+from smoothloss._validation import check_device, check_shape, check_tensor, check_weight
 from smoothloss.backends import Implementation
 from smoothloss.backends.common import (
     OutOfRange,
     RowOptions,
+    accumulator_dtype,
     has_autocast,
     replaced,
 )
@@ -30,6 +31,8 @@ from smoothloss.options import Options
 from smoothloss.similarity import SimilarityTable
 from smoothloss.targets.constructors import labels, token
 from smoothloss.targets.target import Target
+
+KL_BESIDE_WEIGHT = "kl: got True together with weight, expected one of them"
 
 
 def check_logits(input: Tensor) -> None:
@@ -162,6 +165,8 @@ def classes_of(input: Tensor, options: Options, linear: Linear | None) -> tuple[
     elif is_distributed():
         input, group = slice_of_logits(input, options.group)
         num_classes = input.shape[-1]
+        if group is None and not num_classes:
+            raise ValueError(f"input: got shape {tuple(input.shape)}, expected (..., V) with V >= 1")
     else:
         group, num_classes = None, input.shape[-1]
     if group is None:
@@ -186,12 +191,11 @@ def evaluate_weighted(
     """Return the loss with every class of the target weighted; "mean" divides by the weights, as torch does."""
     input, split, num_classes = classes_of(input, options, linear)
     _check_fits(input, target, num_classes)
-    check_tensor(class_weight, "weight", floating=True)
+    check_weight(class_weight)
     check_shape(class_weight, "weight", (num_classes,), "(V,)")
     check_device(class_weight, "weight", input, "input")
-    check_constant(class_weight, "weight")
     if options.kl:
-        raise ValueError("kl: got True together with weight, expected one of them")
+        raise ValueError(KL_BESIDE_WEIGHT)
     if options.prior is not None:
         options = replaced(Options, options, prior=fitted_prior(options.prior, input, num_classes))
     weighted, total = _weighted(target, class_weight, options.row.label_smoothing, options.prior)
@@ -215,7 +219,7 @@ def _loss(
     flat, row = target.flat, options.row
     if torch.compiler.is_compiling() and row.label_smoothing != 0.0 and impl != "reference":
         flat, row = (
-            _with_smoothing(flat, num_classes, row.label_smoothing),
+            _with_smoothing(flat, num_classes, row.label_smoothing, accumulator_dtype(rows.dtype)),
             replaced(RowOptions, row, label_smoothing=0.0),
         )
     try:
@@ -227,13 +231,13 @@ def _loss(
         raise
 
 
-def _with_smoothing(flat: FlatTarget, num_classes: int, eps: float) -> FlatTarget:
+def _with_smoothing(flat: FlatTarget, num_classes: int, eps: float, dtype: torch.dtype) -> FlatTarget:
     """Put label smoothing into the target.
 
     A number that is an operator's argument is a constant of compiled code, and another one compiles it again; as a
     factor it is not.
     """
-    mass = flat.mass(num_classes, torch.float32)
+    mass = flat.mass(num_classes, dtype)
     keep, spread = torch.ones_like(mass) * (1 - eps), mass * eps
     if flat.uniform is not None:
         spread = spread + flat.uniform * keep

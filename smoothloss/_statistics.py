@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from smoothloss._evaluate import check_linear, check_logits, classes_of, implementation, rows_of
-from smoothloss._validation import check_choice, check_device, check_group, check_integer, check_tensor
+from smoothloss._validation import check_choice, check_device, check_group, check_integer, check_local, check_tensor
 from smoothloss.backends import IMPLEMENTATIONS, Implementation
 from smoothloss.backends.common import OutOfRange, RowOptions, TokenStatistics
 from smoothloss.ops import linear_token_statistics as linear_ops
@@ -129,6 +129,7 @@ def evaluate(input: Tensor, indices: Tensor, options: Options, linear: Linear | 
     input, split, num_classes = classes_of(input, options, linear)
     row, shape = options.row, input.shape[:-1]
     check_tensor(indices, "indices", floating=False)
+    check_local(indices, "indices")
     if indices.dim() != input.dim() or indices.shape[:-1] != shape:
         expected = ", ".join(map(str, (*shape, "S")))
         raise ValueError(f"indices: got shape {tuple(indices.shape)}, expected ({expected}) beside input")

@@ -134,6 +134,19 @@ def check_integer(value: object, name: str, low: int | None = None, high: int | 
     return number
 
 
+def check_ignore_index(value: object) -> int:
+    """Return the class number of ignored positions: any that int64 holds."""
+    return check_integer(value, "ignore_index", -(1 << 63), (1 << 63) - 1)
+
+
+def check_weight(value: object) -> Tensor:
+    """Return weights, of classes or of positions: floating, no DTensor, constant for the gradient."""
+    weight = check_tensor(value, "weight", floating=True)
+    check_local(weight, "weight")
+    check_constant(weight, "weight")
+    return weight
+
+
 def check_token_ids(values: Iterable[int], name: str, size: int | None = None) -> list[int]:
     """Return token ids as a list of ints: a sequence, an array or a set of integers.
 

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from smoothloss import functional as F
 from smoothloss import options
+from smoothloss._evaluate import KL_BESIDE_WEIGHT
 from smoothloss._prior import check_prior_values
-from smoothloss._validation import check_integer, check_number
+from smoothloss._validation import check_ignore_index, check_number, check_weight
 from smoothloss.distillation.modules import DistillationLoss, LinearDistillationLoss
 from smoothloss.options import CallOptions, LinearOptions, LogitsOptions
 from smoothloss.similarity import SimilarityTable
@@ -61,7 +62,7 @@ class _Loss(torch.nn.Module):
         if smoothing:
             over_table = "token_alpha" if "token_alpha" in smoothing else "alpha"
             check_table(self.table, smoothing[over_table], over_table)
-            smoothing["ignore_index"] = check_integer(smoothing["ignore_index"], "ignore_index")
+            smoothing["ignore_index"] = check_ignore_index(smoothing["ignore_index"])
         self.smoothing = smoothing
 
     def _options(self) -> dict[str, Any]:
@@ -79,12 +80,25 @@ class _Loss(torch.nn.Module):
     def extra_repr(self) -> str:
         """Name the options that differ from "do nothing", and the table."""
         given = {**self.smoothing, **self.options}
-        shown = {name: value for name, value in given.items() if value not in (0.0, None, False)}
+        shown = {
+            name: value for name, value in given.items() if name == "ignore_index" or value not in (0.0, None, False)
+        }
         if self.table is not None:
             shown["table"] = self.table
         if self.prior is not None:
             shown["prior"] = tuple(self.prior.shape)
         return ", ".join(f"{name}={value!r}" for name, value in shown.items())
+
+
+def _checked_weight(weight: Tensor | None, given: dict[str, Any]) -> Tensor | None:
+    if weight is None:
+        return None
+    weight = check_weight(weight)
+    if weight.dim() != 1:
+        raise ValueError(f"weight: got shape {tuple(weight.shape)}, expected (V,)")
+    if given["kl"]:
+        raise ValueError(KL_BESIDE_WEIGHT)
+    return weight
 
 
 class SparseCrossEntropyLoss(_Loss):
@@ -148,7 +162,7 @@ class CrossEntropyLoss(_Loss):
         **given: Unpack[LogitsOptions],
     ) -> None:
         super().__init__(given, options.LOGITS, {"table": table, "alpha": alpha, "ignore_index": ignore_index})
-        self.register_buffer("weight", weight)
+        self.register_buffer("weight", _checked_weight(weight, self.options))
 
     def forward(self, input: Tensor, target: Tensor | Target) -> Tensor:
         """Return the loss of logits ``(..., V)`` against class numbers ``(...)``, or a target."""
@@ -179,7 +193,7 @@ class LinearCrossEntropyLoss(_Loss):
         **given: Unpack[LinearOptions],
     ) -> None:
         super().__init__(given, options.LINEAR, {"table": table, "alpha": alpha, "ignore_index": ignore_index})
-        self.register_buffer("weight", weight)
+        self.register_buffer("weight", _checked_weight(weight, self.options))
 
     def forward(
         self, input: Tensor, linear_weight: Tensor, target: Tensor | Target, linear_bias: Tensor | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -106,6 +107,23 @@ def test_class_weights_move_with_the_module() -> None:
     assert module.to("meta").weight.device.type == "meta"
 
 
+@pytest.mark.parametrize(
+    ("weight", "error", "message"),
+    [
+        ([1.0, 2.0], TypeError, "weight: got list, expected a torch.Tensor"),
+        (torch.ones(V, dtype=torch.long), TypeError, "weight: got torch.int64, expected a floating-point dtype"),
+        (torch.ones(V, 2), ValueError, rf"weight: got shape \({V}, 2\), expected \(V,\)"),
+        (torch.ones(V, requires_grad=True), ValueError, "weight: got a tensor that requires grad"),
+    ],
+)
+def test_class_weights_are_checked_at_construction(weight: Any, error: type[Exception], message: str) -> None:
+    for module in (nn.CrossEntropyLoss, nn.LinearCrossEntropyLoss):
+        with pytest.raises(error, match=message):
+            module(weight=weight)
+        with pytest.raises(ValueError, match="kl: got True together with weight"):
+            module(weight=torch.ones(V), kl=True)
+
+
 def test_a_module_takes_a_target() -> None:
     target, samples, omega = make_sequences(B, T, V, L)
     logits = torch.randn(B, T, V)
@@ -125,3 +143,4 @@ def test_the_table_moves_with_the_module() -> None:
 
 def test_repr_names_what_is_set() -> None:
     assert "alpha=0.5" in repr(nn.LazySequenceCrossEntropyLoss(alpha=0.5))
+    assert "ignore_index=0" in repr(nn.CrossEntropyLoss(ignore_index=0))

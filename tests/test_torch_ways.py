@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import smoothloss.functional as F
-from smoothloss import targets
+from smoothloss import distillation, targets
 from smoothloss.backends import unavailable
 from smoothloss.testing import make_sequences, make_table
 
@@ -452,8 +453,55 @@ def test_a_dtensor_is_taken_or_told_what_to_do() -> None:
             TypeError, match=r"^target: got a DTensor, expected a torch.Tensor: pass target.full_tensor"
         ):
             F.cross_entropy(logits, distribute(Y, replicate))
+        known = distillation.Teacher.from_logits(logits, 2)
+        parts = [known.indices, known.log_probs, known.log_rest]
+        split = [distribute(part, replicate) for part in parts]
+        bias = distribute(torch.randn(V), replicate)
+        for name, call in {
+            "weight": lambda: F.cross_entropy(logits, Y, weight=bias),
+            "linear_bias": lambda: F.linear_cross_entropy(rows, weight, Y, linear_bias=bias),
+            "prior": lambda: F.cross_entropy(logits, Y, prior=bias.softmax(0), label_smoothing=0.1),
+            "indices": lambda: F.token_statistics(logits, split[0]),
+            "indices of a teacher": lambda: distillation.Teacher(split[0], *parts[1:]),
+            "log_probs": lambda: distillation.Teacher(parts[0], split[1], parts[2]),
+            "log_rest": lambda: distillation.Teacher(*parts[:2], split[2]),
+            "weight of positions": lambda: distillation.loss(logits, known, weight=split[2].exp()),
+        }.items():
+            with pytest.raises(TypeError, match=rf"^{name.split()[0]}: got a DTensor, expected a torch.Tensor"):
+                call()
+        for nothing in (logits[:, :0], distribute(logits[:, :0], replicate)):
+            with pytest.raises(ValueError, match=rf"^input: got shape \({N}, 0\), expected \(..., V\) with V >= 1"):
+                F.cross_entropy(nothing, Y)
     finally:
         dist.destroy_process_group()
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit", "ignore::torch.jit.TracerWarning")
+@pytest.mark.skipif(sys.version_info >= (3, 14), reason="torch traces no more")
+def test_a_loss_that_is_traced_is_the_loss_or_refused() -> None:
+    """Not the number that it was for the tensors of the trace: a tracer sees nothing of what a kernel writes."""
+    (hidden, weight), (other, _) = make_layer(), make_layer()
+    other = -other
+    calls = {**CASES, "statistics": lambda h, w: F.token_statistics(h @ w.t(), INDICES).entropy}
+    for name, call in calls.items():
+        try:
+            traced = torch.jit.trace(call, (hidden, weight), check_trace=False)
+        except RuntimeError as error:
+            assert name == "linear" and "bool" in str(error)  # a tracer knows no lists of flags
+            continue
+        torch.testing.assert_close(traced(other, weight), call(other, weight), msg=name)
+
+
+@pytest.mark.parametrize("name", ["labels", "entries", "linear"])
+def test_float64_stays_float64_in_compiled_code(name: str) -> None:
+    layer, weights = make_layer(), WEIGHTS.double()
+    calls = {
+        "labels": lambda h, w: F.cross_entropy(h @ w.t(), Y, label_smoothing=0.1),
+        "entries": lambda h, w: F.sparse_cross_entropy(h @ w.t(), INDICES, weights, label_smoothing=0.1),
+        "linear": lambda h, w: F.linear_cross_entropy(h, w, Y, label_smoothing=0.1),
+    }
+    compiled = torch.compile(calls[name], fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(*layer), calls[name](*layer), rtol=1e-14, atol=0.0)
 
 
 # ---- class weights, and torch's own samples

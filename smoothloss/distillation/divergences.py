@@ -63,7 +63,7 @@ import torch
 from torch import Tensor
 
 from smoothloss._prior import fitted_prior
-from smoothloss._validation import check_constant, check_device, check_shape, check_tensor
+from smoothloss._validation import check_constant, check_device, check_shape, check_weight
 from smoothloss.distillation import _terms, options
 from smoothloss.distillation._jensen_shannon import Spread
 from smoothloss.distillation._known import Known, known
@@ -160,10 +160,9 @@ def _check_teacher(student: Student, teacher: Teacher, weight: Tensor | None) ->
     if teacher.log_rest is not None:
         check_constant(teacher.log_rest, "teacher.log_rest")
     if weight is not None:
-        check_tensor(weight, "weight", floating=True)
+        check_weight(weight)
         check_shape(weight, "weight", positions, "one number a position")
         check_device(weight, "weight", student.input, "input")
-        check_constant(weight, "weight")
 
 
 def _evaluate(student: Student, teacher: Teacher, weight: Tensor | None, call: Call) -> Tensor:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from smoothloss._validation import check_device, check_shape, check_tensor
+from smoothloss._validation import check_device, check_local, check_shape, check_tensor
 
 _CHUNK_BYTES = 1 << 26  # of a float32 copy of logits
 # How far above one rounding may lift a probability, or the sum of a position's.
@@ -46,7 +46,9 @@ class Teacher:
 
     def __post_init__(self) -> None:
         check_tensor(self.indices, "indices", floating=False)
+        check_local(self.indices, "indices")
         check_tensor(self.log_probs, "log_probs", floating=True)
+        check_local(self.log_probs, "log_probs")
         if self.log_probs.dtype not in _SLACK:
             raise TypeError(f"log_probs: got {self.log_probs.dtype}, expected one of {', '.join(map(str, _SLACK))}")
         if self.indices.dim() < 1:
@@ -55,6 +57,7 @@ class Teacher:
         check_device(self.log_probs, "log_probs", self.indices, "indices")
         if self.log_rest is not None:
             check_tensor(self.log_rest, "log_rest", floating=True)
+            check_local(self.log_rest, "log_rest")
             if self.log_rest.dtype != self.log_probs.dtype:
                 raise TypeError(f"log_rest: got {self.log_rest.dtype}, expected {self.log_probs.dtype}, as log_probs")
             check_shape(self.log_rest, "log_rest", tuple(self.indices.shape[:-1]), "one number a position")

@@ -120,14 +120,14 @@ class _CrossEntropy(torch.autograd.Function):
             raise RuntimeError("backward a second time: the logits were overwritten by their gradient (inplace=True)")
         logits, statistics, scale, indices, weights, uniform, prior, *source = ctx.saved_tensors
         target = FlatTarget.unpack(indices, weights, uniform, prior, source, *ctx.settings)
-        values, incoming = logits, grad
+        values, incoming, are_several = logits, grad, is_batched(grad)
         if torch.is_grad_enabled():  # what is done here is no part of the graph that is being built
             values, incoming = logits.detach(), grad.detach()
         d_logits = logits.detach() if ctx.inplace else new_gradient(logits)
-        if is_batched(grad):  # each row's gradient is linear in what comes in, for which torch knows the rule
+        if are_several:  # each row's gradient is linear in what comes in, for which torch knows the rule
             incoming = scale.new_ones(()) if scale is not None else statistics.new_ones(())
         backward(incoming, scale, values, statistics, target, ctx.options, d_logits, ctx.impl)
-        if is_batched(grad):
+        if are_several:
             return (d_logits * (grad if grad.dim() == 0 else grad.unsqueeze(-1))).to(logits.dtype), None
         if ctx.inplace:
             ctx.is_consumed = True

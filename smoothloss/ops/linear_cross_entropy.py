@@ -9,6 +9,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -111,17 +113,19 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         scale, inputs, weight, bias, *grads = ctx.saved_tensors
+        are_several = is_batched(grad)
         with torch.no_grad():
-            scaled = _scaled(grad * scale, grads, (inputs, weight, bias), ctx.wanted, ctx.impl)
+            factor = grad * scale
+            copy = _scaled_copy if are_several or not is_eager(factor) else backends.kernels(ctx.impl).scaled_copy
+            scaled = _scaled(copy, factor, grads, (inputs, weight, bias), ctx.wanted)
         return *differentiable_once(scaled, inputs, weight, bias, grad), None
 
 
 def _scaled(
-    factor: Tensor, grads: list[Tensor], like: tuple[Tensor | None, ...], wanted: list[bool], impl: str
-) -> list[Tensor | None]:
+    copy: Callable[[Tensor, Tensor, torch.dtype], Tensor], factor: Tensor, grads: list[Tensor],
+    like: tuple[Tensor | None, ...], wanted: list[bool],
+) -> list[Tensor | None]:  # fmt: skip
     """Scale the saved gradients, in the accumulator dtype, and only then round them."""
-    is_plain = is_eager(factor) and not is_batched(factor)
-    copy = backends.kernels(impl).scaled_copy if is_plain else _scaled_copy
     return [
         copy(saved, factor, tensor.dtype) if use and tensor is not None else None
         for saved, tensor, use in zip(grads, like, wanted, strict=True)
@@ -150,8 +154,9 @@ class _LinearCrossEntropyRecompute(torch.autograd.Function):
         inputs, weight, bias, statistics, scale, indices, weights, uniform, prior, *source = ctx.saved_tensors
         target = FlatTarget.unpack(indices, weights, uniform, prior, source, *ctx.settings)
         how = (None, ctx.options, ctx.chunk_bytes, ctx.wanted, ctx.impl)
+        are_several = is_batched(grad)
         with torch.no_grad():
-            if is_batched(grad):
+            if are_several:
                 saved = (scale, inputs, weight, bias, statistics, target)
                 with without_autocast(inputs.device.type):
                     return *_batched(grad, *saved, ctx.options, ctx.wanted, ctx.impl), None
@@ -221,10 +226,30 @@ def _fused_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 def _fused_backward(ctx: Any, grad: Tensor, *unused: Any) -> tuple[Any, ...]:
     del unused
     scale, inputs, weight, bias, *grads = ctx.saved_tensors
-    factor = grad * scale
-    scaled = _scaled(factor, grads, (inputs, weight, bias), ctx.wanted, ctx.impl)
-    scaled = list(differentiable_once(scaled, inputs, weight, bias, grad)) if is_eager(factor) else scaled
-    return *scaled, *no_gradients(ctx.sources, 6)
+    sources = (inputs, weight, bias)
+    # A compiler's graph, in which torch refuses a second gradient by itself, may fuse the multiplication.
+    copy = _scaled_copy if torch._C._len_torch_dispatch_stack() else partial(_scaled_once, sources, ctx.impl)
+    return *_scaled(copy, grad * scale, grads, sources, ctx.wanted), *no_gradients(ctx.sources, 6)
+
+
+def _scaled_once(
+    sources: tuple[Tensor, Tensor, Tensor | None], impl: str, values: Tensor, factor: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """Return ``values * factor``, which depends on what the values were computed from and refuses to say how."""
+    scaled: Tensor = scaled_op(values, factor, *sources, dtype, impl)
+    return scaled
+
+
+def _scaled_impl(
+    values: Tensor, factor: Tensor, inputs: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, impl: str
+) -> Tensor:
+    del inputs, weight, bias
+    return backends.kernels(impl).scaled_copy(values, factor, dtype)
+
+
+def _scaled_fake(values: Tensor, factor: Tensor, *rest: Any) -> Tensor:
+    del factor
+    return values.new_empty(values.shape, dtype=rest[-2])
 
 
 def _recompute_impl(
@@ -295,6 +320,11 @@ fused_op = define(
     _fused_fake,
     backward=_fused_backward,
     setup_context=_fused_context,
+)
+scaled_op = define(
+    f"linear_cross_entropy_scaled(Tensor values, Tensor factor, {LINEAR_SCHEMA}, ScalarType dtype, str impl) -> Tensor",
+    _scaled_impl,
+    _scaled_fake,
 )
 recompute_op = define(
     f"linear_cross_entropy({LINEAR_SCHEMA}, {TARGET_SCHEMA}, {OPTIONS_SCHEMA}, str reduction, {HOW_SCHEMA})"

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from smoothloss._validation import check_local
+
 
 def is_distributed() -> bool:
     """Return whether there are process groups, without which there is no DTensor either."""
@@ -34,6 +36,8 @@ def slice_of_linear(
         if is_split:
             _group_of(inputs, "input", None, None)
             inputs = inputs.to_local()  # type: ignore[attr-defined]
+        if bias is not None:
+            check_local(bias, "linear_bias")
         return inputs, weight, bias, group, False
     own = _group_of(weight, "linear_weight", 0, group)
     if bias is not None:

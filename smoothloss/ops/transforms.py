@@ -16,10 +16,14 @@ from smoothloss import _graphs as graphs
 _PLAIN = (Tensor, torch.nn.Parameter)
 _TransformType = torch._C._functorch.TransformType
 
+DOUBLE_BACKWARD = "double backward: smoothloss kernels are differentiable once; use impl='reference'"
+
 
 def is_eager(*tensors: Tensor | None) -> bool:
     """Return whether the tensors hold numbers that a kernel may read now."""
     if torch.compiler.is_compiling() or is_transformed() or torch._C._len_torch_dispatch_stack():
+        return False
+    if torch._C._get_tracing_state() is not None:  # torch.jit.trace would take what a kernel writes for a constant
         return False
     for tensor in tensors:  # noqa: SIM110 (a generator costs more than the tensors)
         if tensor is not None and (type(tensor) not in _PLAIN or tensor.is_meta):
@@ -33,8 +37,17 @@ def is_transformed() -> bool:
 
 
 def is_batched(grad: Tensor) -> bool:
-    """Return whether an incoming gradient stands for several: under vmap, or ``torch.autograd.grad``'s older kind."""
-    return is_transformed() or torch._C._functorch.is_legacy_batchedtensor(grad)
+    """Return whether an incoming gradient stands for several: under vmap, or ``torch.autograd.grad``'s older kind.
+
+    Raises:
+        RuntimeError: it does, and what comes of it is to be differentiated in turn (``create_graph=True``). The graph
+            would be that of what stands for several, which torch drops: a penalty would silently have no gradient.
+    """
+    if not (is_transformed() or torch._C._functorch.is_legacy_batchedtensor(grad)):
+        return False
+    if torch.is_grad_enabled():
+        raise RuntimeError(DOUBLE_BACKWARD)
+    return True
 
 
 def needs_the_reference() -> bool:
@@ -69,9 +82,6 @@ class _DifferentiableOnce(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         del ctx, grad
         raise RuntimeError(DOUBLE_BACKWARD)
-
-
-DOUBLE_BACKWARD = "double backward: smoothloss kernels are differentiable once; use impl='reference'"
 
 
 def differentiable_once(gradients: list[Tensor | None], *sources: Tensor | None) -> tuple[Tensor | None, ...]:
