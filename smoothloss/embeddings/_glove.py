@@ -78,7 +78,9 @@ def train(
     with torch.no_grad():
         for epoch in range(1, options.epochs + 1):
             loss = 0.0
-            for batch in torch.split(torch.randperm(num_pairs, generator=generator), options.batch_size):
+            for batch in torch.split(
+                torch.randperm(num_pairs, generator=generator, device=generator.device), options.batch_size
+            ):
                 of_words, of_contexts = _group(pairs.rows[batch]), _group(pairs.columns[batch])
                 words.load(of_words)
                 contexts.load(of_contexts)
@@ -119,7 +121,7 @@ class _Side:
     """
 
     def __init__(self, size: int, dim: int, constant: int, generator: torch.Generator) -> None:
-        self.matrix = (torch.rand((size, dim + 2), generator=generator) - 0.5) / dim
+        self.matrix = (torch.rand((size, dim + 2), generator=generator, device=generator.device) - 0.5) / dim
         self.matrix[:, constant] = 1.0
         # Starting at 1, and with squares of whole steps, as the reference implementation has it.
         self.squares = torch.ones_like(self.matrix)

@@ -116,7 +116,8 @@ class Collector:
             matrix[index], found[index] = vector, True
         all_counts = None
         if counts:
-            all_counts = torch.tensor([counts.get(index, 0.0) for index in range(size)], dtype=torch.float64)
+            known = [counts.get(index, 0.0) for index in range(size)]
+            all_counts = torch.tensor(known, dtype=torch.float64, device="cpu")  # where the vectors are
         missing = [token for token, there in zip(self.vocabulary, found, strict=True) if not there]
         return WordVectors(
             torch.from_numpy(matrix),

@@ -135,8 +135,9 @@ def live_rows(grads: StatisticsGradients, indices: Tensor, num_classes: int) -> 
 
 
 def _largest(grads: StatisticsGradients) -> Tensor:
-    peaks = [grad.abs().amax() for grad in grads if grad is not None and grad.numel()]
-    peak = torch.stack(peaks).amax() if peaks else torch.ones(())
+    present = [grad for grad in grads if grad is not None]
+    peaks = [grad.abs().amax() for grad in present if grad.numel()]
+    peak = torch.stack(peaks).amax() if peaks else present[0].new_ones(())
     return peak.clamp(min=torch.finfo(peak.dtype).tiny)
 
 

@@ -109,6 +109,6 @@ def _padded(candidates: Sequence[Sequence[int]], lengths: Tensor | None, device:
     tokens, offsets = pack_sentences(list(candidates), "candidates")
     count = torch.from_numpy(offsets).diff()
     width = int(count.max()) if count.numel() else 0
-    padded = torch.zeros((count.numel(), width), dtype=torch.int32)
-    padded[torch.arange(width) < count[:, None]] = torch.from_numpy(tokens)
+    padded = torch.zeros((count.numel(), width), dtype=torch.int32, device="cpu")
+    padded[torch.arange(width, device="cpu") < count[:, None]] = torch.from_numpy(tokens)
     return padded.to(device), count.to(device)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from smoothloss import _compiled as compiled
-from smoothloss._validation import check_integer, check_number, check_tensor
+from smoothloss._validation import check_flag, check_integer, check_number, check_tensor
 from smoothloss.rewards._candidates import Candidates, Problem, problem
 from smoothloss.rewards.references import References
 
@@ -63,6 +63,7 @@ def sentence_bleu(
     if k is not None and smoothing not in _DEFAULT_K:
         raise ValueError(f"k: got {k} for smoothing={smoothing!r}, which has no constant; expected None")
     constant = _DEFAULT_K.get(smoothing, 0.0) if k is None else check_number(k, "k", 0.0)
+    effective_order = check_flag(effective_order, "effective_order")
     scored = problem(candidates, lengths, references)
     scores = scored.empty()
     _run(scored, n, smoothing, constant, effective_order, scores, None)

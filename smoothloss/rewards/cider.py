@@ -65,10 +65,11 @@ class Cider:
 
     def _set_counts(self, counter: Any, num_documents: int) -> None:
         self._counter, self.num_documents = counter, num_documents
-        slots = torch.empty((counter.num_slots, _SLOT_WORDS), dtype=torch.int64)
+        cpu = torch.device("cpu")  # whatever the default device: the counter writes there
+        slots = torch.empty((counter.num_slots, _SLOT_WORDS), dtype=torch.int64, device=cpu)
         counter.write_slots(slots.data_ptr())
-        frequencies = torch.arange(num_documents + 1, dtype=torch.float64).clamp(min=1).log()
-        self._tables = {torch.device("cpu"): (slots, frequencies)}
+        frequencies = torch.arange(num_documents + 1, dtype=torch.float64, device=cpu).clamp(min=1).log()
+        self._tables = {cpu: (slots, frequencies)}
         self._norms: weakref.WeakKeyDictionary[Sentences, Tensor] = weakref.WeakKeyDictionary()
 
     def __call__(self, candidates: Candidates, lengths: Tensor | None, references: References) -> Tensor:
@@ -126,10 +127,19 @@ class Cider:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the document frequencies and options to a safetensors file, which appears complete or not at all."""
-        nodes = torch.empty((self._counter.num_nodes, 3), dtype=torch.int64)
+        tensors, settings = self._content()
+        _tensor_file.write(Path(path), tensors, {**settings, "format": _FORMAT})
+
+    def _content(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """What :meth:`_from_file` takes."""
+        nodes = torch.empty((self._counter.num_nodes, 3), dtype=torch.int64, device="cpu")
         self._counter.write_nodes(nodes.data_ptr())
         settings = {"variant": self.variant, "sigma": repr(self.sigma), "num_documents": str(self.num_documents)}
-        _tensor_file.write(Path(path), {"nodes": nodes}, {**settings, "format": _FORMAT})
+        return {"nodes": nodes}, settings
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy and pickle the document frequencies: the counter itself is the host's memory."""
+        return type(self)._from_file, self._content()
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Cider:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from smoothloss._validation import check_device, check_shape, check_tensor
+from smoothloss.ops.transforms import is_eager
 
 _MAX_TOKEN = 2**31 - 2  # the kernels count from one to keep 0 for "none"
 
@@ -153,6 +154,10 @@ class References:
             raise ValueError(
                 f"inputs: got shape {tuple(inputs.shape)} on {inputs.device}, expected (B,) on {self.device}"
             )
+        if inputs.is_cpu and is_eager(inputs) and inputs.numel():
+            for number in (int(inputs.min()), int(inputs.max())):
+                if not 0 <= number < len(self):
+                    raise IndexError(f"inputs: got {number}, expected numbers of inputs, 0 <= number < {len(self)}")
         return self._of(self.sentences, self.spans.index_select(0, inputs), self.max_references)
 
     def tolist(self) -> list[list[list[int]]]:

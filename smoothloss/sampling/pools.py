@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -76,6 +76,16 @@ class KernelPool(NamedTuple):
     width: int = 0
 
 
+_Made = TypeVar("_Made")
+
+
+def kept(cache: dict[torch.device, _Made], device: torch.device, made: _Made, tensor: Tensor | None = None) -> _Made:
+    """Return what was made for a device, and keep it, unless its `tensor`, or itself, holds no numbers (fake)."""
+    if type(made if tensor is None else tensor) is Tensor:
+        cache[device] = made
+    return made
+
+
 class Pool(ABC):
     """The tokens that may take a token's place.
 
@@ -93,9 +103,9 @@ class Pool(ABC):
         """Flags of what may neither be drawn nor replaced: of all negative ids, of 0, 1, ..., and of all beyond."""
         if device not in self._excluded:
             # Once for each device: the host's memory is copied there.
-            flags = torch.zeros(max(self.exclude, default=-1) + 3, dtype=torch.bool)
+            flags = torch.zeros(max(self.exclude, default=-1) + 3, dtype=torch.bool, device="cpu")
             flags[[0, *(token + 1 for token in self.exclude)]] = True
-            self._excluded[device] = flags.to(device)
+            return kept(self._excluded, device, flags.to(device))
         return self._excluded[device]
 
     def is_excluded(self, tokens: Tensor) -> Tensor:
@@ -159,7 +169,7 @@ class VocabularyPool(UniformPool):
     def _set_on(self, device: torch.device) -> TokenSets:
         if device not in self._sets:
             tokens = torch.arange(self.size, device=device)[None]
-            self._sets[device] = TokenSets(tokens, ~self.is_excluded(tokens))
+            return kept(self._sets, device, TokenSets(tokens, ~self.is_excluded(tokens)), tokens)
         return self._sets[device]
 
     def token_dtype(self, target: torch.dtype, references: torch.dtype | None) -> torch.dtype:

@@ -11,7 +11,7 @@ from torch import Tensor
 from smoothloss.ops.similarity_rows import SimilarityScorer, distinct
 from smoothloss.ops.transforms import is_eager
 from smoothloss.sampling.philox import Numbers
-from smoothloss.sampling.pools import KernelPool, Pool, Substitutes, check_vocabulary, wide_enough
+from smoothloss.sampling.pools import KernelPool, Pool, Substitutes, check_vocabulary, kept, wide_enough
 from smoothloss.sampling.segments import SegmentRows, SegmentSubstitutes
 from smoothloss.similarity import SimilarityTable
 
@@ -73,11 +73,9 @@ class SimilarPool(Pool):
             place = device if on_device else torch.device("cpu")
             table = self.table.to(place)
             allowed = ~self.is_excluded(torch.arange(table.num_tokens, device=place)[None])[0]
-            self._rows[device] = (
-                _dense_rows(table, allowed)
-                if self.table.tail_mode == "exact"
-                else SegmentRows.of(table, allowed).to(device)
-            )
+            is_dense = self.table.tail_mode == "exact"
+            rows = _dense_rows(table, allowed) if is_dense else SegmentRows.of(table, allowed).to(device)
+            return kept(self._rows, device, rows, allowed)
         return self._rows[device]
 
     def token_dtype(self, target: torch.dtype, references: torch.dtype | None) -> torch.dtype:

@@ -114,6 +114,9 @@ def test_a_perfect_candidate_scores_one():
 
 def test_options_are_checked():
     references = References([[[1]]])
+    for flag in ("yes", None, 1):
+        with pytest.raises(TypeError, match=r"effective_order: got .*, expected True or False"):
+            sentence_bleu([[1]], None, References([[[1]]]), effective_order=flag)
     with pytest.raises(ValueError, match="n: got 9, expected at most 8"):
         sentence_bleu([[1]], None, references, n=9)
     with pytest.raises(TypeError, match=r"n: got 2\.0"):

@@ -1,6 +1,8 @@
 """CIDEr and CIDEr-D against their definition in plain Python, and their files."""
 
+import copy
 import math
+import pickle
 from collections import Counter
 
 import pytest
@@ -132,6 +134,16 @@ def test_norms_are_computed_once_for_all_selections(monkeypatch):
     assert calls == ["cider_norms", "cider", "cider"]
     cider([[1]], None, References([[[1, 2]]]))
     assert calls[3:] == ["cider_norms", "cider"]
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda cider: pickle.loads(pickle.dumps(cider))])
+def test_copies(copied):
+    corpus = References([[[1, 2, 3, 70_000], [1, 2]], [[5, 2, 3, 4]], [[1]]])
+    cider = Cider(corpus, variant="cider", sigma=3.0)
+    other = copied(cider)
+    assert repr(other) == repr(cider) and other.sigma == 3.0
+    candidates = [[1, 2, 3], [2, 3, 4, 9], [1]]
+    assert torch.equal(other(candidates, None, corpus), cider(candidates, None, corpus))
 
 
 def test_save_and_load(tmp_path):

@@ -92,8 +92,9 @@ def test_select_names_what_is_wrong():
         references.select([0])
     with pytest.raises(ValueError, match=r"inputs: got shape \(1, 1\)"):
         references.select(torch.tensor([[0]]))
-    with pytest.raises(IndexError):
-        references.select(torch.tensor([3]))
+    for number in (-1, len(references)):
+        with pytest.raises(IndexError, match=f"inputs: got {number}, expected numbers of inputs, 0 <= number < "):
+            references.select(torch.tensor([0, number]))
 
 
 def test_candidates_and_lengths_are_checked():

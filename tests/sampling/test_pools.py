@@ -2,9 +2,37 @@
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from smoothloss.sampling import BatchPool, HammingSampler, ReferencePool, VocabularyPool
-from smoothloss.testing import chi_square
+from smoothloss.sampling import BatchPool, EditSampler, HammingSampler, ReferencePool, SimilarPool, VocabularyPool
+from smoothloss.testing import chi_square, make_table
+
+POOLS = {
+    "vocabulary": lambda: VocabularyPool(9, exclude=[0]),
+    "batch": lambda: BatchPool(exclude=[0]),
+    "references": lambda: ReferencePool(exclude=[0]),
+    "similar": lambda: SimilarPool(make_table(9, k=3), exclude=[0]),
+    "similar, dense": lambda: SimilarPool(make_table(9, k=3, tail="exact"), exclude=[0]),
+}
+
+
+def draw(sampler, target):
+    references = target if isinstance(sampler.pool, ReferencePool) else None
+    return sampler(target, None, 2, torch.Generator().manual_seed(1), references=references)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [*((name, HammingSampler) for name in POOLS), *((name, EditSampler) for name in ("vocabulary", "batch"))],
+)
+def test_a_pool_keeps_nothing_of_fake_tensors(name, kind):
+    target = torch.randint(3, 9, (2, 4), generator=torch.Generator().manual_seed(0))
+    expected = draw(kind(0.5, POOLS[name]()), target)
+    sampler = kind(0.5, POOLS[name]())
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        draw(sampler, torch.zeros(2, 4, dtype=torch.long))
+    assert torch.equal(draw(sampler, target).tokens, expected.tokens)
+
 
 SPECIAL = (0, 1, 2)
 
