@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -114,6 +115,27 @@ def test_top_k(dtype: torch.dtype, temperature: float, missing: str) -> None:
         torch.testing.assert_close(made.dense(V)[row].double(), expected, rtol=1e-5, atol=1e-6)
     if missing != "drop":
         torch.testing.assert_close(made.mass().double(), torch.tensor([1.0, 1.0, 0.0, 1.0]).double())
+
+
+@pytest.mark.parametrize("missing", ["uniform", "renormalize", "drop"])
+def test_top_k_at_its_limits(missing: str) -> None:
+    """Of log-probabilities that all fall without end equal ones share alike; of a cold teacher the largest do."""
+    inf = torch.inf
+    indices = torch.tensor([[1, 2, -1], [1, 2, 3], [-1, -1, -1]])
+    nothing = targets.top_k(indices, torch.full((3, 3), -inf), missing=missing)
+    own = 1.0 if missing == "renormalize" else 0.0
+    rest = 1.0 if missing == "uniform" else 0.0
+    expected = torch.full((3, V), rest / V)
+    expected[0, 1:3] += own / 2
+    expected[1, 1:4] += own / 3
+    expected[2] = 0
+    torch.testing.assert_close(nothing.dense(V), expected)
+    for temperature in (1e-30, 1e-40, 1e-60):
+        cold = targets.top_k(indices, torch.tensor([[-1.0, -2, 0], [-inf, -2, -2], [0, 0, 0]]), temperature=temperature)
+        assert cold.weights[0].tolist() == pytest.approx([math.exp(-1) + math.exp(-2), 0, 0])
+        assert cold.weights[1].tolist() == pytest.approx([0, math.exp(-2), math.exp(-2)])
+    assert targets.top_k(torch.ones(2, 1, dtype=torch.long), torch.full((2, 1), torch.nan)).weights.isnan().all()
+    assert targets.top_k(torch.ones(2, 0, dtype=torch.long), torch.ones(2, 0)).mass().tolist() == [0, 0]
 
 
 def test_a_teachers_whole_distribution_gives_a_kl_of_zero_at_the_teacher() -> None:
@@ -369,6 +391,18 @@ WRONG: dict[str, tuple[type[Exception], str, Callable[[], object]]] = {
     "factor": (TypeError, "factor: got '2'", lambda: targets.labels(Y) * "2"),
     "summand": (TypeError, "unsupported operand", lambda: targets.labels(Y) + 1),
     "classes": (ValueError, "num_classes: got 7, expected 60", lambda: targets.token(Y, TABLE, 0.1).dense(7)),
+    "class beyond": (IndexError, r"target\[0, 0\]: got 9, expected an index below 7",
+                     lambda: targets.labels(Y + 9).dense(7)),
+    "class beyond, entropy": (IndexError, r"target\[0, 0\]: got 9", lambda: targets.labels(Y + 9).entropy(7)),
+    "prior": (TypeError, "prior: got list", lambda: targets.labels(Y).entropy(2, prior=[0.5, 0.5])),
+    "short prior": (ValueError, r"prior: got shape \(3,\), expected \(7,\)",
+                    lambda: targets.labels(Y).entropy(7, prior=torch.ones(3) / 3)),
+    "wide sample": (IndexError, r"samples\[0, 0, 0\]: got 4294967299",
+                    lambda: targets.lazy_sequence(Y.int(), SAMPLES + 2**32 + 3, alpha=0.5).dense(V)),
+    "wide sample, exact": (IndexError, r"samples\[0, 0, 0\]: got 4294967299",
+                           lambda: targets.sequence(Y.int(), SAMPLES + 2**32 + 3, alpha=0.5).dense(V)),
+    "wide ignore_index": (ValueError, "ignore_index: got 9223372036854775808, expected at most",
+                          lambda: targets.labels(Y, ignore_index=2**63)),
     "no classes": (ValueError, "num_classes: got 0", lambda: targets.labels(Y).dense(0)),
     "negative label": (IndexError, r"target\[1, 2\]: got -7", lambda: targets.labels(NEGATIVE).dense(V)),
     "negative sample": (IndexError, r"samples\[0, 0, 0\]: got -1",

@@ -11,7 +11,7 @@ from smoothloss._validation import (
     check_choice,
     check_constant,
     check_device,
-    check_integer,
+    check_ignore_index,
     check_local,
     check_number,
     check_shape,
@@ -40,7 +40,7 @@ def labels(y: Tensor, *, ignore_index: int = -100) -> Target:
     Source: Eq. 4-7.
     """
     _check_classes(y, "target")
-    ignore_index = check_integer(ignore_index, "ignore_index")
+    ignore_index = check_ignore_index(ignore_index)
     flat = FlatTarget(y if y.dim() == 1 else y.reshape(-1), ignore_index=ignore_index)
     return Target(y.shape, flat, (Given("target", y, ignore_index),))
 
@@ -72,7 +72,7 @@ def token(
         return _of_table(labels(y, ignore_index=ignore_index), table)
     _check_classes(y, "target")
     _check_table(table, alpha, "alpha", y)
-    ignore_index = check_integer(ignore_index, "ignore_index")
+    ignore_index = check_ignore_index(ignore_index)
     candidates = Candidates(y.reshape(1, -1).contiguous(), ignore_index=ignore_index)
     given = (Given("target", y, ignore_index),)
     return Target(y.shape, _smoothed(candidates, table, alpha, given, impl), given, table.num_tokens)
@@ -108,12 +108,12 @@ def lazy_sequence(
         TypeError, ValueError: an argument of the wrong type, shape or range.
     """
     alpha, token_alpha, ignore_index = _check_smoothing(y, alpha, table, token_alpha, ignore_index)
-    samples = _check_samples(y, samples, sample_weights)
+    given = (Given("target", y, ignore_index), Given("samples", samples, ignore_index))
+    y, samples = _check_samples(y, samples, sample_weights)
     if samples.shape[0] == 0:
         return token(y, table, token_alpha, ignore_index=ignore_index, impl=impl) * (1 - alpha)
     omega = None if sample_weights is None else _at_least_float32(sample_weights.detach()).contiguous()
     candidates = Candidates(y.contiguous(), samples.contiguous(), None, omega, alpha, ignore_index)
-    given = (Given("target", y, ignore_index), Given("samples", samples, ignore_index))
     flat = _smoothed(candidates, table, token_alpha, given, impl)
     return _of_table(Target(y.shape, flat, given), table)
 
@@ -140,7 +140,8 @@ def sequence(
     the same width T.
     """
     alpha, token_alpha, ignore_index = _check_smoothing(y, alpha, table, token_alpha, ignore_index)
-    samples = _check_samples(y, samples, sample_weights)
+    given = (Given("target", y, ignore_index), Given("samples", samples, ignore_index))
+    y, samples = _check_samples(y, samples, sample_weights)
     count, batch = samples.shape[:2]
     omega = sample_weights
     if omega is None:
@@ -149,7 +150,6 @@ def sequence(
     weights = torch.cat((omega.new_ones(1, batch) * (1 - alpha), omega * alpha))
     sequences = torch.cat((y.unsqueeze(0), samples))
     candidates = Candidates(sequences.flatten(0, 1), target_weights=weights.reshape(-1), ignore_index=ignore_index)
-    given = (Given("target", y, ignore_index), Given("samples", samples, ignore_index))
     flat = _smoothed(candidates, table, token_alpha, given, impl)
     counted = _counted_positions(sequences != ignore_index, weights != 0)
     return _of_table(Target(sequences.shape, flat, given, counted=counted), table)
@@ -195,14 +195,25 @@ def top_k(indices: Tensor, log_probs: Tensor, *, temperature: float = 1.0, missi
     temperature = check_number(temperature, "temperature", 0.0, open_low=True)
     _check_classes(indices, "indices")
     _check_mass(log_probs, "log_probs", indices, tuple(indices.shape), "as indices")
-    known = _at_least_float32(log_probs).masked_fill(indices < 0, -torch.inf)
+    filled = indices >= 0
+    known = _at_least_float32(log_probs).masked_fill(~filled, -torch.inf)
     kept = known.exp().sum(-1, keepdim=True).clamp(max=1.0)
-    has_any = (indices >= 0).any(-1, keepdim=True)
-    weights = (known / temperature).where(has_any, 0.0).softmax(-1).where(indices >= 0, 0.0)
+    has_any = filled.any(-1, keepdim=True)
+    weights = _shares(known, filled, has_any, temperature)
     if missing != "renormalize":
         weights = weights * kept
     uniform = (1 - kept).where(has_any, 0.0).squeeze(-1) if missing == "uniform" else None
     return entries(indices, weights, uniform)
+
+
+def _shares(known: Tensor, filled: Tensor, has_any: Tensor, temperature: float) -> Tensor:
+    """Return ``softmax(known / temperature)`` over the filled slots, 0 elsewhere; alike where all of them are -inf."""
+    if not known.shape[-1]:
+        return known
+    largest = known.amax(-1, keepdim=True)
+    # What is largest is 0 however small the temperature, and so is what is -inf beside nothing larger.
+    scaled = ((known - largest) / temperature).masked_fill(known == largest, 0.0)
+    return scaled.masked_fill(~filled & has_any, -torch.inf).softmax(-1).where(filled, 0.0)
 
 
 # ---- checks
@@ -215,7 +226,7 @@ def _check_smoothing(
     alpha = check_number(alpha, "alpha", 0.0, 1.0)
     token_alpha = check_number(token_alpha, "token_alpha", 0.0, 1.0)
     _check_table(table, token_alpha, "token_alpha", y)
-    return alpha, token_alpha, check_integer(ignore_index, "ignore_index")
+    return alpha, token_alpha, check_ignore_index(ignore_index)
 
 
 def check_table(table: object, alpha: float, name: str) -> None:
@@ -233,8 +244,8 @@ def _check_table(table: SimilarityTable | None, alpha: float, name: str, y: Tens
         check_device(table.indices, "table", y, "target")
 
 
-def _check_samples(y: Tensor, samples: Tensor, sample_weights: Tensor | None) -> Tensor:
-    """Return the samples in the dtype of the ground truth."""
+def _check_samples(y: Tensor, samples: Tensor, sample_weights: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the ground truth and the samples, in the wider of their dtypes."""
     if y.dim() != 2:
         raise ValueError(f"target: got shape {tuple(y.shape)}, expected (B, T)")
     _check_classes(samples, "samples")
@@ -244,7 +255,8 @@ def _check_samples(y: Tensor, samples: Tensor, sample_weights: Tensor | None) ->
     check_device(samples, "samples", y, "target")
     if sample_weights is not None:
         _check_mass(sample_weights, "sample_weights", y, tuple(samples.shape[:2]), "(L, B) of samples")
-    return samples if samples.dtype == y.dtype else samples.to(y.dtype)
+    dtype = torch.promote_types(y.dtype, samples.dtype)
+    return y.to(dtype), samples.to(dtype)
 
 
 def _check_classes(value: Tensor, name: str) -> None:

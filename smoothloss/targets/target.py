@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from smoothloss._prior import check_prior, fitted_prior
 from smoothloss._validation import check_integer, check_number
 from smoothloss.backends.common import (
     Candidates,
@@ -109,8 +110,10 @@ class Target:
 
         Raises:
             ValueError: the target is one over another number of classes.
+            IndexError: it has a class that is not among them, where values may be asked for.
         """
-        return self._dense(self._entries(), self._checked(num_classes)).reshape(*self.shape, num_classes)
+        num_classes = self._checked(num_classes)
+        return self._dense(self._entries(), num_classes).reshape(*self.shape, num_classes)
 
     def entropy(self, num_classes: int, *, label_smoothing: float = 0.0, prior: Tensor | None = None) -> Tensor:
         """Return ``-sum_v q_v log q_v`` of each position's target q, ``(...)``.
@@ -119,10 +122,17 @@ class Target:
             num_classes: V.
             label_smoothing: eps, applied to the target first.
             prior: ``(V,)`` what the mass that lies on all classes is spread by; None: evenly.
+
+        Raises:
+            TypeError, ValueError: an argument of the wrong type, shape or range.
+            IndexError: as :meth:`dense`.
         """
         flat, eps = self._entries(), check_number(label_smoothing, "label_smoothing", 0.0, 1.0)
-        negative = _negative_entropy(flat, self._checked(num_classes), eps, prior)
-        return -negative.reshape(self.shape)
+        num_classes = self._checked(num_classes)
+        if prior is not None:
+            assert flat.weights is not None
+            prior = fitted_prior(check_prior(prior), flat.weights, num_classes)
+        return -_negative_entropy(flat, num_classes, eps, prior).reshape(self.shape)
 
     def to(self, device: torch.device | str) -> Target:
         """Return the same target on another device."""
@@ -208,6 +218,7 @@ class Target:
         num_classes = check_integer(num_classes, "num_classes", 1)
         if self.num_classes not in (None, num_classes):
             raise ValueError(f"num_classes: got {num_classes}, expected {self.num_classes}, those of the target")
+        self.check_values(num_classes)
         return num_classes
 
     @staticmethod
@@ -281,14 +292,15 @@ def _negative_entropy(flat: FlatTarget, num_classes: int, label_smoothing: float
     """Return ``sum_v q_v log q_v`` of every row's target q: what turns cross-entropy into KL."""
     assert flat.weights is not None
     mass = flat.mass(num_classes, _float_dtype(flat))
+    uniform = torch.zeros_like(mass) if flat.uniform is None else flat.uniform
+    spread = ((1 - label_smoothing) * uniform + label_smoothing * mass).unsqueeze(-1)
     if flat.source is not None:
         share = 1 / num_classes if prior is None else prior.to(mass.dtype)
-        dense = (1 - label_smoothing) * Target._dense(flat, num_classes) + label_smoothing * mass.unsqueeze(-1) * share
+        own = Target._dense(replaced(FlatTarget, flat, uniform=None), num_classes)
+        dense = (1 - label_smoothing) * own + spread * share
         return torch.xlogy(dense, dense).sum(-1)
     indices = flat.indices.where(flat.indices < num_classes, -1)
     indices, weights = merge_equal(indices, flat.weights)
-    uniform = torch.zeros_like(mass) if flat.uniform is None else flat.uniform
-    spread = ((1 - label_smoothing) * uniform + label_smoothing * mass).unsqueeze(-1)
     if prior is not None:
         return _negative_entropy_over(prior.to(mass.dtype), spread, indices, (1 - label_smoothing) * weights)
     floor = spread / num_classes

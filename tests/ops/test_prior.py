@@ -425,6 +425,20 @@ def test_targets_that_mix_share_the_prior(impl: str) -> None:
     torch.testing.assert_close(actual, dense_loss(logits, q, prior, {}), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("eps", [0.0, 0.2])
+def test_kl_of_a_mixture_with_a_dense_tail_and_mass_on_all_classes(impl: str, eps: float) -> None:
+    logits, y, prior = torch.randn(4, 60, dtype=torch.float64), torch.arange(4) + 3, make_prior(60)
+    table = make_table(60, tail="exact")
+    spread = targets.entries(y[:, None], torch.full((4, 1), 0.4), torch.full((4,), 0.6))
+    mixed = 0.5 * targets.token(y, table, 0.5) + 0.5 * spread
+    delta = torch.eye(60, dtype=torch.float64)[y]
+    q = 0.5 * (0.5 * delta + 0.5 * table_rows(table)[y]) + 0.5 * (0.4 * delta + 0.6 * prior)
+    q = (1 - eps) * q + eps * prior
+    options: Options = {"prior": prior, "label_smoothing": eps, "reduction": "none", "impl": impl}
+    expected = dense_loss(logits, q, prior, {}) + torch.xlogy(q, q).sum(-1)
+    torch.testing.assert_close(F.cross_entropy(logits, mixed, kl=True, **options), expected, rtol=1e-5, atol=1e-5)
+
+
 LOGITS, TARGET = torch.zeros(2, 3), torch.tensor([0, 1])
 NAN, INF = float("nan"), float("inf")
 WRONG: dict[str, tuple[object, type[Exception], str]] = {
@@ -460,12 +474,14 @@ def test_a_prior_is_looked_at_again_when_it_changes() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("classes", [3, 1000, 150_000])
+@pytest.mark.parametrize("classes", [3, 1000, 150_000, 500_000])
 def test_distributions_pass_whatever_their_dtype(dtype: torch.dtype, classes: int) -> None:
     counts = torch.arange(1, classes + 1).flip(0).pow(-1.0).to(torch.float32)
     prior = (counts / counts.sum()).to(dtype)
     logits = torch.zeros(2, classes)
     F.cross_entropy(logits, TARGET, prior=prior, label_smoothing=0.1)
+    even = torch.full((classes,), 1 / classes).to(dtype)
+    F.cross_entropy(logits, TARGET, prior=even, label_smoothing=0.1)
     with torch.inference_mode():
         F.cross_entropy(logits, TARGET, prior=prior.clone(), label_smoothing=0.1)
 
