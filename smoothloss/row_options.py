@@ -10,6 +10,8 @@ from typing import NamedTuple, TypedDict
 
 from smoothloss._validation import check_number
 
+LARGEST = 3.4028234e38  # what float32 holds, in which most logits are computed: beyond it all of them would be NaN
+
 
 class RowOptions(NamedTuple):
     """What the loss of one row depends on besides its logits and its target: `RowKeywords`, checked.
@@ -60,6 +62,6 @@ def check_row_options(
         check_number(label_smoothing, "label_smoothing", 0.0, 1.0),
         check_number(entropy, "entropy"),
         check_number(z_loss, "z_loss"),
-        check_number(logit_scale, "logit_scale", 0.0, open_low=True),
-        0.0 if softcap is None else check_number(softcap, "softcap", 0.0, open_low=True),
+        check_number(logit_scale, "logit_scale", 0.0, LARGEST, open_low=True),
+        0.0 if softcap is None else check_number(softcap, "softcap", 0.0, LARGEST, open_low=True),
     )

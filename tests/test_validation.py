@@ -13,7 +13,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import smoothloss.functional as F
 from smoothloss._validation import check_integer, check_number, check_token_ids
+from smoothloss.row_options import check_row_options
 
 REALS: list[Callable[[Any], Any]] = [float, np.float64, np.array, Fraction]
 INTEGERS: list[Callable[[Any], Any]] = [int, np.int32, np.int64, np.array, torch.tensor]
@@ -63,6 +65,15 @@ def test_numbers_out_of_range(options: dict[str, Any], wrong: list[Any], expecte
     for value in wrong:
         with pytest.raises(ValueError, match=f"^x: got .*, expected {expected}"):
             check_number(value, "x", **options)
+
+
+@pytest.mark.parametrize("option", ["softcap", "logit_scale"])
+def test_scales_of_logits_are_within_float32(option: str) -> None:
+    for value in (1e39, 1e300):
+        with pytest.raises(ValueError, match=rf"^{option}: got 1e\+\d+, expected a number in \(0, 3\.40282e\+38\]$"):
+            check_row_options(**{option: value})
+    logits = torch.rand(3, 5)
+    assert not F.cross_entropy(logits, torch.arange(3), **{option: 3.4e38}).isnan()  # type: ignore[arg-type]
 
 
 def test_numbers_at_the_ends_of_their_range() -> None:

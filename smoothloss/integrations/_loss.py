@@ -9,6 +9,7 @@ from torch import Tensor
 
 from smoothloss import distillation, nn
 from smoothloss import functional as F
+from smoothloss._prior import check_prior
 from smoothloss._validation import check_number
 from smoothloss.distillation import Teacher
 from smoothloss.integrations._hidden_logits import HiddenLogits
@@ -33,12 +34,14 @@ class LossOfLogits:
                 raise TypeError(f"{name}: got {options[name]!r}, expected none: the trainer and the model decide it")
         type(self).module(**options)
         self.options = dict(options)
+        if self.options.get("prior") is not None:  # which may be a NumPy array
+            self.options["prior"] = check_prior(self.options["prior"])
 
     def __call__(self, input: Tensor, *others: Tensor, **more: Any) -> Tensor:
-        """Return the loss; a table and weights of classes are brought to where `input` is."""
-        for name in ("table", "weight"):
+        """Return the loss; a table, weights of classes and a prior are brought to where `input` is."""
+        for name in ("table", "weight", "prior"):
             value = self.options.get(name)
-            if value is not None and (value if name == "weight" else value.indices).device != input.device:
+            if value is not None and (value.indices if name == "table" else value).device != input.device:
                 self.options[name] = value.to(input.device)
         return self.function(input, *others, **self.options, **more)
 

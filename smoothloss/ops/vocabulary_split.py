@@ -101,7 +101,7 @@ def gathered(summary: Tensor, indices: Tensor, weights: Tensor | None, split: Sp
 
 def fingerprint(indices: Tensor, weights: Tensor | None = None) -> Tensor:
     """Return ``(N,)`` float64, a number that stands for the classes and weights of each row."""
-    numbers = indices.reshape(len(indices), -1).double() + 2
+    numbers = (indices if indices.dim() > 1 else indices.unsqueeze(-1)).flatten(1).double() + 2
     numbers = numbers * (torch.arange(numbers.shape[1], device=numbers.device) + 1)
     return (numbers if weights is None else (numbers * weights).where(weights != 0, 0.0)).sum(-1)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import assume, given
@@ -13,6 +14,8 @@ from torch import Tensor
 
 import smoothloss.functional as F
 from smoothloss.integrations._hidden_logits import Head, HiddenLogits
+from smoothloss.integrations._loss import LossOfLogits
+from smoothloss.testing import make_table
 
 B, T, D, V = 2, 5, 4, 7
 STEPS: dict[str, Callable[[Any], Any]] = {
@@ -148,3 +151,11 @@ def test_a_method_that_is_not_there_says_why() -> None:
     with pytest.raises(AttributeError, match=r"got \.argmax of logits that are not computed in training"):
         logits.argmax(-1)
     assert repr(logits) == "HiddenLogits(shape=(2, 5, 7)): logits that were not computed"
+
+
+def test_what_belongs_to_the_classes_is_brought_to_where_the_logits_are() -> None:
+    options = {"table": make_table(V, k=2), "alpha": 0.1, "weight": torch.ones(V), "label_smoothing": 0.1}
+    for prior in (torch.full((V,), 1 / V), np.full(V, 1 / V)):
+        loss = LossOfLogits({**options, "prior": prior})
+        assert loss(torch.randn(3, V), torch.arange(3)) > 0
+        assert loss(torch.randn(3, V, device="meta"), torch.arange(3, device="meta")).is_meta

@@ -80,6 +80,34 @@ def test_other_ways_of_splitting_hidden_states_are_refused_by_name() -> None:
     assert all("\n" not in text for said in in_threads(RANKS, work) for text in said)
 
 
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_a_batch_of_nothing_is_one(reduction: str) -> None:
+    """Of every loss, statistic and divergence, as where no process has classes of its own."""
+    y, empty = Y[:0, 0], distillation.Teacher(TEACHER.indices[:0, 0], TEACHER.log_probs[:0, 0])
+    calls: dict[str, Callable[..., Tensor]] = {
+        "loss": lambda h, w, **how: F.linear_cross_entropy(h, w, y, reduction=reduction, **how),
+        "of logits": lambda h, w, **how: F.cross_entropy(h @ w.t(), y, reduction=reduction, **how),
+        "statistics": lambda h, w, **how: F.linear_token_statistics(h, w, empty.indices, **how).log_prob.sum(),
+        "of logits, statistics": lambda h, w, **how: F.token_statistics(h @ w.t(), empty.indices, **how).entropy.sum(),
+    }
+    for divergence in ("forward_kl", "reverse_kl", "jensen_shannon"):
+        how = {"divergence": divergence, "missing": "uniform", "reduction": reduction}
+        calls[divergence] = lambda h, w, how=how, **more: distillation.linear_loss(h, w, empty, **how, **more)
+    hidden, weight, _ = _layer()
+
+    def work(rank: int, group: Any) -> dict[str, Tensor]:
+        own, results = weight.chunk(RANKS)[rank].clone().requires_grad_(), {}
+        for name, call in calls.items():
+            results[name] = call(hidden[:0, 0], own, group=group)
+            (grad,) = torch.autograd.grad(results[name], own)
+            assert not grad.any()
+        return results
+
+    expected = {name: call(hidden[:0, 0], weight) for name, call in calls.items()}
+    for results in in_threads(RANKS, work):
+        torch.testing.assert_close(results, expected, equal_nan=True)
+
+
 def test_a_divergence_sends_no_more_than_a_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
     for name in ("all_gather", "all_reduce"):
