@@ -42,9 +42,14 @@ def advice(found: dict[str, dict[str, Any]]) -> list[str]:
             f"The exact sequence loss with label smoothing has {_gain(more)} over MLE, and is not told apart from that "
             f"label smoothing ({_gain(more, over[sampled])})."
         )
-    tok = translation.get("tok_freq")
-    if tok and _is_open(tok):
-        said.append(f"The paper's Tok at its own settings is not told apart from MLE there ({_gain(tok)}).")
+    named = {"Tok": "tok_freq", "exact Seq": "seq_batch", "exact Tok-Seq": "tok_seq_batch"}
+    rows = {name: translation[key] for name, key in named.items() if key in translation}
+    same = [f"{name} ({_gain(row)})" for name, row in rows.items() if _is_open(row)]
+    if same:
+        verb = "is" if len(same) == 1 else "are"
+        said.append(
+            f"Of the paper's losses at its own settings {' and '.join(same)} {verb} not told apart from MLE there."
+        )
     fast, exact = one_epoch.get("seq_cider_refs"), captions.get("seq_cider_refs")
     if _is_above(fast) and _is_above(exact):
         said.append(
