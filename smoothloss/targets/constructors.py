@@ -255,8 +255,7 @@ def _check_samples(y: Tensor, samples: Tensor, sample_weights: Tensor | None) ->
     check_device(samples, "samples", y, "target")
     if sample_weights is not None:
         _check_mass(sample_weights, "sample_weights", y, tuple(samples.shape[:2]), "(L, B) of samples")
-    dtype = torch.promote_types(y.dtype, samples.dtype)
-    return y.to(dtype), samples.to(dtype)
+    return (y, samples) if y.dtype == samples.dtype else (y.long(), samples.long())
 
 
 def _check_classes(value: Tensor, name: str) -> None:
