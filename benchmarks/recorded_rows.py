@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -70,7 +69,7 @@ def over_control(name: str, content: dict[str, Any]) -> tuple[str, dict[str, Com
     """The key of the plain label smoothing that validation chooses, and what the other rows gain over it, by key.
 
     Needs runs whose sentences are recorded; nothing without them, or without such a control. Several models as one are
-    not beside it: see :func:`over_own_models`.
+    not beside it.
     """
     rows = {row["key"]: row for row in content.get("rows", ()) if row.get("runs") and "loss" in row}
     plain = {"name", "label_smoothing"}
@@ -78,40 +77,29 @@ def over_control(name: str, content: dict[str, Any]) -> tuple[str, dict[str, Com
     others = [key for key, row in rows.items() if key not in controls and row["comparison"] and not members(row)]
     if not controls or not others:
         return "", {}
-    metric, less = _compared(name, content["split"])
-    chosen = max(controls, key=lambda key: best_validation(controls[key], metric))
-    return chosen, {key: less(key, chosen) for key in others}
+    runs = Compared(name, content["split"])
+    chosen = max(controls, key=lambda key: best_validation(controls[key], runs.task.metric))
+    return chosen, {key: runs.less(key, chosen) for key in others}
 
 
-def over_own_models(name: str, content: dict[str, Any], of: Mapping[str, str]) -> dict[str, Comparison]:
-    """What models gain as one over the mean of them alone, by the key of their row; the best first.
+class Compared:
+    """The recorded runs of a table, row beside row.
 
     Args:
         name: Of the table.
-        content: Of its file.
-        of: The rows of the models by the row in which they are one.
+        split: That it is of.
     """
-    scores = {row["key"]: mean(next(iter(row["scores"].values()))) for row in content["rows"] if "key" in row}
-    there = [key for key, other in of.items() if key in scores and other in scores]
-    if not there:
-        return {}
-    _, less = _compared(name, content["split"])
-    return {key: less(key, of[key]) for key in sorted(there, key=lambda key: -scores[key])}
 
+    def __init__(self, name: str, split: str) -> None:
+        runs: dict[str, list[Finished]] = defaultdict(list)
+        for run in read(RESULTS / f"{name}.json", split):
+            runs[run.row].append(run)
+        self.task = task_class(next(iter(runs.values()))[0].recipe.task)
+        self._statistics = {key: torch.stack([run.statistics for run in found]) for key, found in runs.items()}
 
-def less(name: str, content: dict[str, Any], key: str, other: str) -> Comparison:
-    """What a row gains over another one of its table."""
-    return _compared(name, content["split"])[1](key, other)
-
-
-def _compared(name: str, split: str) -> tuple[str, Callable[[str, str], Comparison]]:
-    """A table's metric, and what compares two of its rows by their keys."""
-    runs: dict[str, list[Finished]] = defaultdict(list)
-    for run in read(RESULTS / f"{name}.json", split):
-        runs[run.row].append(run)
-    task = task_class(next(iter(runs.values()))[0].recipe.task)
-    statistics = {key: torch.stack([run.statistics for run in found]) for key, found in runs.items()}
-    return task.metric, lambda key, other: paired_bootstrap(task.metric_of, statistics[key], statistics[other])
+    def less(self, key: str, other: str) -> Comparison:
+        """What a row gains over another one."""
+        return paired_bootstrap(self.task.metric_of, self._statistics[key], self._statistics[other])
 
 
 def best_validation(row: dict[str, Any], metric: str) -> float:

@@ -17,15 +17,14 @@ from benchmarks.curves import curve
 from benchmarks.recorded_rows import (
     NAMES,
     ROOT,
+    Compared,
     batch_time,
     best_validation,
     calibration,
     difference,
     lengths,
-    less,
     members,
     over_control,
-    over_own_models,
     tables,
 )
 from benchmarks.results_advice import advice
@@ -182,24 +181,22 @@ def beside_control(name: str, content: dict[str, Any]) -> str:
 
 def models_as_one(name: str, content: dict[str, Any]) -> str:
     """What rows gain whose models are one, over their models and over each other; empty where a table has none."""
-    rows = {row["key"]: row for row in content["rows"] if "key" in row and members(row)}
-    if not rows:
+    if not any(map(members, content["rows"])):
         return ""
-    table = load_table(shipped.find(f"tables/{name}"))
-    of = {key: row.ensemble for key, row in table.rows.items() if row.ensemble is not None}
-    labels = {key: table.rows[other].label or other for key, other in of.items()}
-    own = over_own_models(name, content, of)
-    if not own:
+    table, metric = load_table(shipped.find(f"tables/{name}")), next(iter(content["rows"][0]["scores"]))
+    scores = {row["key"]: mean(row["scores"][metric]) for row in content["rows"] if "key" in row}
+    of = {key: row.ensemble for key, row in table.rows.items() if key in scores and row.ensemble in scores}
+    if not of:
         return ""
-    metric = next(iter(rows[next(iter(own))]["scores"]))
+    runs, counts = Compared(name, content["split"]), {row["key"]: len(members(row)) for row in content["rows"]}
+    best, *others = sorted(of, key=lambda key: -scores[key])
     gains = (
-        f"the {len(members(rows[key]))} models of {labels[key]} have {mean(rows[key]['scores'][metric]):.2f}, "
-        f"{difference(gain)} over one of them"
-        for key, gain in own.items()
+        f"the {counts[key]} models of {table.rows[of[key]].label} have {scores[key]:.2f}, "
+        f"{difference(runs.less(key, of[key]))} over one of them"
+        for key in (best, *others)
     )
-    best, *others = own
-    beside = (f"{labels[other]} {difference(less(name, content, best, other))}" for other in others)
-    more = f" Those of {labels[best]} less the others: {'; '.join(beside)}." if others else ""
+    beside = (f"{table.rows[of[key]].label} {difference(runs.less(best, key))}" for key in others)
+    more = f" Those of {table.rows[of[best]].label} less the others: {'; '.join(beside)}." if others else ""
     return f"**Models as one**, each word by the mean of their probabilities: {'; '.join(gains)}.{more}"
 
 

@@ -30,7 +30,7 @@ from smoothloss.ops.vocabulary_split import Split, split_over
 from smoothloss.options import Options
 from smoothloss.similarity import SimilarityTable
 from smoothloss.targets.constructors import labels, token
-from smoothloss.targets.target import Target
+from smoothloss.targets.target import Target, negative_entropy
 
 KL_BESIDE_WEIGHT = "kl: got True together with weight, expected one of them"
 
@@ -272,9 +272,9 @@ def _weighted(target: Target, class_weight: Tensor, eps: float, prior: Tensor | 
 
 def _reduced_constant(target: Target, options: Options, reduction: str, num_classes: int) -> Tensor:
     """Return what turns cross-entropy into KL, reduced alike."""
-    constant = -target.entropy(num_classes, label_smoothing=options.row.label_smoothing, prior=options.prior)
+    constant = negative_entropy(target._entries(), num_classes, options.row.label_smoothing, options.prior)
     if reduction == "none":
-        return constant.reshape(-1)
+        return constant
     if reduction == "sum":
         return constant.sum()
     return constant.sum() / (target.mass() != 0).sum()

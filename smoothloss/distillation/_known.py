@@ -8,9 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from smoothloss.distillation._terms import shares
 from smoothloss.distillation.options import Missing
 from smoothloss.distillation.teacher import Teacher
+from smoothloss.targets.shares import shares
 
 
 class Known(NamedTuple):

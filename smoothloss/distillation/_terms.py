@@ -60,21 +60,6 @@ def negative_entropy(p: Tensor, log_p: Tensor) -> Tensor:
     return (p * log_p.clamp(min=_NOTHING)).sum(-1)
 
 
-def shares(log_probs: Tensor, filled: Tensor | None) -> Tensor:
-    """Return ``log_probs`` of the filled slots, all of them for None, normalised to be a distribution over them.
-
-    -inf in the others. Where all of them are -inf they share alike: the limit of equal ones that fall.
-    """
-    known = log_probs if filled is None else log_probs.where(filled, -torch.inf)
-    if not known.shape[-1]:
-        return known
-    alike = known.detach().amax(-1, keepdim=True) == -torch.inf
-    if filled is None:
-        return known.masked_fill(alike, 0.0).log_softmax(-1)
-    is_empty = filled.sum(-1, keepdim=True) == 0  # in a third of the time of any(-1)
-    return known.masked_fill(alike & (filled | is_empty), 0.0).log_softmax(-1).masked_fill(~filled, -torch.inf)
-
-
 def _without_zeros(log_p: Tensor) -> tuple[Tensor, Tensor]:
     """Return log-probabilities, 0 for those of probability 0 and without a gradient there, and the probabilities."""
     is_zero = log_p.detach().exp() == 0

@@ -72,6 +72,7 @@ from smoothloss.distillation.options import Call, DivergenceOptions, LinearDiver
 from smoothloss.distillation.teacher import Teacher
 from smoothloss.ops.checks import check_index_values, checked_op
 from smoothloss.options import takes
+from smoothloss.targets.shares import shares as normalised
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -247,7 +248,7 @@ def _by_statistics(student: Student, said: Known, call: Call) -> Tensor:
         log_q = torch.cat((log_q, said.log_rest.unsqueeze(-1)), -1)
         log_p = torch.cat((log_p, log_rest), -1)
     elif call.missing == "renormalize":
-        log_p = _terms.shares(log_p, said.filled)
+        log_p = normalised(log_p, said.filled)
     if call.divergence == "forward_kl":
         return _terms.forward_kl(log_q, log_p)
     if call.divergence == "reverse_kl":

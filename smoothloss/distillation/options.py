@@ -12,6 +12,7 @@ from smoothloss._validation import check_choice, check_number
 from smoothloss.backends import Implementation
 from smoothloss.backends.common import RowOptions, replaced
 from smoothloss.options import Memory, Options
+from smoothloss.targets.shares import check_temperature
 
 __all__ = ["Call", "Divergence", "DivergenceOptions", "LinearDivergenceOptions", "Missing", "check"]
 
@@ -28,9 +29,9 @@ class DivergenceOptions(TypedDict, total=False):
         divergence: "forward_kl" KL(q || p), "reverse_kl" KL(p || q), or "jensen_shannon".
         beta: of Jensen-Shannon, in [0, 1]: ``beta KL(q || m) + (1 - beta) KL(p || m)``, ``m = beta q + (1 - beta) p``.
             At 0 and 1, where that is 0 whatever p is, it is KL(q || p) and KL(p || q): what its direction tends to.
-        temperature: T divides the logits of both sides, and the loss is multiplied by T^2. The teacher's K
-            probabilities become ``softmax(log_probs / T)`` of the mass that they have, and what is left stays what it
-            is (as in `targets.top_k`); with "bucket" the rest is one more class here too:
+        temperature: T, in [1e-10, 1e10], divides the logits of both sides, and the loss is multiplied by T^2. The
+            teacher's K probabilities become ``softmax(log_probs / T)`` of the mass that they have, and what is left
+            stays what it is (as in `targets.top_k`); with "bucket" the rest is one more class here too:
             ``softmax([log_probs, log_rest] / T)``.
         missing: "bucket" compares the two rests as one more class; "uniform" spreads the teacher's rest evenly over all
             V classes; "renormalize" divides it out on both sides (in forward KL on the teacher's alone, as a target: p
@@ -109,7 +110,7 @@ def check(given: Mapping[str, Any], names: tuple[str, ...]) -> Call:
     check_choice(divergence, "divergence", _DIVERGENCE)
     check_choice(missing, "missing", _MISSING)
     beta = check_number(beta, "beta", 0.0, 1.0)
-    temperature = check_number(temperature, "temperature", 0.0, open_low=True)
+    temperature = check_temperature(temperature)
     if divergence == "jensen_shannon" and missing == "uniform" and beta in (0.0, 1.0):  # which have kernels
         divergence = "reverse_kl" if beta else "forward_kl"
     if given.get("prior") is not None and (divergence, missing) != ("forward_kl", "uniform"):

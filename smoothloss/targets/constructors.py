@@ -22,6 +22,7 @@ from smoothloss.backends.common import Candidates, TableRows
 from smoothloss.ops.similarity_rows import SimilarityMixture
 from smoothloss.ops.target import FlatTarget
 from smoothloss.similarity import SimilarityTable
+from smoothloss.targets.shares import check_temperature, shares
 from smoothloss.targets.target import Counted, Given, Target, build
 
 Missing = Literal["uniform", "renormalize", "drop"]
@@ -184,7 +185,8 @@ def top_k(indices: Tensor, log_probs: Tensor, *, temperature: float = 1.0, missi
     Args:
         indices: ``(..., K)`` int32 or int64 classes; negative: an empty slot, so that K may be ragged.
         log_probs: ``(..., K)`` their log-probabilities, floating, constant for the gradient.
-        temperature: the K classes share the mass that they have as ``softmax(log_probs / temperature)`` does.
+        temperature: the K classes share the mass that they have as ``softmax(log_probs / temperature)`` does; alike
+            where all of them are -inf. Between 1e-10 and 1e10.
         missing: what becomes of the mass of all other classes: "uniform" spreads it evenly over all classes,
             "renormalize" divides it out, "drop" leaves it out, so that the target's mass is less than one.
 
@@ -192,28 +194,18 @@ def top_k(indices: Tensor, log_probs: Tensor, *, temperature: float = 1.0, missi
         TypeError, ValueError: an argument of the wrong type, shape or range.
     """
     check_choice(missing, "missing", ("uniform", "renormalize", "drop"))
-    temperature = check_number(temperature, "temperature", 0.0, open_low=True)
+    temperature = check_temperature(temperature)
     _check_classes(indices, "indices")
     _check_mass(log_probs, "log_probs", indices, tuple(indices.shape), "as indices")
     filled = indices >= 0
     known = _at_least_float32(log_probs).masked_fill(~filled, -torch.inf)
     kept = known.exp().sum(-1, keepdim=True).clamp(max=1.0)
     has_any = filled.any(-1, keepdim=True)
-    weights = _shares(known, filled, has_any, temperature)
+    weights = shares(known / temperature, filled).exp()
     if missing != "renormalize":
         weights = weights * kept
     uniform = (1 - kept).where(has_any, 0.0).squeeze(-1) if missing == "uniform" else None
     return entries(indices, weights, uniform)
-
-
-def _shares(known: Tensor, filled: Tensor, has_any: Tensor, temperature: float) -> Tensor:
-    """Return ``softmax(known / temperature)`` over the filled slots, 0 elsewhere; alike where all of them are -inf."""
-    if not known.shape[-1]:
-        return known
-    largest = known.amax(-1, keepdim=True)
-    # What is largest is 0 however small the temperature, and so is what is -inf beside nothing larger.
-    scaled = ((known - largest) / temperature).masked_fill(known == largest, 0.0)
-    return scaled.masked_fill(~filled & has_any, -torch.inf).softmax(-1).where(filled, 0.0)
 
 
 # ---- checks

