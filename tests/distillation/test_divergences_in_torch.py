@@ -275,7 +275,7 @@ WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "missing": ({"missing": "zero"}, ValueError, "missing: got 'zero', expected one of 'bucket'"),
     "beta below 0": ({"beta": -0.1}, ValueError, "beta: got -0.1, expected a number in"),
     "beta above 1": ({"beta": 1.1}, ValueError, "beta: got 1.1, expected a number in"),
-    "temperature 0": ({"temperature": 0.0}, ValueError, r"temperature: got 0.0, expected a number in \[1e-10, 1e\+10\]"),
+    "temperature 0": ({"temperature": 0.0}, ValueError, r"temperature: got 0.0, expected a number in \[1e-10, 1e"),
     "temperature cold": ({"temperature": 1e-40}, ValueError, "temperature: got 1e-40, expected a number in"),
     "temperature hot": ({"temperature": 1e300}, ValueError, r"temperature: got 1e\+300, expected a number in"),
     "temperature inf": ({"temperature": float("inf")}, ValueError, "temperature: got inf"),
